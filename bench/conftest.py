@@ -1,0 +1,97 @@
+"""Fixtures of the bench tests: from the command line to an encoder, a LALM and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from xares_bench.records import ScoreRecord
+from xares_bench.session import SESSION, BenchSession, open_session
+
+if TYPE_CHECKING:
+    from xares_bench.contract import ContractReport
+    from xares_bench.store import Entry
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the options as soon as the bench tests are named."""
+    config.stash[SESSION] = open_session(config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Own datasets are listed only where there are some."""
+    return True if collection_path.name == "test_custom.py" and not config.stash[SESSION].plan.own_datasets else None
+
+
+@pytest.fixture(scope="session")
+def bench(pytestconfig: pytest.Config) -> BenchSession:
+    """The session: plan, suite, baseline."""
+    return pytestconfig.stash[SESSION]
+
+
+@pytest.fixture(scope="session")
+def contract(bench: BenchSession) -> ContractReport:
+    """What the encoder keeps of its contract, checked once whichever tests are selected."""
+    return bench.suite.contract
+
+
+@pytest.fixture
+def lalm(bench: BenchSession, contract: ContractReport, dataset: str) -> Entry:
+    """The LALM that the dataset is evaluated with, trained when it is first asked for."""
+    if contract.failure is not None:
+        clause, message = contract.failure
+        pytest.skip(f"the encoder breaks its contract, clause {clause}: {message}")
+    return bench.suite.lalm(bench.plan.mix_for(dataset))
+
+
+@pytest.fixture
+def evaluate(
+    bench: BenchSession, lalm: Entry, benchmark: BenchmarkFixture, request: pytest.FixtureRequest
+) -> Callable[[str], ScoreRecord]:
+    """Scores a dataset and records the score, before anything is asserted of it."""
+
+    def evaluate_and_record(dataset: str) -> ScoreRecord:
+        once: Callable[..., ScoreRecord] = benchmark.pedantic
+        record = once(bench.suite.evaluate, args=(dataset,), rounds=1, iterations=1)
+        benchmark.extra_info.update(
+            score=record.score, num_rows=record.num_rows, clips_per_s=record.num_clips / record.generation_s
+        )
+        bench.publish(request.node, record)
+        return record
+
+    return evaluate_and_record
+
+
+@pytest.fixture
+def gate(bench: BenchSession) -> Callable[[ScoreRecord], None]:
+    """Fails the test where the score is below the baseline."""
+
+    def hold(record: ScoreRecord) -> None:
+        problem = bench.judge(record)
+        if problem is not None:
+            pytest.fail(problem, pytrace=False)
+
+    return hold
+
+
+@pytest.fixture
+def gate_overall(bench: BenchSession, contract: ContractReport) -> Callable[[str], None]:
+    """Fails the test where a task's overall score is below the baseline; skips while datasets are missing."""
+
+    def hold(task: str) -> None:
+        if contract.failure is not None:
+            pytest.skip(f"the encoder breaks its contract, clause {contract.failure[0]}")
+        expected = bench.plan.catalogue.tasks[task]
+        selected = [name for name in expected if name in bench.selected]
+        if len(selected) < len(expected) or bench.plan.limit is not None:
+            pytest.skip(f"incomplete: {len(selected)} of {len(expected)} datasets selected, limit {bench.plan.limit}")
+        overall = bench.overall(task, {name: bench.suite.evaluate(name) for name in selected})
+        problem = bench.judge_overall(overall)
+        if problem is not None:
+            pytest.fail(problem, pytrace=False)
+
+    return hold

@@ -1,0 +1,23 @@
+"""Task 2: understanding, 5 datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from xares_bench.catalogue import load_catalogue
+from xares_bench.records import ScoreRecord
+
+pytestmark = pytest.mark.task2
+
+
+@pytest.mark.parametrize("dataset", load_catalogue("full").tasks["task2"])
+def test_dataset(dataset: str, evaluate: Callable[[str], ScoreRecord], gate: Callable[[ScoreRecord], None]) -> None:
+    """The language model understands this dataset as well as the baseline's did."""
+    gate(evaluate(dataset))
+
+
+def test_overall(gate_overall: Callable[[str], None]) -> None:
+    """So it does on the average of the task."""
+    gate_overall("task2")

@@ -1,0 +1,341 @@
+"""The contract check: does an encoder do what the benchmark relies on, clause by clause.
+
+Seven calls of the encoder, 40 seconds of audio in all. Shapes: B clips, S samples, T frames, D = output_dim.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xares_bench.clauses import CLAUSES
+from xares_bench.encoder_spec import EncoderSpec
+from xares_bench.encoders import FrozenEncoder, checked_result, hands_mask_back, load_encoder
+from xares_bench.errors import EncoderError
+from xares_bench.fingerprints import weight_digests
+
+SAMPLE_RATE_HZ = 16_000
+
+_NUM_SECOND = SAMPLE_RATE_HZ
+_NUM_SHORT = SAMPLE_RATE_HZ // 10
+# 0.7 s and a little: a multiple of no usual hop, window or patch, where masks are rounded wrongly.
+_NUM_ODD = 11_205
+_NUM_LONG = 30 * SAMPLE_RATE_HZ
+
+_LOADING = ("loads", "is-module", "arguments", "output-dim")
+_FIRST_CALL = ("no-mask", "two-results", "features-float", "features-shape", "device", "features-finite", "mask-shape")
+
+_NOT_REPEATABLE = "the same clip twice gives different features, so that nothing can be compared"
+_HANDED_BACK = "it hands the audio mask back, which is no mask of its frames: clips are encoded without a mask"
+
+Status = Literal["passed", "failed", "warning", "not tested"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one clause: a status, and one line about it (empty if there is nothing to say)."""
+
+    status: Status
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractReport:
+    """What the check found.
+
+    Attributes:
+        encoder: The loaded encoder, or None if it cannot be loaded.
+        outcomes: One outcome per clause, in the order of `CLAUSES`.
+        honours_mask: Whether clips of different lengths may be batched: the features of a padded clip with its mask
+            equal those of the clip alone.
+        frames_per_second: Frames per second of audio, of a 30 s clip.
+        realtime_factor: Seconds of computing per second of audio, of a 30 s clip alone.
+    """
+
+    encoder: FrozenEncoder | None
+    outcomes: Mapping[str, Outcome]
+    honours_mask: bool
+    frames_per_second: float | None
+    realtime_factor: float | None
+
+    @property
+    def failure(self) -> tuple[str, str] | None:
+        """Name and message of the first clause that failed."""
+        return next(((name, o.message) for name, o in self.outcomes.items() if o.status == "failed"), None)
+
+    @property
+    def warnings(self) -> tuple[tuple[str, str], ...]:
+        """Names and messages of the clauses that do not hold but do not keep the encoder from being used."""
+        return tuple((name, o.message) for name, o in self.outcomes.items() if o.status == "warning")
+
+
+def check_contract(spec: EncoderSpec, device: torch.device) -> ContractReport:
+    """Load an encoder and hold it against every clause of `CLAUSES`.
+
+    What the user's code raises becomes the outcome of a clause. The session's random state is left as it was.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return _check(spec, device)
+
+
+def probe_clip(num_samples: int, seed: int) -> Tensor:
+    """Float32 `[S]` of noise between 100 Hz and 6 kHz with three tones, peak 0.9; the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    frequencies_hz = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ)
+    spectrum = np.fft.rfft(generator.standard_normal(num_samples))
+    audio = np.fft.irfft(spectrum * ((frequencies_hz > 100) & (frequencies_hz < 6000)), num_samples)
+    audio /= np.abs(audio).max()
+    time_s = np.arange(num_samples) / SAMPLE_RATE_HZ
+    for tone_hz in generator.uniform(150, 4000, size=3):
+        audio += 0.5 * np.sin(2 * np.pi * tone_hz * time_s)
+    return torch.from_numpy((0.9 * audio / np.abs(audio).max()).astype(np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """What one call gave.
+
+    Attributes:
+        frames: The valid frames `[T, D]` of each clip.
+        has_mask: Whether the encoder returned a mask of its own.
+        hands_mask_back: Whether it returned the audio's mask instead.
+    """
+
+    frames: Sequence[Tensor]
+    has_mask: bool
+    hands_mask_back: bool
+
+
+class _Check:
+    """One encoder under test and what has become of the clauses so far."""
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        self.encoder = encoder
+        self.outcomes: dict[str, Outcome] = {}
+
+    def encode(self, audio_BS: Tensor, mask_BS: Tensor | None = None) -> _Encoded:
+        """Call the encoder once, watching its inputs.
+
+        Raises:
+            EncoderError: The encoder raised, or its result breaks a clause.
+        """
+        audio_BS, mask_BS = self.encoder.placed(audio_BS, mask_BS)
+        given_BS, given_mask_BS = audio_BS.clone(), None if mask_BS is None else mask_BS.clone()
+        result = self.encoder.run(given_BS, given_mask_BS)
+        if not torch.equal(given_BS, audio_BS):
+            self.fail("input-unchanged", "forward writes into its audio; work on audio.clone()")
+        if mask_BS is not None and given_mask_BS is not None and not torch.equal(given_mask_BS, mask_BS):
+            self.fail("input-unchanged", "forward writes into its mask; work on a clone of it")
+        features_BTD, frame_mask_BT = checked_result(result, audio_BS, mask_BS, self.encoder.output_dim)
+        frames = list(features_BTD)
+        if frame_mask_BT is not None:
+            frames = [clip_TD[mask_T] for clip_TD, mask_T in zip(features_BTD, frame_mask_BT, strict=True)]
+        return _Encoded(
+            frames=frames, has_mask=frame_mask_BT is not None, hands_mask_back=hands_mask_back(result, mask_BS)
+        )
+
+    def try_encode(self, clause: str, what: str, audio_BS: Tensor, mask_BS: Tensor | None = None) -> _Encoded | None:
+        """Call the encoder once; None, and a failure of the clause, if that goes wrong."""
+        try:
+            return self.encode(audio_BS, mask_BS)
+        except EncoderError as error:
+            self.fail("mask-shape" if error.clause == "mask-shape" else clause, f"{what}: {error}")
+            return None
+
+    def holds(self, clause: str) -> bool:
+        return clause not in self.outcomes or self.outcomes[clause].status == "passed"
+
+    def fail(self, clause: str, message: str) -> None:
+        """Record a failure; the first message of a clause stays."""
+        if self.holds(clause):
+            self.outcomes[clause] = Outcome(status="failed", message=message)
+
+    def settle(self, clause: str, status: Status, message: str = "") -> None:
+        """Record an outcome, unless the clause has one."""
+        self.outcomes.setdefault(clause, Outcome(status=status, message=message))
+
+
+def _check(spec: EncoderSpec, device: torch.device) -> ContractReport:
+    try:
+        encoder = load_encoder(spec, device)
+    except EncoderError as error:
+        return _stopped(None, {}, _LOADING, error)
+    check = _Check(encoder)
+    long_clip = probe_clip(_NUM_LONG, seed=0)
+    second_clip, short_clip = long_clip[:_NUM_SECOND], long_clip[:_NUM_SHORT]
+    try:
+        alone_TD = check.encode(second_clip[None]).frames[0]
+    except EncoderError as error:
+        return _stopped(encoder, check.outcomes, (*_LOADING, *_FIRST_CALL), error)
+    for clause in (*_LOADING, *_FIRST_CALL):
+        check.settle(clause, "passed")
+
+    short = check.try_encode("lengths", "a 0.1 s clip", short_clip[None])
+    frames_per_second, realtime_factor = _check_long_clip(check, long_clip)
+    _check_repeatable(check, second_clip, alone_TD)
+    _check_neighbours(check, second_clip, alone_TD)
+    honours_mask = short is not None and _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
+    _check_frozen(check)
+    check.settle("input-unchanged", "passed")
+    return ContractReport(
+        encoder=encoder,
+        outcomes=_completed(check.outcomes),
+        honours_mask=honours_mask,
+        frames_per_second=frames_per_second,
+        realtime_factor=realtime_factor,
+    )
+
+
+def _check_long_clip(check: _Check, long_clip: Tensor) -> tuple[float | None, float | None]:
+    """Frames per second and real-time factor of a 30 s clip, or None."""
+    duration_s = len(long_clip) / SAMPLE_RATE_HZ
+    start_s = time.perf_counter()
+    long = check.try_encode("lengths", f"a {duration_s:g} s clip", long_clip[None])
+    if long is None:
+        return None, None
+    if check.encoder.device.type == "cuda":
+        torch.cuda.synchronize(check.encoder.device)
+    realtime_factor = (time.perf_counter() - start_s) / duration_s
+    frames_per_second = len(long.frames[0]) / duration_s
+    check.settle(
+        "lengths", "passed", f"{frames_per_second:.4g} frames per second, real-time factor {realtime_factor:.2g}"
+    )
+    return frames_per_second, realtime_factor
+
+
+def _check_repeatable(check: _Check, clip: Tensor, alone_TD: Tensor) -> None:
+    again = check.try_encode("repeatable", "the same clip once more", clip[None])
+    if again is None:
+        return
+    difference = _difference(check.encoder, again.frames[0], alone_TD)
+    if difference is None:
+        check.settle("repeatable", "passed")
+    else:
+        check.settle(
+            "repeatable",
+            "warning",
+            f"the same clip twice gives {difference}; remove what is random or kept between calls, "
+            "or take the scores as those of one draw",
+        )
+
+
+def _check_neighbours(check: _Check, clip: Tensor, alone_TD: Tensor) -> None:
+    # In the middle, so that leaning on the first or the last clip of a batch shows as well.
+    batch_BS = torch.stack([probe_clip(len(clip), seed=1), clip, probe_clip(len(clip), seed=2)])
+    batch = check.try_encode("batches", "a batch of 3", batch_BS)
+    if batch is None:
+        return
+    check.settle("batches", "passed")
+    if not check.holds("repeatable"):
+        check.settle("neighbours", "not tested", _NOT_REPEATABLE)
+        return
+    difference = _difference(check.encoder, batch.frames[1], alone_TD)
+    if difference is None:
+        check.settle("neighbours", "passed")
+    else:
+        check.fail(
+            "neighbours",
+            f"a clip in a batch of 3 has {difference} compared with the clip alone; "
+            "compute nothing over the batch dimension (statistics, maxima, first clip)",
+        )
+
+
+def _check_mask(check: _Check, clip: Tensor, alone_TD: Tensor, short_clip: Tensor, short_alone_TD: Tensor) -> bool:
+    """Whether padded clips with a mask have the features of the clips alone; settles `with-mask` and `padding`."""
+    odd_clip = probe_clip(_NUM_ODD, seed=3)
+    clips = [clip, odd_clip, short_clip]
+    audio_BS = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    mask_BS = torch.nn.utils.rnn.pad_sequence([torch.ones(len(c), dtype=torch.long) for c in clips], batch_first=True)
+    padded = check.try_encode("with-mask", "a padded batch of 3 with a mask", audio_BS, mask_BS)
+    if padded is None:
+        return False
+    check.settle("with-mask", "passed", _HANDED_BACK if padded.hands_mask_back else "")
+    if not check.holds("repeatable"):
+        check.settle("padding", "not tested", _NOT_REPEATABLE)
+        return False
+    finding: str | None = None
+    if not padded.has_mask:
+        finding = "it hands the audio mask back" if padded.hands_mask_back else "it returns no mask for a padded batch"
+    else:
+        odd = check.try_encode("lengths", "a 0.7 s clip", odd_clip[None])
+        if odd is None:
+            return False
+        expected = {"1 s": alone_TD, "0.7 s": odd.frames[0], "0.1 s": short_alone_TD}
+        for found_TD, (label, expected_TD) in zip(padded.frames, expected.items(), strict=True):
+            difference = _difference(check.encoder, found_TD, expected_TD)
+            if difference is not None:
+                finding = f"a {label} clip padded to 1 s has {difference} compared with the clip alone"
+                break
+    if finding is None:
+        check.settle("padding", "passed", "honoured: clips of different lengths may be encoded together")
+    else:
+        check.settle("padding", "passed", f"not honoured: {finding}; clips of different lengths are encoded apart")
+    return finding is None
+
+
+def _check_frozen(check: _Check) -> None:
+    encoder, name = check.encoder, check.encoder.name
+    training = [child or name for child, module in encoder.module.named_modules() if module.training]
+    if training:
+        check.fail("frozen", f"{training[0]} is in training mode after a call; do not call train() in forward")
+    after = weight_digests(encoder.module)
+    parameters = [key for key, _ in encoder.module.named_parameters(remove_duplicate=False)]
+    moved = [key for key in parameters if key in encoder.weights and encoder.weights[key] != after[key]]
+    if moved:
+        check.fail("frozen", f"forward changes the parameter {moved[0]}; an encoder's weights must stay as they are")
+    check.settle("frozen", "passed")
+
+
+def _difference(encoder: FrozenEncoder, found_TD: Tensor, expected_TD: Tensor) -> str | None:
+    """How two features `[T, D]` of one clip differ beyond rounding, in words; None if they do not."""
+    if found_TD.shape != expected_TD.shape:
+        return f"{len(found_TD)} frames instead of {len(expected_TD)}"
+    scale = float(expected_TD.double().square().mean().sqrt())
+    error = float((found_TD.double() - expected_TD.double()).square().mean().sqrt())
+    if error <= _tolerance(encoder, expected_TD) * scale:
+        return None
+    return f"features that differ by {error / scale if scale else float('inf'):.2g} of their RMS"
+
+
+def _tolerance(encoder: FrozenEncoder, features: Tensor) -> float:
+    """Largest relative difference that rounding explains, at the coarsest precision in use."""
+    weights = encoder.module.parameters()
+    dtypes = {features.dtype, *(weight.dtype for weight in weights if weight.is_floating_point())}
+    epsilon = max(torch.finfo(dtype).eps for dtype in dtypes)
+    if features.is_cuda:
+        # Convolutions and products may run in TF32, which has ten bits.
+        epsilon = max(epsilon, 2**-10)
+    return max(1e-4, 8 * epsilon)
+
+
+def _stopped(
+    encoder: FrozenEncoder | None, outcomes: dict[str, Outcome], clauses: Sequence[str], error: EncoderError
+) -> ContractReport:
+    """The report when a failure keeps everything after it from being tested."""
+    for clause in clauses:
+        if clause == error.clause:
+            break
+        outcomes.setdefault(clause, Outcome(status="passed"))
+    outcomes[error.clause] = Outcome(status="failed", message=str(error))
+    return ContractReport(
+        encoder=encoder,
+        outcomes=_completed(outcomes),
+        honours_mask=False,
+        frames_per_second=None,
+        realtime_factor=None,
+    )
+
+
+def _completed(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """An outcome for every clause, in order; what was not come to is not tested, for the first failure's sake."""
+    failed = next((clause for clause in CLAUSES if clause in outcomes and outcomes[clause].status == "failed"), None)
+    rest = Outcome(status="not tested", message=f"{failed} does not hold")
+    assert failed is not None or set(outcomes) == set(CLAUSES), set(CLAUSES) - set(outcomes)
+    return {clause: outcomes.get(clause, rest) for clause in CLAUSES}

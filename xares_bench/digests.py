@@ -1,0 +1,79 @@
+"""Digests: what a stored result is keyed by.
+
+Everything that is kept (features, a trained LALM, a score) is filed under a digest of all that made it, the code
+included. The same digest means the same result; a file's name means nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 20
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON-like value (mappings in key order), as 64 hexadecimal digits.
+
+    >>> digest_of({"b": 1, "a": [2.5, None]}) == digest_of({"a": [2.5, None], "b": 1})
+    True
+
+    Raises:
+        TypeError: The value holds something that JSON has no form for.
+        ValueError: The value holds NaN or an infinity.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """Digest of what some of our own modules do: their syntax trees without docstrings, comments and layout.
+
+    It is the edition of the code in every key: a change of behaviour can never meet a result of the code before it,
+    and nobody has to remember to raise a number.
+
+    >>> code_digest("xares_bench.errors") == code_digest("xares_bench.digests")
+    False
+    """
+    return digest_of({name: _syntax(name) for name in modules})
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed versions of distributions, by name; a missing one is `"absent"`."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def _syntax(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)

@@ -1,0 +1,220 @@
+"""Reading `--encoder` and `--encoder-args`: which class, from where, with which arguments.
+
+Nothing of the user's is imported here, so that a slip is told at once and without torch. A file is parsed to find its
+class; of a dotted path only the module is looked up.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import NoReturn
+
+from xares_bench.errors import EncoderSpecError
+
+_FORMS = "path/to/file.py, path/to/file.py::ClassName or package.module.ClassName"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Which class is the encoder and what its constructor is given.
+
+    Attributes:
+        text: The specification as the user wrote it.
+        file: The Python file that defines the class, absolute, or None for a dotted path.
+        module: The module that holds the class, or None for a file.
+        class_name: Name of the class.
+        arguments: Keyword arguments for the constructor.
+    """
+
+    text: str
+    file: Path | None
+    module: str | None
+    class_name: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderSpec:
+    """What `--encoder=text` and `--encoder-args=arguments_json` ask for.
+
+    A file needs one top-level class whose name ends in `Encoder`, or `::ClassName`; classes merely imported there do
+    not count. Modules of a dotted path may lie in the current directory.
+
+    Raises:
+        EncoderSpecError: The text names no file, no findable module or no single class, or the arguments are no JSON
+            object.
+    """
+    arguments = _parse_arguments(arguments_json)
+    text = text.strip()
+    if not text:
+        raise EncoderSpecError(f"--encoder is empty: give {_FORMS}")
+    if text.startswith("hf:"):
+        raise EncoderSpecError(
+            f"--encoder={text}: hf: specifications are not built yet; wrap the model in a class of your own "
+            "and give its file, as in --encoder=my_encoder.py"
+        )
+    path_text, separator, class_name = text.partition("::")
+    path = Path(path_text).expanduser()
+    if not (separator or path.suffix == ".py" or {"/", os.sep} & set(path_text) or path.exists()):
+        module, class_name = _parse_dotted_path(text)
+        return EncoderSpec(text=text, file=None, module=module, class_name=class_name, arguments=arguments)
+    classes = _parse_file(path, text)
+    class_name = classes.named(class_name) if separator else classes.only_encoder()
+    return EncoderSpec(text=text, file=path.absolute(), module=None, class_name=class_name, arguments=arguments)
+
+
+def find_module(name: str, folder: Path) -> ModuleSpec | None:
+    """Where `import name` would find the module with `folder` first on the path; imports nothing, parents neither.
+
+    >>> find_module("json.decoder", Path()).origin.endswith("decoder.py")
+    True
+    """
+    first, *rest = name.split(".")
+    spec = PathFinder.find_spec(first, [str(folder), *sys.path])
+    if spec is None:
+        # Finders of editable installations; a module without a __spec__ (__main__) is a ValueError.
+        with contextlib.suppress(ValueError):
+            spec = importlib.util.find_spec(first)
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileClasses:
+    """What a Python file binds at its top level.
+
+    Attributes:
+        spec_text: The specification as the user wrote it.
+        classes: Names of the classes defined there, in order.
+        assigned: Names that are assigned to; one may be another name of a class.
+        imported: Names that are merely imported.
+    """
+
+    spec_text: str
+    classes: tuple[str, ...]
+    assigned: tuple[str, ...]
+    imported: tuple[str, ...]
+
+    def only_encoder(self) -> str:
+        """The one class whose name ends in `Encoder`."""
+        encoders = [name for name in self.classes if name.endswith("Encoder")]
+        if len(encoders) > 1:
+            choices = " or ".join(f"{self.spec_text}::{name}" for name in encoders)
+            _fail(self.spec_text, f"defines {len(encoders)} classes whose names end in Encoder; say which: {choices}")
+        if not encoders:
+            _fail(
+                self.spec_text,
+                f"defines no class whose name ends in Encoder ({self._found()}; imported classes do not count); "
+                "rename the class or write file.py::ClassName",
+            )
+        return encoders[0]
+
+    def named(self, name: str) -> str:
+        """The name itself, if the file may hold a class of that name."""
+        if name in self.classes or name in self.assigned:
+            return name
+        if name in self.imported:
+            _fail(
+                self.spec_text,
+                f"{name} is only imported in that file; give its dotted path, package.module.{name}, "
+                "or define a subclass of it in the file",
+            )
+        _fail(
+            self.spec_text,
+            f"the file defines no class {name!r} at its top level ({self._found()}); name one of its own",
+        )
+
+    def _found(self) -> str:
+        return f"found {', '.join(self.classes)}" if self.classes else "found no class at all"
+
+
+def _fail(text: str, problem: str) -> NoReturn:
+    raise EncoderSpecError(f"--encoder={text}: {problem}")
+
+
+def _parse_file(path: Path, text: str) -> _FileClasses:
+    if path.is_dir():
+        _fail(text, "that is a directory; give the Python file in it, as in path/to/file.py")
+    if not path.exists():
+        with_suffix = path.with_name(f"{path.name}.py")
+        hint = f"did you mean {with_suffix}?" if with_suffix.is_file() else "check the path"
+        _fail(text, f"there is no file {path} (looked in {Path.cwd()}); {hint}")
+    if path.suffix != ".py":
+        _fail(text, f"{path.name} is not a Python file; give {_FORMS}")
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        _fail(text, f"syntax error in line {error.lineno}: {error.msg}; mend the file")
+    except (OSError, ValueError) as error:
+        _fail(text, f"the file cannot be read as Python: {error}; mend the file")
+    classes: list[str] = []
+    assigned: list[str] = []
+    imported: list[str] = []
+    _collect_names(tree.body, classes, assigned, imported)
+    # A class defined in both branches of a condition is one class.
+    return _FileClasses(
+        spec_text=text,
+        classes=tuple(dict.fromkeys(classes)),
+        assigned=tuple(assigned),
+        imported=tuple(imported),
+    )
+
+
+def _collect_names(body: Iterable[ast.AST], classes: list[str], assigned: list[str], imported: list[str]) -> None:
+    """Add the names that statements bind at module level, also under `if`, `try` and `with`."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            classes.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assigned.extend(target.id for target in targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imported.extend(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            _collect_names(ast.iter_child_nodes(node), classes, assigned, imported)
+
+
+def _parse_dotted_path(text: str) -> tuple[str, str]:
+    module, _, class_name = text.rpartition(".")
+    if not module or not all(part.isidentifier() for part in text.split(".")):
+        _fail(text, f"neither a Python file nor a dotted path to a class; give {_FORMS}")
+    importlib.invalidate_caches()
+    if find_module(module, Path.cwd()) is None:
+        _fail(
+            text,
+            f"there is no module {module!r} in {Path.cwd()} or on the import path; "
+            "check the spelling, install its package, or give the file: path/to/file.py",
+        )
+    return module, class_name
+
+
+def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
+    if arguments_json is None:
+        return {}
+    example = """as in --encoder-args='{"layer": 6}'"""
+    try:
+        arguments = json.loads(arguments_json, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise EncoderSpecError(
+            f"--encoder-args={arguments_json}: not JSON ({error}); give an object, {example}"
+        ) from None
+    if not isinstance(arguments, dict):
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(arguments), "a bare value")
+        raise EncoderSpecError(f"--encoder-args={arguments_json}: found {kind}, expected a JSON object, {example}")
+    return arguments
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

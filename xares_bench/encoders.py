@@ -1,0 +1,357 @@
+"""The user's encoder: found, constructed, frozen, and looked at with every result it gives.
+
+Shapes: B clips, S samples (16 kHz), T frames, D = output_dim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import random
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xares_bench.encoder_spec import EncoderSpec
+from xares_bench.errors import EncoderError
+from xares_bench.fingerprints import fingerprint, is_library_file, weight_digests
+
+_MODULE_PREFIX = "_xares_bench_encoder_"
+_MAX_MESSAGE_CHARACTERS = 300
+
+_local_modules: set[str] = set()
+"""Names of the user's modules that the last load brought in; the next one imports them anew, so that edits count."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrozenEncoder:
+    """An encoder that stays in eval mode, without gradients, and whose results are checked on every call.
+
+    Attributes:
+        module: The user's module.
+        spec: Where it came from.
+        output_dim: Width D of its features.
+        device: Where it computes.
+        fingerprint: Digest of its source, arguments, weights and libraries, as hexadecimal digits.
+        weights: Digest of each of its tensors at loading, by name.
+    """
+
+    module: nn.Module
+    spec: EncoderSpec
+    output_dim: int
+    device: torch.device
+    fingerprint: str
+    weights: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return self.spec.class_name
+
+    def __call__(self, audio_BS: Tensor, mask_BS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Features `[B, T, D]` in the encoder's own dtype, and their mask `[B, T]` as bool or None if all are valid.
+
+        Args:
+            audio_BS: Float32 samples `[B, S]` at 16 kHz.
+            mask_BS: `[B, S]`, 1 for audio and 0 for padding, or None.
+
+        Raises:
+            EncoderError: The encoder raised, or its result breaks the contract.
+        """
+        audio_BS, mask_BS = self.placed(audio_BS, mask_BS)
+        return checked_result(self.run(audio_BS, mask_BS), audio_BS, mask_BS, self.output_dim)
+
+    def placed(self, audio_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The inputs on the encoder's device, the mask as int64."""
+        audio_BS = audio_BS.to(self.device)
+        return audio_BS, None if mask_BS is None else mask_BS.to(audio_BS.device, torch.long)
+
+    def run(self, audio_BS: Tensor, mask_BS: Tensor | None) -> object:
+        """Whatever the module returns for inputs on its device, unchecked.
+
+        Raises:
+            EncoderError: The module raised.
+        """
+        mask = "mask None" if mask_BS is None else f"a mask {list(mask_BS.shape)}"
+        with (
+            _users_code(
+                "no-mask" if mask_BS is None else "with-mask",
+                f"{self.name}.forward(audio {list(audio_BS.shape)}, {mask})",
+                "it must take float32 audio [B, samples] and a mask that is None or [B, samples] of 0 and 1",
+            ),
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            # Somebody may have called train() on a model that holds it.
+            self.module.eval()
+            result: object = self.module(audio_BS, mask_BS)
+        return result
+
+
+def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
+    """The encoder of a specification, constructed, on its device and frozen.
+
+    The file's folder (the current one for a dotted path) is importable meanwhile. Untrained weights are the same on
+    every load, because the constructor runs with fixed random seeds; the session's random state is left as it was.
+
+    Raises:
+        EncoderError: Import or construction failed, or the class is no encoder; its clause says what.
+    """
+    folder = spec.file.parent if spec.file is not None else Path.cwd()
+    with _importable(folder), _fixed_seeds(device):
+        source_module, encoder_class = _import_class(spec)
+        module = _construct(encoder_class, spec)
+        output_dim = _output_dim(module, spec.class_name)
+        with _users_code("device", f"moving {spec.class_name} to {device}", "a module must support .to(device)"):
+            module.to(device)
+        with _users_code("frozen", f"freezing {spec.class_name}", "eval() and requires_grad_(False) must work"):
+            module.eval().requires_grad_(False)
+        _refuse_unmade_weights(module, spec.class_name)
+        weights = weight_digests(module)
+        digest = fingerprint(spec, module, source_module, weights, folder)
+    return FrozenEncoder(
+        module=module, spec=spec, output_dim=output_dim, device=device, fingerprint=digest, weights=weights
+    )
+
+
+def checked_result(
+    result: object, audio_BS: Tensor, mask_BS: Tensor | None, output_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """The features `[B, T, D]` and mask `[B, T]` (bool) or None that a result consists of.
+
+    A result that hands the audio's mask back has no mask of its own: None.
+
+    Raises:
+        EncoderError: The result breaks a clause of the contract.
+    """
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        found = f"{_kind(result)} of {len(result)}" if isinstance(result, tuple | list) else _kind(result)
+        raise EncoderError("two-results", f"forward returned {found}; return the two (features, mask or None)")
+    features_BTD, returned_mask = result
+    _check_features(features_BTD, audio_BS, output_dim)
+    if returned_mask is None or hands_mask_back(result, mask_BS):
+        return features_BTD.clone(), None
+    _check_mask(returned_mask, features_BTD)
+    # A clone, since tensors made in inference mode cannot enter a training graph.
+    return features_BTD.clone(), returned_mask.bool()
+
+
+def hands_mask_back(result: object, mask_BS: Tensor | None) -> bool:
+    """Whether a result's mask is the audio's own `[B, S]` mask instead of one for its T frames."""
+    if mask_BS is None or not isinstance(result, tuple | list) or len(result) != 2:
+        return False
+    features, returned = result
+    if not (isinstance(features, Tensor) and isinstance(returned, Tensor)) or features.ndim != 3:
+        return False
+    if returned.shape != mask_BS.shape or returned.device != mask_BS.device:
+        return False
+    return returned.shape[1] != features.shape[1] and bool((returned == mask_BS).all())
+
+
+def _check_features(features: object, audio_BS: Tensor, output_dim: int) -> None:
+    is_dense = isinstance(features, Tensor) and features.layout is torch.strided
+    if not isinstance(features, Tensor) or not is_dense or not features.is_floating_point():
+        found = f"{features.dtype} {features.layout}" if isinstance(features, Tensor) else _kind(features)
+        raise EncoderError("features-float", f"the features are {found}; return a dense floating-point tensor")
+    batch_size, shape = len(audio_BS), list(features.shape)
+    expected = f"[{batch_size}, T, {output_dim}] with T >= 1 (batch, frames, output_dim)"
+    if features.ndim != 3 or shape[0] != batch_size or shape[2] != output_dim or shape[1] == 0:
+        raise EncoderError("features-shape", f"the features have the shape {shape}; expected {expected}")
+    if features.device != audio_BS.device:
+        raise EncoderError(
+            "device",
+            f"the features are on {features.device}, the audio on {audio_BS.device}; "
+            "make new tensors with device=audio.device and register constants as buffers",
+        )
+    num_bad = features.numel() - int(torch.isfinite(features).sum())
+    if num_bad:
+        raise EncoderError(
+            "features-finite",
+            f"{num_bad} of {features.numel()} feature values are NaN or infinite; "
+            "look for a log of zero, a division by zero or an overflow",
+        )
+
+
+def _check_mask(mask: object, features_BTD: Tensor) -> None:
+    num_frames = features_BTD.shape[1]
+    expected = f"return None or [{len(features_BTD)}, {num_frames}] of 0 and 1 (1 keeps a frame)"
+    if not isinstance(mask, Tensor):
+        raise EncoderError("mask-shape", f"the mask is {_kind(mask)}; {expected}")
+    if mask.shape != features_BTD.shape[:2]:
+        raise EncoderError(
+            "mask-shape", f"the mask has the shape {list(mask.shape)} for {num_frames} frames; {expected}"
+        )
+    if mask.device != features_BTD.device:
+        raise EncoderError(
+            "device", f"the mask is on {mask.device}, the features on {features_BTD.device}; keep both on one device"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        odd = next(value for value in mask.flatten().tolist() if value not in (0, 1))
+        raise EncoderError("mask-shape", f"the mask holds {odd:g}; {expected}")
+    empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise EncoderError("mask-shape", f"the mask keeps no frame of clip {empty[0]}; keep at least one of every clip")
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    names = {Tensor: "a bare tensor", list: "a list", tuple: "a tuple", dict: "a dict"}
+    return names.get(type(value), f"an object of type {type(value).__name__}")
+
+
+def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
+    place = spec.file if spec.file is not None else spec.module
+    with _users_code("loads", f"importing {place}", "install what is missing or mend the import"):
+        if spec.file is not None:
+            source_module = _import_file(spec.file)
+        else:
+            assert spec.module is not None, spec
+            source_module = importlib.import_module(spec.module)
+    found = getattr(source_module, spec.class_name, None)
+    if found is None:
+        raise EncoderError("loads", f"{place} holds no {spec.class_name}; check the spelling of the class")
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        kind = "a class" if isinstance(found, type) else _kind(found)
+        raise EncoderError(
+            "is-module", f"{spec.class_name} is {kind} that is not a torch.nn.Module; derive it from torch.nn.Module"
+        )
+    return source_module, found
+
+
+class _UncachedLoader(SourceFileLoader):
+    """Compiles a file on every load: byte code is matched by whole seconds and could be that of the text before."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The module of a file anywhere on disk, under a name of its own in `sys.modules`."""
+    identity = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()
+    name = f"{_MODULE_PREFIX}{identity[:16]}"
+    module_spec = importlib.util.spec_from_file_location(name, file, loader=_UncachedLoader(name, str(file)))
+    assert module_spec is not None, file
+    assert module_spec.loader is not None, file
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _construct(encoder_class: type[nn.Module], spec: EncoderSpec) -> nn.Module:
+    call = f"{spec.class_name}({', '.join(f'{name}={value!r}' for name, value in spec.arguments.items())})"
+    try:
+        signature = inspect.signature(encoder_class)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(**spec.arguments)
+        except TypeError as error:
+            raise EncoderError(
+                "arguments",
+                f"{call}: {error}; the constructor takes {signature}, so change --encoder-args or give it defaults",
+            ) from None
+    with _users_code("arguments", call, "change --encoder-args or mend the constructor"):
+        return encoder_class(**spec.arguments)
+
+
+def _output_dim(module: nn.Module, name: str) -> int:
+    advice = "set self.output_dim to the width of the features, a positive int"
+    with _users_code("output-dim", f"reading {name}.output_dim", advice):
+        value: object = getattr(module, "output_dim", None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        found = "has no output_dim" if value is None else f"has output_dim={value!r} ({type(value).__name__})"
+        raise EncoderError("output-dim", f"{name} {found}; {advice}")
+    return value
+
+
+def _refuse_unmade_weights(module: nn.Module, name: str) -> None:
+    for tensor_name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise EncoderError(
+                "frozen", f"{tensor_name} of {name} has no values after construction; give lazy layers their sizes"
+            )
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """`folder` first on the import path, and the user's modules of the load before forgotten."""
+    for name in _local_modules:
+        sys.modules.pop(name, None)
+    _local_modules.clear()
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        _local_modules.update(name for name in set(sys.modules) - before if _is_local(name))
+
+
+def _is_local(name: str) -> bool:
+    file = getattr(sys.modules[name], "__file__", None)
+    return file is not None and not name.startswith((_MODULE_PREFIX, "xares_bench")) and not is_library_file(file)
+
+
+@contextlib.contextmanager
+def _fixed_seeds(device: torch.device) -> Iterator[None]:
+    """Fixed random seeds inside, the state of before afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
+    """Turns what the user's code raises into one line: the exception, where it was raised, what to do."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        message = " ".join(str(error).split())
+        if len(message) > _MAX_MESSAGE_CHARACTERS:
+            message = f"{message[:_MAX_MESSAGE_CHARACTERS]}..."
+        raised = f"{type(error).__name__}: {message}" if message else type(error).__name__
+        raise EncoderError(clause, f"{action} raised {raised}{_place(error)}; {advice}") from error
+
+
+def _place(error: BaseException) -> str:
+    """` at FILE:LINE` of the innermost frame of the user's own, or nothing."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        frames.append((error.filename, error.lineno))
+    for filename, line in reversed(frames):
+        path = Path(filename)
+        is_own = path.is_relative_to(Path(__file__).parent)
+        if filename.startswith("<") or is_own or is_library_file(filename):
+            continue
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return f" at {shown}:{line}"
+    return ""

@@ -1,0 +1,123 @@
+"""The plan: what a command line asks for, read and checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xares_bench.catalogue import Catalogue, Dataset, Mix, Recipe, load_catalogue
+from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
+from xares_bench.errors import CatalogueError, UsageError
+from xares_bench.own_data import read_own_evaluations, read_own_mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done, with every name resolved.
+
+    Attributes:
+        encoder: The user's encoder; None when the command line names none.
+        catalogue: Datasets, tasks and mixes of the preset.
+        own_datasets: Datasets of `--eval`.
+        mix: The one mix to train on; None: each task's tests use the LALM trained on that task's mix.
+        recipe: The preset's recipe with the changes of this run.
+        limit: At most this many clips per dataset and split.
+        data_folder: Where the shards lie.
+        runs_folder: Where results go.
+    """
+
+    encoder: EncoderSpec | None
+    catalogue: Catalogue
+    own_datasets: Mapping[str, Dataset]
+    mix: Mix | None
+    recipe: Recipe
+    limit: int | None
+    data_folder: Path
+    runs_folder: Path
+
+    @property
+    def deviations(self) -> dict[str, tuple[Any, Any]]:
+        """Values of the recipe that are not the preset's, as `{key: (preset's, this run's)}`."""
+        preset, own = self.catalogue.preset.recipe.values(), self.recipe.values()
+        return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
+
+    def dataset(self, name: str) -> Dataset:
+        """The public or own dataset of that name."""
+        return self.own_datasets[name] if name in self.own_datasets else self.catalogue.datasets[name]
+
+    def covers(self, name: str) -> bool:
+        """Whether a LALM of this plan has been trained for that dataset, so that testing it makes sense."""
+        return self.mix is None or name in self.own_datasets or any(part.name == name for part in self.mix.datasets)
+
+    def mix_for(self, name: str) -> Mix:
+        """The mix whose LALM a dataset is evaluated with."""
+        return self.mix if self.mix is not None else self.catalogue.mix(self.dataset(name).task)
+
+
+def make_plan(
+    *,
+    encoder: str | None,
+    encoder_arguments: str | None,
+    preset: str,
+    train: str,
+    evaluate: str | None,
+    changes: Sequence[str],
+    seed: int | None,
+    limit: int | None,
+    data_home: str | None,
+    runs_dir: str,
+) -> Plan:
+    """Read and check what the command line says.
+
+    Raises:
+        UsageError: An option, or a file that it names, is wrong.
+    """
+    if encoder is None and encoder_arguments is not None:
+        raise UsageError("--encoder-args needs --encoder")
+    catalogue = load_catalogue(preset)
+    own = read_own_evaluations(Path(evaluate), catalogue) if evaluate else ()
+    if own and train == "auto":
+        raise UsageError("--eval needs --train: name the mix whose LALM its datasets are evaluated with")
+    values = dict(_parse_change(change) for change in changes)
+    if seed is not None:
+        values["seed"] = seed
+    folder = Path(data_home) if data_home else catalogue.preset.folder
+    return Plan(
+        encoder=None if encoder is None else parse_encoder_spec(encoder, encoder_arguments),
+        catalogue=catalogue,
+        own_datasets={dataset.name: dataset for dataset in own},
+        mix=_read_mix(train, catalogue),
+        recipe=catalogue.preset.recipe.replace(values),
+        limit=limit,
+        data_folder=(folder or Path(os.environ.get("XARES_DATA_HOME", "xares_data"))).absolute(),
+        runs_folder=Path(runs_dir).absolute(),
+    )
+
+
+def _read_mix(train: str, catalogue: Catalogue) -> Mix | None:
+    if train == "auto":
+        return None
+    if train.endswith((".yaml", ".yml")):
+        return read_own_mix(Path(train), catalogue)
+    return catalogue.mix(train)
+
+
+def _parse_change(change: str) -> tuple[str, Any]:
+    """Key and value of one `--set KEY=VALUE`, the value read as YAML."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise CatalogueError(f"--set={change}: expected KEY=VALUE, e.g. --set learning_rate=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise CatalogueError(f"--set={change}: {text!r} is neither a number, true, false, null nor a word") from None
+    if isinstance(value, str):  # YAML reads 1e-3, without a dot, as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return key.strip(), value

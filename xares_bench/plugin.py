@@ -1,0 +1,90 @@
+"""The pytest plugin: command-line options, nothing else.
+
+It is loaded in every pytest run of the environment it is installed in, and imports nothing there. The rest comes to
+life with `bench/conftest.py`, that is when the bench tests are collected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the benchmark."""
+    group = parser.getgroup("xares-bench", "xares-bench: does a language model understand sound through your encoder?")
+    add = group.addoption
+    add(
+        "--encoder",
+        dest="xares_encoder",
+        metavar="SPEC",
+        help="the encoder: FILE.py (its one class ending in Encoder), FILE.py::CLASS or package.module.CLASS",
+    )
+    add("--encoder-args", dest="xares_encoder_args", metavar="JSON", help="keyword arguments of its constructor")
+    add(
+        "--preset",
+        dest="xares_preset",
+        default="full",
+        metavar="NAME",
+        help="data, decoder and recipe: full (the published benchmark) or mini (for laptops); default: full",
+    )
+    add(
+        "--train",
+        dest="xares_train",
+        default="auto",
+        metavar="MIX",
+        help="what to train on: auto (each task's tests use the LALM of that task's mix), task1, task2, all, "
+        "a dataset, or FILE.yaml; default: auto",
+    )
+    add("--eval", dest="xares_eval", metavar="FILE", help="evaluate the datasets of a YAML file, too")
+    add(
+        "--set",
+        dest="xares_set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, e.g. --set learning_rate=0.001; repeatable",
+    )
+    add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, as --set seed=N")
+    add("--limit", dest="xares_limit", type=_count(1), metavar="N", help="use at most N clips per dataset and split")
+    add(
+        "--data-home",
+        dest="xares_data_home",
+        metavar="DIR",
+        help="where the shards lie; default: the preset's own folder, else $XARES_DATA_HOME, else ./xares_data",
+    )
+    add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="where results go; default: ./runs")
+    add("--baseline", dest="xares_baseline", metavar="NAME", help="fail scores below these: a shipped name or a file")
+    add(
+        "--tolerance",
+        dest="xares_tolerance",
+        type=_tolerance,
+        default=0.0,
+        metavar="NUMBER",
+        help="how far below the baseline a score may be; default: 0",
+    )
+    add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
+
+
+def _count(at_least: int) -> Callable[[str], int]:
+    """A reader of whole numbers of at least so much."""
+
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < at_least:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {at_least}")
+        return int(text)
+
+    return read
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 0, e.g. 0.02")
+    return value

@@ -1,0 +1,57 @@
+"""Progress bars for long work; silent when nobody watches."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Reports that some units of work are done, with an optional word on how it goes."""
+
+    def __call__(self, num_done: int = 1, note: str = "") -> None:
+        """Move the bar on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Opens a bar per piece of work on a terminal's standard error, and nothing otherwise.
+
+    Attributes:
+        uncaptured: Context in which standard error is the terminal's, e.g. with pytest's capturing off.
+    """
+
+    uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Advance]:
+        """A bar of `total` units for the time of the block."""
+        with self.uncaptured():
+            if not sys.stderr.isatty():
+                yield _ignore
+                return
+            from rich import progress as rich_progress
+            from rich.console import Console
+
+            columns = (
+                rich_progress.TextColumn("{task.description}"),
+                rich_progress.BarColumn(),
+                rich_progress.MofNCompleteColumn(),
+                rich_progress.TimeRemainingColumn(),
+                rich_progress.TextColumn("{task.fields[note]}"),
+            )
+            with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+                task = bars.add_task(description, total=total, note="")
+
+                def advance(num_done: int = 1, note: str = "") -> None:
+                    bars.update(task, advance=num_done, note=note)
+
+                yield advance
+
+
+def _ignore(num_done: int = 1, note: str = "") -> None:
+    """Report to nobody."""

@@ -1,0 +1,179 @@
+"""Results as data: what an evaluation leaves behind, and its JSON forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RESULTS_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One row: what the LALM said of a clip, held against one target.
+
+    Attributes:
+        clip: Key of the clip in its shard.
+        reference: The target, as the data has it.
+        hypothesis: The generated text.
+        value: The metric of this row alone, where it has one.
+    """
+
+    clip: str
+    reference: str
+    hypothesis: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedSample:
+    """A sample that could not be used, and why."""
+
+    shard: str
+    clip: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """One dataset's score and all that is needed to judge and reproduce it.
+
+    Attributes:
+        dataset: Its id, e.g. `esc-50`.
+        task: The task that it is averaged into, e.g. `task1`.
+        metric: Name of the metric.
+        score: The metric over all rows, within 0 and 1.
+        weight: Weight in the task's overall score.
+        num_rows: (clip, target) pairs that were scored.
+        num_clips: Clips that were generated for.
+        duration_s: Seconds of audio in those clips.
+        features_s: Wall time of computing the features of its test shards when that was done.
+        generation_s: Wall time of generating and scoring when it was done.
+        dropped: Samples that could not be used.
+        mix: Name of the mix that the LALM was trained on.
+        key: Digest of everything that the score depends on.
+        lalm_key: Digest of everything that the LALM depends on.
+        reused: Whether an earlier run had computed it.
+        partial: Whether `--limit` left clips out.
+    """
+
+    dataset: str
+    task: str
+    metric: str
+    score: float
+    weight: float
+    num_rows: int
+    num_clips: int
+    duration_s: float
+    features_s: float
+    generation_s: float
+    dropped: tuple[DroppedSample, ...]
+    mix: str
+    key: str
+    lalm_key: str
+    reused: bool
+    partial: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping, with null for a score that is no number; `from_json` reads it back."""
+        score = self.score if math.isfinite(self.score) else None
+        return {**dataclasses.asdict(self), "score": score, "dropped": [vars(sample) for sample in self.dropped]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ScoreRecord:
+        """The record that `to_json` wrote."""
+        dropped = tuple(DroppedSample(**sample) for sample in data["dropped"])
+        score = math.nan if data["score"] is None else data["score"]
+        return cls(**{**data, "score": score, "dropped": dropped})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """What a run was made of; every value is plain JSON.
+
+    Attributes:
+        name: Name of the run's folder.
+        datasets: The datasets that the run was asked for.
+        encoder: Specification, arguments, fingerprint, frame rate, findings of the contract check.
+        preset: Name of the preset.
+        decoder: Name and fingerprint of the decoder.
+        recipe: Every value of the recipe.
+        deviations: Values of the recipe that differ from the preset's, as `{key: [preset's, this run's]}`.
+        data: Where the data came from, and its revision.
+        tasks: The datasets that each task has, complete or not.
+        environment: Device, library versions, platform.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    encoder: Mapping[str, Any]
+    preset: str
+    decoder: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    deviations: Mapping[str, Any]
+    data: Mapping[str, Any]
+    tasks: Mapping[str, tuple[str, ...]]
+    environment: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunManifest:
+        """The manifest that `to_json` wrote."""
+        tasks = {task: tuple(names) for task, names in data["tasks"].items()}
+        return cls(**{**data, "datasets": tuple(data["datasets"]), "tasks": tasks})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """A task's overall score: the weighted mean over its datasets.
+
+    Attributes:
+        task: The task.
+        score: Weighted mean of the scores there are; NaN when one of them is.
+        num_datasets: How many datasets that mean is over.
+        num_expected: How many datasets the task has.
+        partial: Whether a score is over fewer clips than its dataset has.
+    """
+
+    task: str
+    score: float
+    num_datasets: int
+    num_expected: int
+    partial: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether it may be compared with another run's."""
+        return self.num_datasets == self.num_expected and not self.partial
+
+
+def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str]) -> Overall:
+    """Weighted mean over the records of one task, with what it takes to call it complete.
+
+    Raises:
+        ValueError: There is no record of that task.
+    """
+    expected = set(expected)
+    scored = {record.dataset: record for record in records if record.task == task}
+    if not scored:
+        raise ValueError(f"no score of task {task!r} to average")
+    total_weight = sum(record.weight for record in scored.values())
+    return Overall(
+        task=task,
+        score=math.fsum(record.score * record.weight for record in scored.values()) / total_weight,
+        num_datasets=len(scored),
+        num_expected=len(expected | set(scored)),
+        partial=any(record.partial for record in scored.values()),
+    )
+
+
+def predictions_to_jsonl(predictions: Iterable[Prediction]) -> str:
+    """One JSON object a line, in the order given."""
+    return "".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in predictions)

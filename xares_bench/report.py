@@ -1,0 +1,155 @@
+"""Reports: records and verdicts become the terminal's table and the files of a run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xares_bench.baselines import Baseline
+from xares_bench.records import RESULTS_SCHEMA, Overall, RunManifest, ScoreRecord, overall_of
+from xares_bench.store import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a session has found out, in the order of the catalogue.
+
+    Attributes:
+        run: What the run was made of.
+        records: The scores.
+        lalms: What is known of the LALMs they were made with: mix, key, steps, rows, times.
+        missing: Datasets that were asked for and have no score.
+        wall_s: Wall time of the session.
+    """
+
+    run: RunManifest
+    records: tuple[ScoreRecord, ...]
+    lalms: tuple[Mapping[str, Any], ...]
+    missing: tuple[str, ...] = ()
+    wall_s: float = 0.0
+    overalls: tuple[Overall, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Average every task that has a score."""
+        tasks = dict.fromkeys(record.task for record in self.records)
+        overalls = [overall_of(task, self.records, self.run.tasks.get(task, ())) for task in tasks]
+        object.__setattr__(self, "overalls", tuple(overalls))
+
+    def of_task(self, task: str) -> list[ScoreRecord]:
+        """The records of a task."""
+        return [record for record in self.records if record.task == task]
+
+
+def write_run(folder: Path, results: Results) -> None:
+    """Write `scores.tsv`, `scores.md` and, last, `results.json`, each whole or not at all."""
+    write_atomically(folder / "scores.tsv", scores_tsv(results))
+    write_atomically(folder / "scores.md", scores_markdown(results))
+    write_atomically(folder / "results.json", results_json(results))
+
+
+def scores_tsv(results: Results) -> str:
+    """`Task`, `score`, `weight`, a row a dataset and a last row `Overall` for every task.
+
+    The overall's weight is the sum of its datasets'; where datasets are missing or limited the row says so.
+    """
+    lines = ["Task\tscore\tweight"]
+    for overall in results.overalls:
+        records = results.of_task(overall.task)
+        lines.extend(f"{record.dataset}\t{record.score:.6f}\t{record.weight:g}" for record in records)
+        weight = math.fsum(record.weight for record in records)
+        lines.append(f"Overall{_incomplete(overall)}\t{overall.score:.6f}\t{weight:g}")
+    return "\n".join(lines) + "\n"
+
+
+def scores_markdown(results: Results) -> str:
+    """The scores as tables for a pull request."""
+    run = results.run
+    parts = [
+        f"# {run.encoder['name']} on the {run.preset} preset",
+        f"Encoder `{run.encoder['spec']}`, fingerprint `{run.encoder['fingerprint'][:12]}`; run `{run.name}`.",
+    ]
+    for overall in results.overalls:
+        rows = [
+            [record.dataset, record.metric, f"{record.score:.3f}", record.num_rows]
+            for record in results.of_task(overall.task)
+        ]
+        rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{overall.score:.3f}**", ""])
+        table = _tabulate(rows, ["dataset", "metric", "score", "rows"], "github")
+        parts.append(f"## {overall.task}\n\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def results_json(results: Results) -> str:
+    """Everything, for programs; the schema's version comes first. A score that is no number is null."""
+    data = {
+        "schema": RESULTS_SCHEMA,
+        "run": results.run.to_json(),
+        "scores": [record.to_json() for record in results.records],
+        "overall": [
+            {
+                "task": overall.task,
+                "score": overall.score if math.isfinite(overall.score) else None,
+                "complete": overall.complete,
+                "num_datasets": overall.num_datasets,
+                "num_expected": overall.num_expected,
+            }
+            for overall in results.overalls
+        ],
+        "missing": list(results.missing),
+        "lalms": [dict(lalm) for lalm in results.lalms],
+        "timings": {"wall_s": results.wall_s, **timings(results)},
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def timings(results: Results) -> dict[str, float]:
+    """Seconds that features (of training shards), training and generation took when they were done."""
+    return {
+        "features_s": sum(lalm["features_s"] for lalm in results.lalms) + sum(r.features_s for r in results.records),
+        "training_s": sum(lalm["training_s"] for lalm in results.lalms),
+        "generation_s": sum(record.generation_s for record in results.records),
+    }
+
+
+def terminal_table(results: Results, baseline: Baseline | None) -> str:
+    """One table a task: what was scored, against what, on how much, how long it took."""
+    headers = ["dataset", "metric", "score", "baseline", "difference", "rows", "seconds"]
+    tables = []
+    for overall in results.overalls:
+        rows: list[Sequence[Any]] = []
+        for record in results.of_task(overall.task):
+            held = None if baseline is None else baseline.scores.get(record.dataset)
+            name = record.dataset + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
+            seconds = "kept" if record.reused else f"{record.generation_s:.1f}"
+            rows.append([name, record.metric, *_against(record.score, held), record.num_rows, seconds])
+        held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
+        rows.append([f"Overall{_incomplete(overall)}", "", *_against(overall.score, held), "", ""])
+        tables.append(f"{overall.task}\n" + _tabulate(rows, headers, "simple"))
+    return "\n\n".join(tables)
+
+
+def _against(score: float, baseline: float | None) -> tuple[str, str, str]:
+    if baseline is None:
+        return f"{score:.3f}", "", ""
+    return f"{score:.3f}", f"{baseline:.3f}", f"{score - baseline:+.3f}"
+
+
+def _incomplete(overall: Overall) -> str:
+    if overall.complete:
+        return ""
+    if overall.num_datasets < overall.num_expected:
+        return f" (incomplete: {overall.num_datasets} of {overall.num_expected} datasets)"
+    return " (incomplete: --limit left clips out)"
+
+
+def _tabulate(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str) -> str:
+    from tabulate import tabulate
+
+    right = [
+        ("right" if name in ("score", "baseline", "difference", "rows", "seconds") else "left") for name in headers
+    ]
+    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=right)

@@ -1,0 +1,366 @@
+"""The session: what pytest's hooks know of a run of the bench tests, from the plan to the exit status.
+
+Registered as a plugin by `open_session` when `bench/` is collected. Scores travel on pytest's reports as plain
+mappings, so that they reach the table from xdist's workers in the same way as from this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from xares_bench.baselines import (
+    Baseline,
+    check_comparable,
+    check_new_baseline,
+    judge,
+    load_baseline,
+    write_baseline,
+)
+from xares_bench.errors import EncoderError, UsageError, XaresError
+from xares_bench.plan import Plan, make_plan
+from xares_bench.progress import Progress
+from xares_bench.records import Overall, RunManifest, ScoreRecord, overall_of
+
+if TYPE_CHECKING:
+    from xares_bench.report import Results
+    from xares_bench.suite import Suite
+
+# What a dataset's report carries from the process that ran the test.
+_Payload = dict[str, Any]
+_PAYLOAD_KEY = pytest.StashKey[_Payload]()
+_REPORT_ATTRIBUTE = "xares_bench"
+
+
+SESSION = pytest.StashKey["BenchSession"]()
+
+
+class BenchSession:
+    """State of one pytest session over the bench tests.
+
+    Attributes:
+        plan: What the command line asks for.
+        baseline: What scores are held against, or None.
+        tolerance: How far below the baseline a score may be.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Read and check the options.
+
+        Raises:
+            UsageError: An option, or a file that it names, is wrong.
+        """
+        self._config = config
+        self._started = time.perf_counter()
+        option = config.option
+        self.plan: Plan = make_plan(
+            encoder=option.xares_encoder,
+            encoder_arguments=option.xares_encoder_args,
+            preset=option.xares_preset,
+            train=option.xares_train,
+            evaluate=option.xares_eval,
+            changes=option.xares_set,
+            seed=option.xares_seed,
+            limit=option.xares_limit,
+            data_home=option.xares_data_home,
+            runs_dir=option.xares_runs_dir,
+        )
+        self.tolerance: float = option.xares_tolerance
+        self.baseline: Baseline | None = None
+        if option.xares_baseline is not None:
+            self.baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
+            check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=())
+        self._save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
+        if self._save_to is not None:
+            check_new_baseline(self._save_to)
+        self._selected: tuple[str, ...] = ()
+        self._uncovered: tuple[str, ...] = ()
+        self._records: dict[str, ScoreRecord] = {}
+        self._lalms: dict[str, Mapping[str, Any]] = {}
+        self._run: RunManifest | None = None
+        self._problem: str | None = None
+        self._failed = False
+
+    # What the fixtures of bench/conftest.py ask for.
+
+    @functools.cached_property
+    def suite(self) -> Suite:
+        """The suite of the plan; importing it imports torch."""
+        from xares_bench.suite import Suite
+
+        manager = self._config.pluginmanager.getplugin("capturemanager")
+        return Suite(self.plan, Progress(manager.global_and_fixture_disabled if manager else nullcontext))
+
+    @functools.cached_property
+    def run(self) -> RunManifest:
+        """Name and description of this run."""
+        return self.suite.open_run(self._selected)
+
+    @property
+    def selected(self) -> tuple[str, ...]:
+        """Datasets whose tests this session runs."""
+        return self._selected
+
+    def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
+        """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
+        from xares_bench.store import write_atomically
+
+        source = self.suite.predictions_file(record.dataset)
+        write_atomically(self.predictions_file(record.dataset), source.read_bytes())
+        lalm = self.suite.lalm(self.plan.mix_for(record.dataset))
+        item.stash[_PAYLOAD_KEY] = {
+            "record": record.to_json(),
+            "run": self.run.to_json(),
+            "lalm": {**lalm.manifest, "reused": lalm.reused},
+        }
+        item.user_properties += [
+            ("dataset", record.dataset),
+            ("metric", record.metric),
+            ("score", float(record.score)),
+            ("num_rows", int(record.num_rows)),
+        ]
+
+    def predictions_file(self, dataset: str) -> Path:
+        """Where a dataset's predictions are for people to read."""
+        return self.plan.runs_folder / self.run.name / "predictions" / f"{dataset}.jsonl"
+
+    def judge(self, record: ScoreRecord) -> str | None:
+        """Why a score does not pass, in one line, or None."""
+        where = f"predictions: {self.predictions_file(record.dataset)}"
+        if record.score != record.score:
+            return f"{record.dataset}: the score is NaN, which is never a pass; {where}"
+        if self.baseline is None:
+            return None
+        if record.dataset not in self.baseline.scores:
+            return f"{record.dataset}: baseline {self.baseline.name} has no score for it; {where}"
+        if record.partial:
+            return f"{record.dataset}: a score over --limit={self.plan.limit} clips cannot be held against a baseline"
+        return self._compare(record.dataset, record.score, self.baseline.scores[record.dataset], where)
+
+    def overall(self, task: str, records: Mapping[str, ScoreRecord]) -> Overall:
+        """Overall score of a task over some records."""
+        return overall_of(task, records.values(), self.plan.catalogue.tasks.get(task, ()))
+
+    def judge_overall(self, overall: Overall) -> str | None:
+        """Why a complete overall score does not pass, in one line, or None."""
+        assert overall.complete
+        if overall.score != overall.score:
+            return f"{overall.task}: the overall score is NaN, which is never a pass"
+        if self.baseline is None:
+            return None
+        if overall.task not in self.baseline.overalls:
+            return f"{overall.task}: baseline {self.baseline.name} does not have all of its datasets"
+        where = f"predictions: {self.plan.runs_folder / self.run.name / 'predictions'}"
+        return self._compare(f"{overall.task} overall", overall.score, self.baseline.overalls[overall.task], where)
+
+    def _compare(self, what: str, score: float, baseline: float, where: str) -> str | None:
+        verdict = judge(score, baseline, self.tolerance)
+        if verdict.passed:
+            return None
+        assert self.baseline is not None
+        return (
+            f"{what}: score {score:.4f} is {-verdict.difference:.4f} below the baseline {baseline:.4f} "
+            f"({self.baseline.name}), tolerance {self.tolerance:g}; {where}"
+        )
+
+    # Hooks.
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """Refuse what cannot run, before anything is collected."""
+        if self._config.option.collectonly:
+            return
+        preset = self.plan.catalogue.preset.name
+        if self.plan.encoder is None:
+            raise pytest.UsageError(
+                "the bench tests need an encoder:\n"
+                "  pytest bench --preset=mini --encoder=examples/logmel_encoder.py\n"
+                "  pytest bench --preset=mini --encoder=my/enc.py::MyEncoder --encoder-args='{\"layer\": 6}' -k task1\n"
+                "  pytest bench --collect-only -q      lists the tests; it needs no encoder"
+            )
+        if preset == "full":
+            raise pytest.UsageError(
+                "--preset=full, the published benchmark, cannot be run yet: its data are not fetched from the hub. "
+                "Use --preset=mini"
+            )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Deselect the tests of datasets that the mix of --train does not train for."""
+        uncovered = [item for item in items if (name := _dataset_of(item)) and not self.plan.covers(name)]
+        if uncovered:
+            self._uncovered = tuple(name for item in uncovered if (name := _dataset_of(item)))
+            config.hook.pytest_deselected(items=uncovered)
+            items[:] = [item for item in items if item not in uncovered]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note what is selected, and refuse a baseline that cannot judge it."""
+        names = (_dataset_of(item) for item in session.items)
+        self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
+        if self.baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
+            try:
+                check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from None
+
+    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
+        """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
+        if config.option.collectonly or not self._selected:
+            return []
+        return _header(self)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Show what users caused as one line, and put the score on the report."""
+        report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, XaresError):
+            report.longrepr = str(call.excinfo.value)
+        if call.when == "call" and _PAYLOAD_KEY in item.stash:
+            setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect scores, in the process that writes the results."""
+        payload: _Payload | None = getattr(report, _REPORT_ATTRIBUTE, None)
+        if payload is None or _is_worker(self._config):
+            return
+        record = ScoreRecord.from_json(payload["record"])
+        self._records[record.dataset] = record
+        self._lalms[record.lalm_key] = payload["lalm"]
+        self._run = RunManifest.from_json(payload["run"])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the run's files and the baseline; a dataset that was asked for and has no score is not a pass."""
+        if _is_worker(self._config) or self._config.option.collectonly:
+            return
+        results = self._results()
+        if results is not None:
+            from xares_bench.report import write_run
+
+            write_run(self.plan.runs_folder / results.run.name, results)
+        without_score = results.missing if results is not None else self._selected
+        if without_score:
+            self._problem = f"no score for {', '.join(without_score)}: not a pass"
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._save_to is not None:
+            self._problem = self._save_baseline(self._save_to, results) or self._problem
+            if self._problem and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show the table, where the files are, and what is missing."""
+        if self._config.option.collectonly:
+            return
+        results = self._results()
+        if results is not None:
+            from xares_bench.report import terminal_table, timings
+
+            terminalreporter.section("xares-bench")
+            terminalreporter.write_line(terminal_table(results, self.baseline))
+            seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
+            terminalreporter.write_line(f"\nwork behind these scores: {seconds}; this session {results.wall_s:.0f} s")
+            terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
+        if self._problem is not None:
+            terminalreporter.write_line(f"xares-bench: {self._problem}", red=True)
+
+    def _results(self) -> Results | None:
+        if self._run is None:
+            return None
+        from xares_bench.report import Results
+
+        order = [*self.plan.catalogue.datasets, *self.plan.own_datasets]
+        records = sorted(self._records.values(), key=lambda record: order.index(record.dataset))
+        return Results(
+            run=self._run,
+            records=tuple(records),
+            lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
+            missing=tuple(name for name in self._run.datasets if name not in self._records),
+            wall_s=time.perf_counter() - self._started,
+        )
+
+    def _save_baseline(self, path: Path, results: Results | None) -> str | None:
+        """Write the scores as a baseline; what stands against it, or None."""
+        if results is None or results.missing:
+            return f"{path} is not written: not every selected dataset has a score"
+        if self.plan.limit is not None:
+            return f"{path} is not written: scores over --limit={self.plan.limit} clips are no baseline"
+        run = results.run
+        try:
+            write_baseline(
+                path,
+                preset=run.preset,
+                scores={record.dataset: record.score for record in results.records},
+                note=f"{run.encoder['spec']}, run {run.name}",
+                fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
+            )
+        except UsageError as error:
+            return str(error)
+        return None
+
+
+def open_session(config: pytest.Config) -> BenchSession:
+    """Start the session of the bench tests, once, and let it see pytest's hooks.
+
+    Raises:
+        pytest.UsageError: An option, or a file that it names, is wrong.
+    """
+    try:
+        session = BenchSession(config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.pluginmanager.register(session, "xares_bench_session")
+    return session
+
+
+def _header(session: BenchSession) -> list[str]:
+    plan, preset = session.plan, session.plan.catalogue.preset
+    lines = [f"xares-bench: preset {preset.name}, {preset.summary}"]
+    try:
+        encoder = session.suite.encoder
+        run = session.run
+        reuse = session.suite.reuse(session.selected)
+    except EncoderError as error:
+        return [*lines, f"encoder: breaks its contract, clause {error.clause}: {error}"]
+    except XaresError as error:
+        return [*lines, f"data: {error}"]
+    described = run.encoder
+    lines.append(
+        f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
+        f"{described['frames_per_second']:.4g} frames/s, real-time factor {described['realtime_factor']:.2g}"
+    )
+    lines.append(f"decoder: {run.decoder['name']} {run.decoder['fingerprint'][:12]}, on {session.suite.device}")
+    lines.append(f"data: {run.data['folder']}, revision {run.data['revision']}")
+    changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
+    lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}")
+    if plan.limit is not None:
+        lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
+    if session.baseline is None:
+        lines.append("baseline: none")
+    else:
+        lines.append(f"baseline: {session.baseline.name}, tolerance {session.tolerance:g}")
+    mixes = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
+    mixes.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
+    lines.append(f"kept: {', '.join(mixes)}, {reuse.num_scores_reused} of {reuse.num_scores} scores reused")
+    lines.append(f"results: {plan.runs_folder / run.name}")
+    return lines
+
+
+def _dataset_of(item: pytest.Item) -> str | None:
+    """The dataset that an item tests, if it is the test of a dataset."""
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("dataset")
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of xdist's workers."""
+    return hasattr(config, "workerinput")

@@ -1,0 +1,209 @@
+"""Shards: tar files in WebDataset form, located, verified and read sample by sample.
+
+A sample is a run of neighbouring members that share a key: `KEY.flac` (or another audio suffix) beside `KEY.json`.
+Nothing is ever extracted to disk. An archive that is damaged anywhere is an error, never a shorter archive.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tarfile import HeaderError, ReadError
+from typing import IO, Any, Self, cast
+
+from xares_bench.audio import AUDIO_SUFFIXES
+from xares_bench.catalogue import Split
+from xares_bench.digests import file_digest
+from xares_bench.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+_GZIP_MAGIC = b"\x1f\x8b"
+# Raised by tarfile at the zero block that ends an archive; its type stubs do not know it.
+_END_MARK: type[HeaderError] = getattr(tarfile, "EOFHeaderError")  # noqa: B009
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A tar file on disk.
+
+    Attributes:
+        path: Where it is.
+        name: What to call it in messages and results.
+        digest: SHA-256 of its bytes.
+    """
+
+    path: Path
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample of a shard, not yet decoded.
+
+    Attributes:
+        key: The members' common name, e.g. `esc-50_train_0007`.
+        audio: The encoded audio; None where something is wrong.
+        fields: The JSON object; empty where something is wrong.
+        problem: What is wrong with it, or None.
+    """
+
+    key: str
+    audio: bytes | None
+    fields: Mapping[str, Any]
+    problem: str | None = None
+
+
+class ShardFolder:
+    """A folder of shards, with the digests that its manifest (if it has one) promises."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder's manifest.
+
+        Raises:
+            DataError: There is a manifest and it cannot be read.
+        """
+        self.folder = folder
+        self._shards: dict[str, Shard] = {}
+        self._promised: dict[str, str] | None = None
+        manifest = folder / MANIFEST_NAME
+        if manifest.is_file():
+            try:
+                listed = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+                self._promised = {name: entry["sha256"] for name, entry in listed.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as cause:
+                raise DataError(f"{manifest}: not a manifest of shards ({cause!r}); restore it or delete it") from None
+
+    def locate(self, split: Split) -> tuple[Shard, ...]:
+        """The shards of a split, each read once in full to digest it.
+
+        Raises:
+            DataError: A shard is missing, or is not the one that the manifest promises.
+        """
+        return tuple(self._locate(name) for name in split.shards)
+
+    def _locate(self, name: str) -> Shard:
+        if name not in self._shards:
+            path = self.folder / name
+            if not path.is_file():
+                raise DataError(f"{path}: this shard is missing; restore the file, or name the right --data-home")
+            digest = file_digest(path)
+            inside = not Path(name).is_absolute()
+            if inside and self._promised is not None and digest != self._promised.get(name):
+                promised = str(self._promised.get(name))
+                raise DataError(
+                    f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} says {promised[:12]}...; "
+                    "the shard is damaged or was changed: restore it, or build the corpus and its manifest anew"
+                )
+            self._shards[name] = Shard(path=path, name=name if inside else path.name, digest=digest)
+        return self._shards[name]
+
+
+def read_samples(shard: Shard) -> Iterator[Sample]:
+    """The samples of a shard in order, the unusable ones included with their problem.
+
+    Raises:
+        DataError: The archive is damaged.
+    """
+    seen: set[str] = set()
+    for key, members in itertools.groupby(_read_members(shard), key=lambda member: member[0]):
+        sample = _make_sample(key, {suffix: data for _, suffix, data in members})
+        if key in seen:
+            sample = Sample(key=key, audio=None, fields={}, problem="another sample of this shard has the same key")
+        seen.add(key)
+        yield sample
+
+
+def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets of a clip: the first of the keys that is present, a list being several targets.
+
+    >>> find_targets({"num_speakers": 3}, ("label", "num_speakers"))
+    ('3',)
+    >>> find_targets({"captions": ["a dog", "barking"]}, ("captions",))
+    ('a dog', 'barking')
+
+    Raises:
+        ValueError: None of the keys is there, or what is there is neither text nor number nor a list of those.
+    """
+    for key in keys:
+        if key in fields:
+            values = fields[key] if isinstance(fields[key], list) else [fields[key]]
+            if not values or any(
+                isinstance(value, bool) or not isinstance(value, str | int | float) for value in values
+            ):
+                raise ValueError(
+                    f"key {key!r} holds {str(fields[key])[:40]!r}, expected text, a number or a list of them"
+                )
+            targets = tuple(str(value) for value in values)
+            if not all(target.strip() for target in targets):
+                raise ValueError(f"key {key!r} holds an empty text")
+            return targets
+    raise ValueError(f"none of the keys {', '.join(keys)} (found {', '.join(sorted(map(str, fields))) or 'no key'})")
+
+
+def _make_sample(key: str, members: Mapping[str, bytes]) -> Sample:
+    audio = [suffix for suffix in members if suffix in AUDIO_SUFFIXES]
+    problem = None
+    fields: Any = {}
+    if not audio:
+        problem = f"no audio member (found {', '.join(sorted(members))}; expected one of {', '.join(AUDIO_SUFFIXES)})"
+    elif len(audio) > 1:
+        problem = f"several audio members ({', '.join(audio)})"
+    elif "json" not in members:
+        problem = "no .json member"
+    else:
+        try:
+            fields = json.loads(members["json"])
+        except (ValueError, RecursionError) as cause:
+            problem = f"unreadable .json member: {cause}"
+        if problem is None and not isinstance(fields, dict):
+            problem = "the .json member holds no object"
+    if problem is not None:
+        return Sample(key=key, audio=None, fields={}, problem=problem)
+    return Sample(key=key, audio=members[audio[0]], fields=fields)
+
+
+def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and bytes of every file in the archive."""
+    try:
+        with _open(shard.path) as stream:
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo) as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    path = PurePosixPath(member.name)
+                    stem, dot, suffix = path.name.partition(".")
+                    if not stem or not dot:
+                        continue
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), file.read()
+            while stream.read(1 << 20):
+                pass  # to the end, where gzip keeps its checksum
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
+        raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard anew") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP_MAGIC
+    return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Ends an archive only at its end mark; the base class takes any damaged header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except _END_MARK:
+            raise
+        except HeaderError as cause:
+            raise ReadError(f"{cause} after {tarfile.offset} bytes") from None

@@ -1,0 +1,409 @@
+"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before.
+
+Every result is filed under a key made of all that it depends on:
+
+    score  <-  LALM, test shards, prompt, target keys, metric, generation recipe
+    LALM   <-  encoder, training shards, prompts, weights, decoder, training recipe
+    features <- encoder, shard
+
+and of the code and the libraries that make it. The keys are known before any work is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from xares_bench.batches import Encoding, Row, make_rows, training_batches
+from xares_bench.catalogue import Dataset, Mix, Split
+from xares_bench.contract import ContractReport, check_contract
+from xares_bench.digests import code_digest, digest_of, library_versions
+from xares_bench.encoders import FrozenEncoder
+from xares_bench.errors import DataError, EncoderError
+from xares_bench.features import Clip, FeatureStore
+from xares_bench.generation import generate
+from xares_bench.lalm import LALM, build_lalm, decoder_digest, load_tokenizer
+from xares_bench.metrics import evaluate
+from xares_bench.plan import Plan
+from xares_bench.progress import Progress
+from xares_bench.records import DroppedSample, Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.shards import Shard, ShardFolder
+from xares_bench.store import Entry, Store
+from xares_bench.training import train
+
+# Modules whose behaviour a trained LALM, and a score, depends on besides its features.
+_TRAINING_CODE = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.training", "xares_bench.shards")
+_SCORING_CODE = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.generation", "xares_bench.metrics")
+_TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
+_SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
+_REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *_TRAINING_LIBRARIES, *_SCORING_LIBRARIES})
+
+PREDICTIONS_FILE = "predictions.jsonl"
+LOSS_FILE = "loss.tsv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """What a session will find finished.
+
+    Attributes:
+        mixes: Whether there is a LALM, per mix.
+        num_shards: Shards that the mixes and datasets need.
+        num_shards_reused: Those of them whose features are there.
+        num_scores: Datasets to score.
+        num_scores_reused: Those of them whose scores are there.
+    """
+
+    mixes: Mapping[str, bool]
+    num_shards: int
+    num_shards_reused: int
+    num_scores: int
+    num_scores_reused: int
+
+
+class Suite:
+    """Does what a plan asks for, one encoder at a time.
+
+    Attributes:
+        plan: What to do.
+        device: Where the encoder and the LALM compute.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        """Find the device; nothing else is done before it is asked for."""
+        assert plan.encoder is not None
+        self.plan = plan
+        self._progress = progress
+        self._accelerator = Accelerator()
+        self.device: torch.device = self._accelerator.device
+        self._store = Store(root=plan.runs_folder / "store")
+        self._shards = ShardFolder(plan.data_folder)
+        self._lalms: dict[str, LALM] = {}
+
+    @functools.cached_property
+    def contract(self) -> ContractReport:
+        """What the encoder keeps of its contract; checked once."""
+        assert self.plan.encoder is not None
+        with self._progress.bar("checking the encoder", 1) as advance:
+            report = check_contract(self.plan.encoder, self.device)
+            advance()
+        return report
+
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """The frozen encoder.
+
+        Raises:
+            EncoderError: A clause of the contract does not hold.
+        """
+        report = self.contract
+        if report.failure is not None:
+            raise EncoderError(*report.failure)
+        assert report.encoder is not None
+        return report.encoder
+
+    def lalm(self, mix: Mix) -> Entry:
+        """The finished LALM of a mix in the store, trained now if need be.
+
+        Raises:
+            EncoderError: The encoder breaks its contract.
+            DataError: A training shard is missing or damaged, or too many of its samples are unusable.
+        """
+        return self._store.obtain("lalms", self.lalm_key(mix), functools.partial(self._train, mix))
+
+    def evaluate(self, name: str) -> ScoreRecord:
+        """The score of a dataset, computed now if need be; its LALM is trained first if need be.
+
+        Raises:
+            EncoderError: The encoder breaks its contract.
+            DataError: A shard is missing or damaged, or too many of its samples are unusable.
+        """
+        dataset = self.plan.dataset(name)
+        mix = self.plan.mix_for(name)
+        entry = self._store.obtain("scores", self.score_key(name), functools.partial(self._score, dataset, mix))
+        return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
+
+    def predictions_file(self, name: str) -> Path:
+        """The predictions of a dataset that has been evaluated, in the store."""
+        entry = self._store.find("scores", self.score_key(name))
+        assert entry is not None, name
+        return entry.folder / PREDICTIONS_FILE
+
+    def lalm_key(self, mix: Mix) -> str:
+        """Digest of everything that the LALM of a mix depends on."""
+        parts = [
+            {
+                "name": dataset.name,
+                "weight": weight,
+                "prompt": dataset.prompt,
+                "train": self._split_key(dataset.train),
+            }
+            for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
+        ]
+        return digest_of(
+            {
+                "mix": parts,
+                "num_steps": self._num_steps(mix),
+                "limit": self.plan.limit,
+                "recipe": dataclasses.asdict(self.plan.recipe.training),
+                "features": self._features_key,
+                "decoder": self._decoder_digest,
+                "device": self.device.type,
+                "precision": self._accelerator.mixed_precision,
+                "code": code_digest(*_TRAINING_CODE),
+                "libraries": library_versions(_TRAINING_LIBRARIES),
+            }
+        )
+
+    def score_key(self, name: str) -> str:
+        """Digest of everything that the score of a dataset depends on."""
+        dataset = self.plan.dataset(name)
+        return digest_of(
+            {
+                "lalm": self.lalm_key(self.plan.mix_for(name)),
+                "dataset": name,
+                "task": dataset.task,
+                "weight": dataset.weight,
+                "prompt": dataset.prompt,
+                "eval": self._split_key(dataset.eval),
+                "metric": [dataset.metric, dict(dataset.metric_arguments)],
+                "limit": self.plan.limit,
+                "recipe": dataclasses.asdict(self._generation_recipe(dataset)),
+                "max_dropped_share": self.plan.recipe.training.max_dropped_share,
+                "code": code_digest(*_SCORING_CODE),
+                "libraries": library_versions(_SCORING_LIBRARIES),
+            }
+        )
+
+    def reuse(self, names: Iterable[str]) -> Reuse:
+        """What a session that evaluates these datasets will find finished."""
+        names = list(names)
+        mixes = {mix.name: mix for mix in map(self.plan.mix_for, names)}
+        splits: list[tuple[Split | None, float | None]] = [
+            (dataset.train, self.plan.recipe.training.max_audio_s) for mix in mixes.values() for dataset in mix.datasets
+        ]
+        splits.extend((self.plan.dataset(name).eval, None) for name in names)
+        keys = {
+            self._features.key(shard, max_audio_s, self.plan.limit)
+            for split, max_audio_s in splits
+            if split is not None
+            for shard in self._shards.locate(split)
+        }
+        return Reuse(
+            num_shards=len(keys),
+            num_shards_reused=sum(self._store.find("features", key) is not None for key in keys),
+            mixes={name: self._store.find("lalms", self.lalm_key(mix)) is not None for name, mix in mixes.items()},
+            num_scores=len(names),
+            num_scores_reused=sum(self._store.find("scores", self.score_key(name)) is not None for name in names),
+        )
+
+    def open_run(self, names: Iterable[str]) -> RunManifest:
+        """Name and describe the run that evaluates these datasets; the same run has the same name."""
+        names = tuple(names)
+        key = digest_of({name: self.score_key(name) for name in names})
+        preset = self.plan.catalogue.preset
+        report = self.contract
+        return RunManifest(
+            name=f"{self.encoder.name}-{preset.name}-{key[:10]}",
+            datasets=names,
+            encoder={
+                "spec": self.encoder.spec.text,
+                "name": self.encoder.name,
+                "arguments": dict(self.encoder.spec.arguments),
+                "fingerprint": self.encoder.fingerprint,
+                "output_dim": self.encoder.output_dim,
+                "honours_mask": report.honours_mask,
+                "frames_per_second": report.frames_per_second,
+                "realtime_factor": report.realtime_factor,
+                "warnings": list(report.warnings),
+            },
+            preset=preset.name,
+            decoder={"name": _relative(preset.decoder), "fingerprint": self._decoder_digest},
+            recipe=self.plan.recipe.values(),
+            deviations={key: list(values) for key, values in self.plan.deviations.items()},
+            data={
+                "folder": _relative(str(self.plan.data_folder)),
+                "revision": digest_of([self._split_key(self.plan.dataset(name).eval) for name in names])[:12],
+                "limit": self.plan.limit,
+            },
+            tasks=dict(self.plan.catalogue.tasks),
+            environment={
+                "device": str(self.device),
+                "precision": self._accelerator.mixed_precision,
+                "threads": torch.get_num_threads(),
+                **library_versions(_REPORTED_LIBRARIES),
+            },
+        )
+
+    @functools.cached_property
+    def _features(self) -> FeatureStore:
+        return FeatureStore(self._store, self.encoder, honours_mask=self.contract.honours_mask)
+
+    @functools.cached_property
+    def _features_key(self) -> str:
+        """Digest of how features are made, whatever the shard."""
+        nothing = Shard(path=Path(), name="", digest="")
+        return self._features.key(nothing, self.plan.recipe.training.max_audio_s, self.plan.limit)
+
+    @functools.cached_property
+    def _decoder_digest(self) -> str:
+        return decoder_digest(self.plan.catalogue.preset.decoder)
+
+    @functools.cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(load_tokenizer(self.plan.catalogue.preset.decoder))
+
+    def _generation_recipe(self, dataset: Dataset) -> Any:
+        recipe = self.plan.recipe.generation
+        if dataset.generation_batch_size is None:
+            return recipe
+        return dataclasses.replace(recipe, generation_batch_size=dataset.generation_batch_size)
+
+    def _num_steps(self, mix: Mix) -> int:
+        return self.plan.recipe.training.steps or mix.steps
+
+    def _split_key(self, split: Split | None) -> Any:
+        assert split is not None
+        shards = [shard.digest for shard in self._shards.locate(split)]
+        return {"shards": shards, "target_keys": list(split.target_keys)}
+
+    def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
+        """Train the LALM of a mix and write it into a folder."""
+        started = time.perf_counter()
+        rows, dropped = {}, []
+        recipe = self.plan.recipe.training
+        for dataset in mix.datasets:
+            assert dataset.train is not None
+            rows[dataset.name], _, unusable = self._read(dataset, dataset.train, recipe.max_audio_s)
+            dropped.extend(unusable)
+        features_s = time.perf_counter() - started
+        lalm = build_lalm(self.plan.catalogue.preset.decoder, self.encoder.output_dim, recipe)
+        losses = train(
+            lalm,
+            training_batches(mix, rows, self._encoding, recipe),
+            num_steps=self._num_steps(mix),
+            recipe=recipe,
+            accelerator=self._accelerator,
+            progress=self._progress,
+            description=f"training {mix.name}",
+        )
+        lalm.save(folder)
+        curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
+        (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
+        self._lalms[mix.name] = lalm
+        return {
+            "mix": mix.name,
+            "num_steps": len(losses),
+            "num_rows": {name: len(rows[name]) for name in rows},
+            "dropped": [dataclasses.asdict(sample) for sample in dropped],
+            "features_s": features_s,
+            "training_s": time.perf_counter() - started - features_s,
+        }
+
+    def _score(self, dataset: Dataset, mix: Mix, folder: Path) -> dict[str, Any]:
+        """Generate for every clip of a dataset, score its rows, and write them into a folder."""
+        entry = self.lalm(mix)
+        assert dataset.eval is not None
+        started = time.perf_counter()
+        rows, clips, dropped = self._read(dataset, dataset.eval, None)
+        features_s = time.perf_counter() - started
+        texts = generate(
+            self._loaded_lalm(mix, entry),
+            [self._encoding.prompt(clip, dataset.prompt) for clip in clips],
+            encoding=self._encoding,
+            recipe=self._generation_recipe(dataset),
+            device=self.device,
+            progress=self._progress,
+            description=f"evaluating {dataset.name}",
+        )
+        said = {(clip.shard, clip.key): text for clip, text in zip(clips, texts, strict=True)}
+        hypotheses = [said[row.clip.shard, row.clip.key] for row in rows]
+        result = evaluate(dataset.metric, [row.target for row in rows], hypotheses, **dict(dataset.metric_arguments))
+        predictions = [
+            Prediction(clip=row.clip.key, reference=row.target, hypothesis=hypothesis, value=value)
+            for row, hypothesis, value in zip(rows, hypotheses, result.row_values, strict=True)
+        ]
+        (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
+        record = ScoreRecord(
+            dataset=dataset.name,
+            task=dataset.task,
+            metric=dataset.metric,
+            score=float(result.score),
+            weight=dataset.weight,
+            num_rows=len(rows),
+            num_clips=len(clips),
+            duration_s=sum(clip.duration_s for clip in clips),
+            features_s=features_s,
+            generation_s=time.perf_counter() - started - features_s,
+            dropped=tuple(dropped),
+            mix=mix.name,
+            key=self.score_key(dataset.name),
+            lalm_key=self.lalm_key(mix),
+            reused=False,
+            partial=self.plan.limit is not None,
+        )
+        return {"record": record.to_json()}
+
+    def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
+        """The LALM of a mix on the device; one is held at a time."""
+        if mix.name not in self._lalms:
+            self._lalms.clear()
+            lalm = build_lalm(self.plan.catalogue.preset.decoder, self.encoder.output_dim, self.plan.recipe.training)
+            lalm.load(entry.folder)
+            self._lalms[mix.name] = lalm.to(self.device).eval()
+        return self._lalms[mix.name]
+
+    def _read(
+        self, dataset: Dataset, split: Split, max_audio_s: float | None
+    ) -> tuple[list[Row], list[Clip], list[DroppedSample]]:
+        """Rows and clips of a split, with features, and the samples that could not be used.
+
+        Raises:
+            DataError: More samples than the stated share are unusable.
+        """
+        clips: list[Clip] = []
+        dropped: list[DroppedSample] = []
+        shards = self._shards.locate(split)
+        with self._progress.bar(f"features of {dataset.name}", len(shards)) as advance:
+            for shard in shards:
+                left = None if self.plan.limit is None else self.plan.limit - len(clips) - len(dropped)
+                if left is not None and left <= 0:
+                    break
+                features = self._features.obtain(
+                    shard, max_audio_s=max_audio_s, max_clips=left, num_workers=split.num_workers
+                )
+                clips.extend(features.clips)
+                dropped.extend(features.dropped)
+                advance()
+        rows, without_target = make_rows(clips, split)
+        dropped.extend(without_target)
+        _check_dropped(dataset, dropped, len(clips) + len(dropped) - len(without_target), self.plan)
+        unusable = {(sample.shard, sample.clip) for sample in without_target}
+        return rows, [clip for clip in clips if (clip.shard, clip.key) not in unusable], dropped
+
+
+def _check_dropped(dataset: Dataset, dropped: list[DroppedSample], num_samples: int, plan: Plan) -> None:
+    allowed = plan.recipe.training.max_dropped_share
+    if num_samples == len(dropped) or len(dropped) > allowed * num_samples:
+        first = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in dropped[:3])
+        raise DataError(
+            f"{dataset.name}: {len(dropped)} of {num_samples} samples are unusable"
+            f"{', more than the allowed share of ' + format(allowed, '.1%') if dropped else ''}"
+            f"{' (' + first + ')' if first else ''}; mend the shards, or allow more with --set max_dropped_share=SHARE"
+        )
+
+
+def _relative(path: str) -> str:
+    """A path as seen from the current directory, where it is below it."""
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path
