@@ -38,7 +38,7 @@ def decode(data: bytes) -> NDArray[np.float32]:
 
     try:
         samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as cause:
+    except (soundfile.LibsndfileError, TypeError, MemoryError) as cause:  # a damaged header may claim any length
         raise ValueError(f"unreadable audio: {cause}") from None
     if len(samples) == 0:
         raise ValueError("audio without a sample")
@@ -50,6 +50,8 @@ def decode(data: bytes) -> NDArray[np.float32]:
         if len(waveform) == 0:
             raise ValueError(f"audio of {len(samples)} samples at {rate_hz} Hz is shorter than one sample at 16 kHz")
     peak = float(np.abs(waveform).max())
+    if not np.isfinite(peak):
+        raise ValueError("audio with samples too large to average or resample")
     return waveform / peak if peak > 1 else waveform
 
 

@@ -259,6 +259,9 @@ def load_catalogue(
         if name not in datasets:
             metrics.fail(name, "no such dataset")
     steps = section.section("steps")
+    for mix in ("all", *(dataset.task for dataset in datasets.values())):
+        if mix not in steps.values:
+            steps.fail(mix, f"missing; every task of {datasets_file.name} and the mix of all need their steps")
     return Catalogue(preset=_read_preset(preset, section, data, steps), datasets=datasets)
 
 

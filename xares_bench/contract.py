@@ -168,7 +168,7 @@ def _check(spec: EncoderSpec, device: torch.device) -> ContractReport:
     except EncoderError as error:
         return _stopped(None, {}, _LOADING, error)
     check = _Check(encoder)
-    long_clip = probe_clip(_NUM_LONG, seed=0)
+    long_clip = probe_clip(_NUM_LONG // 10, seed=0).repeat(10)
     second_clip, short_clip = long_clip[:_NUM_SECOND], long_clip[:_NUM_SHORT]
     try:
         alone_TD = check.encode(second_clip[None]).frames[0]
@@ -181,7 +181,9 @@ def _check(spec: EncoderSpec, device: torch.device) -> ContractReport:
     frames_per_second, realtime_factor = _check_long_clip(check, long_clip)
     _check_repeatable(check, second_clip, alone_TD)
     _check_neighbours(check, second_clip, alone_TD)
-    honours_mask = short is not None and _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
+    honours_mask = False
+    if short is not None and check.holds("batches"):
+        honours_mask = _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
     _check_frozen(check)
     check.settle("input-unchanged", "passed")
     return ContractReport(

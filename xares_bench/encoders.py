@@ -113,11 +113,11 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         source_module, encoder_class = _import_class(spec)
         module = _construct(encoder_class, spec)
         output_dim = _output_dim(module, spec.class_name)
+        _refuse_unmade_weights(module, spec.class_name)
         with _users_code("device", f"moving {spec.class_name} to {device}", "a module must support .to(device)"):
             module.to(device)
         with _users_code("frozen", f"freezing {spec.class_name}", "eval() and requires_grad_(False) must work"):
             module.eval().requires_grad_(False)
-        _refuse_unmade_weights(module, spec.class_name)
         weights = weight_digests(module)
         digest = fingerprint(spec, module, source_module, weights, folder)
     return FrozenEncoder(

@@ -88,8 +88,6 @@ def _tensor_digest(tensor: torch.Tensor) -> str:
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
     if not tensor.is_meta:
         for chunk in torch.split(tensor.reshape(-1), _CHUNK_ELEMENTS):
             digest.update(chunk.cpu().resolve_conj().contiguous().view(torch.uint8).numpy().tobytes())
@@ -126,7 +124,7 @@ def _reached_sources(
             libraries.update(_distributions().get(top, ()))
             continue
         file = _source_file(name, folder)
-        if file is None:
+        if file is None or not Path(file).is_file():
             continue
         if not is_own and is_library_file(file):
             # A part of a namespace package, such as google.protobuf.
@@ -152,7 +150,12 @@ def _imported_names(name: str, file: Path) -> Iterator[str]:
     if file.suffix != ".py":
         return
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:
+        # Named by an import that is not executed; it cannot be imported either.
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.catalogue import GenerationRecipe
@@ -50,7 +51,10 @@ def _generate_batch(
         inputs_embeds=lalm.embed(batch),
         attention_mask=batch.attention_mask_BL,
         max_new_tokens=recipe.max_new_tokens,
-        repetition_penalty=recipe.repetition_penalty,
+        # Not by the argument `repetition_penalty`: with embeddings as input, transformers then leaves as many generated
+        # tokens unpenalised as there is padding on the left, so that a text depends on its batch.
+        logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(recipe.repetition_penalty)]),
+        repetition_penalty=1.0,
         do_sample=False,
         num_beams=1,
         eos_token_id=encoding.eos_id,

@@ -2,8 +2,9 @@
 
     train_data:                          eval_custom:
       CustomDataName:                      data:
-        prompt: My prompt                    data: [PATH_TO_MY_TARS{00..10}.tar]
-        data: [PATH_TO_MY_TARS{00..10}.tar]  key: DATAKEY
+        prompt: My prompt                    data:
+        data:                                - PATH_TO_MY_TARS{00..10}.tar
+        - PATH_TO_MY_TARS{00..10}.tar        key: DATAKEY
         key: DATAKEY                         prompt: My prompt
     num_training_workers: 4                batch_size: 4
                                            num_workers: 0
@@ -106,7 +107,7 @@ def _read_split(section: Section, num_workers: int) -> Split:
         except ValueError as cause:
             section.fail("data", str(cause))
         for path in expanded:
-            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] if Path(path).is_file() else []
+            found = _matches(path)
             if not found:
                 section.fail("data", f"no file matches {path!r} (relative paths start at {Path.cwd()})")
             shards.extend(str(Path(file).resolve()) for file in found)
@@ -114,4 +115,14 @@ def _read_split(section: Section, num_workers: int) -> Split:
     if twice:
         section.fail("data", f"names {twice[0]} twice")
     keys = tuple(key.strip() for key in section.text("key").split(";") if key.strip())
+    if not keys:
+        section.fail("key", f"found {section.values['key']!r}, expected a JSON field or several joined by ;")
     return Split(shards=tuple(shards), target_keys=keys, num_workers=num_workers)
+
+
+def _matches(path: str) -> list[str]:
+    """Files that a path, which may hold a glob, stands for, in order."""
+    if glob.has_magic(path):
+        found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+        return [file for file in found if Path(file).is_file()]
+    return [path] if Path(path).is_file() else []

@@ -95,7 +95,7 @@ def make_plan(
         mix=_read_mix(train, catalogue),
         recipe=catalogue.preset.recipe.replace(values),
         limit=limit,
-        data_folder=(folder or Path(os.environ.get("XARES_DATA_HOME", "xares_data"))).absolute(),
+        data_folder=(folder or Path(os.environ.get("XARES_DATA_HOME") or "xares_data")).absolute(),
         runs_folder=Path(runs_dir).absolute(),
     )
 
@@ -115,7 +115,7 @@ def _parse_change(change: str) -> tuple[str, Any]:
         raise CatalogueError(f"--set={change}: expected KEY=VALUE, e.g. --set learning_rate=0.001")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):  # e.g. of the date 2024-99-99
         raise CatalogueError(f"--set={change}: {text!r} is neither a number, true, false, null nor a word") from None
     if isinstance(value, str):  # YAML reads 1e-3, without a dot, as text
         with contextlib.suppress(ValueError):

@@ -199,6 +199,7 @@ class BenchSession:
             config.hook.pytest_deselected(items=uncovered)
             items[:] = [item for item in items if item not in uncovered]
 
+    @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note what is selected, and refuse a baseline that cannot judge it."""
         names = (_dataset_of(item) for item in session.items)
@@ -211,7 +212,7 @@ class BenchSession:
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
-        if config.option.collectonly or not self._selected:
+        if config.option.collectonly:
             return []
         return _header(self)
 

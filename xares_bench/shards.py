@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
@@ -96,9 +97,9 @@ class ShardFolder:
             digest = file_digest(path)
             inside = not Path(name).is_absolute()
             if inside and self._promised is not None and digest != self._promised.get(name):
-                promised = str(self._promised.get(name))
+                promised = f"says {str(self._promised[name])[:12]}..." if name in self._promised else "does not list it"
                 raise DataError(
-                    f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} says {promised[:12]}...; "
+                    f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} {promised}; "
                     "the shard is damaged or was changed: restore it, or build the corpus and its manifest anew"
                 )
             self._shards[name] = Shard(path=path, name=name if inside else path.name, digest=digest)
@@ -113,7 +114,7 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
     """
     seen: set[str] = set()
     for key, members in itertools.groupby(_read_members(shard), key=lambda member: member[0]):
-        sample = _make_sample(key, {suffix: data for _, suffix, data in members})
+        sample = _make_sample(key, [(suffix, data) for _, suffix, data in members])
         if key in seen:
             sample = Sample(key=key, audio=None, fields={}, problem="another sample of this shard has the same key")
         seen.add(key)
@@ -134,9 +135,7 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
     for key in keys:
         if key in fields:
             values = fields[key] if isinstance(fields[key], list) else [fields[key]]
-            if not values or any(
-                isinstance(value, bool) or not isinstance(value, str | int | float) for value in values
-            ):
+            if not values or not all(_is_target(value) for value in values):
                 raise ValueError(
                     f"key {key!r} holds {str(fields[key])[:40]!r}, expected text, a number or a list of them"
                 )
@@ -147,11 +146,23 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
     raise ValueError(f"none of the keys {', '.join(keys)} (found {', '.join(sorted(map(str, fields))) or 'no key'})")
 
 
-def _make_sample(key: str, members: Mapping[str, bytes]) -> Sample:
+def _is_target(value: object) -> bool:
+    """Whether a value is text that can be written, or a number other than NaN, an infinity, true and false."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half characters, which JSON can escape
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
+    members = dict(parts)
     audio = [suffix for suffix in members if suffix in AUDIO_SUFFIXES]
     problem = None
     fields: Any = {}
-    if not audio:
+    if len(members) < len(parts):
+        problem = f"{len(parts)} members in a row share this key and a suffix (a key ends at the first dot of a name)"
+    elif not audio:
         problem = f"no audio member (found {', '.join(sorted(members))}; expected one of {', '.join(AUDIO_SUFFIXES)})"
     elif len(audio) > 1:
         problem = f"several audio members ({', '.join(audio)})"
@@ -177,15 +188,18 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                 for member in archive:
                     if not member.isfile():
                         continue
-                    path = PurePosixPath(member.name)
+                    # A name that is not UTF-8 comes with half characters, which no result file could hold.
+                    path = PurePosixPath(member.name.encode("utf-8", "backslashreplace").decode())
                     stem, dot, suffix = path.name.partition(".")
                     if not stem or not dot:
                         continue
                     file = archive.extractfile(member)
                     assert file is not None
                     yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), file.read()
-            while stream.read(1 << 20):
-                pass  # to the end, where gzip keeps its checksum
+            # To the end, where gzip keeps its checksum; tarfile would ignore a second archive behind the end mark.
+            while rest := stream.read(1 << 20):
+                if rest.strip(b"\0"):
+                    raise ReadError("there is data behind the mark that ends the archive")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
         raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard anew") from None
 

@@ -223,7 +223,7 @@ class Suite:
                 "honours_mask": report.honours_mask,
                 "frames_per_second": report.frames_per_second,
                 "realtime_factor": report.realtime_factor,
-                "warnings": list(report.warnings),
+                "warnings": dict(report.warnings),
             },
             preset=preset.name,
             decoder={"name": _relative(preset.decoder), "fingerprint": self._decoder_digest},

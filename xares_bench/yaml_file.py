@@ -30,7 +30,7 @@ class Section:
 
     def fail(self, key: str | None, message: str) -> NoReturn:
         """Raise the file's error, naming file and key."""
-        where = ".".join(part for part in (self.place, key) if part)
+        where = ".".join(part for part in (self.place, "" if key is None else str(key)) if part)
         raise self.error(f"{self.file}: {where + ': ' if where else ''}{message}")
 
     def only(self, *known: str) -> None:
@@ -110,7 +110,7 @@ def read_yaml(path: Path, error: type[UsageError]) -> Section:
         raise error(f"{path}: cannot be read as UTF-8 text: {cause}") from None
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as cause:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as cause:  # e.g. of the date 2024-99-99
         raise error(f"{path}: not a valid YAML file: {' '.join(str(cause).split())}") from None
     if not isinstance(value, Mapping):
         raise error(f"{path}: found {_found(value)}, expected a mapping of keys to values")
@@ -124,11 +124,13 @@ class _UniqueKeyLoader(_BaseLoader):  # type: ignore[misc]  # the base is chosen
         """Build a mapping from keys that all differ."""
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # a list or a mapping: the base class refuses it
+            if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} stands there twice", key_node.start_mark
                 )
-            seen.add(str(key_node.value))
+            seen.add(key_node.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

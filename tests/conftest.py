@@ -1,0 +1,84 @@
+"""Small real parts to test with: clips with features on disk, and a tiny decoder in the Hugging Face format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import ByT5Tokenizer, LlamaConfig
+
+from xares_bench.batches import Encoding
+from xares_bench.catalogue import Recipe, load_catalogue
+from xares_bench.features import Clip
+
+pytest_plugins = ["pytester"]
+
+REPOSITORY = Path(__file__).parent.parent
+
+MakeClips = Callable[..., list[Clip]]
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the config and the tokeniser of a Llama of two layers, without weights."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = ByT5Tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        initializer_range=0.3,  # far enough from zero that different inputs give different texts
+    )
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def encoding(decoder_folder: str) -> Encoding:
+    """The tiny decoder's tokens."""
+    from xares_bench.lalm import load_tokenizer
+
+    return Encoding(load_tokenizer(decoder_folder))
+
+
+@pytest.fixture
+def make_clips(tmp_path: Path) -> MakeClips:
+    """Makes clips of so many random feature frames each, in one file."""
+
+    def make(lengths: list[int], *, output_dim: int = 6, seed: int = 0) -> list[Clip]:
+        generator = torch.Generator().manual_seed(seed)
+        frames_ND = torch.randn(sum(lengths), output_dim, generator=generator)
+        file = tmp_path / f"frames-{seed}-{output_dim}.safetensors"
+        save_file({"frames": frames_ND}, file)
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        return [
+            Clip(
+                key=f"clip-{index}",
+                shard="shard",
+                duration_s=length / 10,
+                num_frames=length,
+                fields={"label": f"label {index}"},
+                file=file,
+                start=start,
+            )
+            for index, (length, start) in enumerate(zip(lengths, starts, strict=True))
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mini_recipe() -> Recipe:
+    """The recipe of the mini preset."""
+    return load_catalogue("mini").preset.recipe

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xares_bench.encoder_spec import find_module, parse_encoder_spec
+from xares_bench.errors import EncoderSpecError
+
+ONE_CLASS = "from torch.nn import Module\n\n\nclass Helper: ...\n\n\nclass MyEncoder(Module): ...\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "enc.py") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_searched_for_its_one_encoder_class(folder: Path) -> None:
+    path = write(folder, ONE_CLASS, "sub/enc.py")
+    spec = parse_encoder_spec("sub/enc.py", '{"layer": 6}')
+    assert (spec.file, spec.module, spec.class_name) == (path, None, "MyEncoder")
+    assert spec.arguments == {"layer": 6}
+    assert spec.text == "sub/enc.py"
+
+
+def test_a_file_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "there", ONE_CLASS, "my enc-1.py")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert parse_encoder_spec(str(path)).file == path
+    assert parse_encoder_spec(str(path)).arguments == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class AEncoder: ...\nclass BEncoder: ...",
+        "try:\n    import torch\nexcept ImportError:\n    class BEncoder: ...\nelse:\n    class BEncoder(Base): ...",
+        "if True:\n    class BEncoder: ...\n",
+        "class Other: ...\nBEncoder = Other",
+        "class BEncoder: ...",
+    ],
+)
+def test_a_class_can_be_named(folder: Path, text: str) -> None:
+    write(folder, text)
+    assert parse_encoder_spec("enc.py::BEncoder").class_name == "BEncoder"
+
+
+def test_imported_classes_do_not_count(folder: Path) -> None:
+    write(folder, "from there import OtherEncoder\nfrom here import *\n" + ONE_CLASS)
+    assert parse_encoder_spec("enc.py").class_name == "MyEncoder"
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "words"),
+    [
+        ("enc.py", "class Model: ...\nclass Other: ...", ["no class", "Model, Other", "file.py::ClassName"]),
+        ("enc.py", "", ["no class", "found no class at all"]),
+        ("enc.py", "from there import AEncoder", ["no class", "imported classes do not count"]),
+        ("enc.py", "def f():\n    class AEncoder: ...", ["no class"]),
+        ("enc.py", "class AEncoder: ...\nclass BEncoder: ...", ["2 classes", "enc.py::AEncoder or enc.py::BEncoder"]),
+        ("enc.py", "class AEncoder:\n    def f(self:\n", ["syntax error in line 2", "mend"]),
+        ("enc.py", "x = '\0'", ["enc.py", "null bytes", "mend"]),
+        ("enc.py::CEncoder", "class AEncoder: ...", ["'CEncoder'", "found AEncoder", "name one of its own"]),
+        ("enc.py::AEncoder", "from there import AEncoder", ["only imported", "dotted path"]),
+        ("enc.py::", "class AEncoder: ...", ["no class ''", "found AEncoder"]),
+        ("gone.py", "", ["no file gone.py", "check the path"]),
+        ("sub/gone.py::AEncoder", "", ["no file sub/gone.py"]),
+        ("./enc", "class AEncoder: ...", ["no file enc", "did you mean enc.py?"]),
+        (".", "", ["directory", "path/to/file.py"]),
+        ("folder", "", ["directory", "path/to/file.py"]),
+        ("folder/weights.pt", "", ["not a Python file"]),
+        ("", "", ["empty", "path/to/file.py"]),
+        ("hf:openai/whisper-base", "", ["not built yet", "--encoder=my_encoder.py"]),
+        ("MyEncoder", "", ["neither a Python file nor a dotted path", "package.module.ClassName"]),
+        ("my-package.MyEncoder", "", ["neither a Python file nor a dotted path"]),
+        ("no_such_package.encoders.MyEncoder", "", ["no module 'no_such_package.encoders'", "check the spelling"]),
+        ("enc.deeper.MyEncoder", "", ["no module 'enc.deeper'"]),
+    ],
+)
+def test_a_wrong_specification_is_told_in_one_line(folder: Path, text: str, source: str, words: list[str]) -> None:
+    write(folder, source)
+    write(folder, "", "folder/weights.pt")
+    with pytest.raises(EncoderSpecError) as caught:
+        parse_encoder_spec(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{layer: 6}", "not JSON"),
+        ("", "not JSON"),
+        ("[1, 2]", "found a list"),
+        ('"six"', "found a string"),
+        ("6", "found a bare value"),
+        ("null", "found null"),
+        ('{"x": NaN}', "NaN is not a JSON number"),
+    ],
+)
+def test_arguments_must_be_a_json_object(folder: Path, arguments: str, words: str) -> None:
+    write(folder, ONE_CLASS)
+    with pytest.raises(EncoderSpecError, match=words) as caught:
+        parse_encoder_spec("enc.py", arguments)
+    assert """--encoder-args='{"layer": 6}'""" in str(caught.value)
+
+
+def test_a_dotted_path_may_lie_in_the_current_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    write(folder, "raise AssertionError('imported')", "regular/__init__.py")
+    write(folder, "raise AssertionError('imported')", "regular/enc.py")
+    write(folder, "raise AssertionError('imported')", "namespace/inner/enc.py")
+    for module in ("regular.enc", "namespace.inner.enc"):
+        spec = parse_encoder_spec(f"{module}.MyEncoder")
+        assert (spec.file, spec.module, spec.class_name) == (None, module, "MyEncoder")
+    assert str(folder) not in sys.path
+
+
+def test_a_module_is_found_without_importing_its_parents(tmp_path: Path) -> None:
+    found = find_module("importlib.metadata", tmp_path)
+    assert found is not None
+    assert found.origin == sys.modules["importlib.metadata"].__file__
+    assert find_module("importlib.nothing", tmp_path) is None
+    assert find_module("__main__.nothing", tmp_path) is None
+
+
+def test_reading_a_specification_imports_no_torch() -> None:
+    code = (
+        "import sys; from xares_bench.encoder_spec import parse_encoder_spec; import xares_bench.clauses; "
+        "parse_encoder_spec('torch.nn.modules.linear.Identity'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

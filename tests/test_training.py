@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.conftest import MakeClips
+from xares_bench.batches import Batch, Encoding, Row, collate
+from xares_bench.catalogue import Recipe
+from xares_bench.lalm import LALM, build_lalm
+from xares_bench.progress import Progress
+from xares_bench.training import TrainingDiverged, train
+
+
+@pytest.fixture
+def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
+    clips = make_clips([4, 3, 5, 2])
+    sequences = [encoding.example(Row(clip=clip, target=clip.key), "?") for clip in clips]
+    return collate(sequences, pad_id=encoding.pad_id, padding="right")
+
+
+def fit(lalm: LALM, batches: Iterator[Batch], recipe: Recipe, num_steps: int) -> list[float]:
+    return train(
+        lalm, batches, num_steps=num_steps, recipe=recipe.training, accelerator=Accelerator(), progress=Progress()
+    )
+
+
+def test_training_learns_and_is_the_same_again(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
+    recipe = mini_recipe.replace({"adaptation": "lora", "learning_rate": 0.02, "warmup_steps": 2})
+    first, second = (build_lalm(decoder_folder, 6, recipe.training) for _ in range(2))
+    losses = fit(first, itertools.repeat(batch), recipe, 30)
+    torch.rand(3)  # somebody else draws from the global generator
+    assert fit(second, itertools.repeat(batch), recipe, 30) == losses
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not first.training
+
+
+def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
+    """The recipe written out: rate, weight decay, clipping and mean over targets, by textbook AdamW."""
+    recipe = mini_recipe.replace({"warmup_steps": 2, "learning_rate": 0.01, "max_grad_norm": 0.5})
+    lalm, plain = (build_lalm(decoder_folder, 6, recipe.training) for _ in range(2))
+    losses = fit(lalm, itertools.repeat(batch), recipe, 6)
+    parameters = dict(plain.named_parameters())
+    first = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    second = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for step, rate in enumerate([0.0, 0.5, 1.0, 0.75, 0.5, 0.25], start=1):
+        loss = plain(batch) / batch.num_targets
+        torch.testing.assert_close(float(loss.detach()), losses[step - 1], rtol=1e-4, atol=1e-5)
+        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+        with torch.no_grad():
+            for name, value in parameters.items():
+                gradient = gradients[name] * min(1.0, 0.5 / (float(norm) + 1e-6))
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                decays = 0.01 if not (name.endswith("bias") or "norm" in name) else 0.0
+                value -= 0.01 * rate * decays * value
+                update = (first[name] / (1 - 0.9**step)) / (torch.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
+                value -= 0.01 * rate * update
+
+
+def test_a_loss_that_is_no_number_ends_the_training(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
+    batch.frames_ND[0, 0] = float("nan")
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 1 of 3"):
+        fit(lalm, itertools.repeat(batch), mini_recipe, 3)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_global_switches_are_left_as_they_were(
+    deterministic: bool, batch: Batch, decoder_folder: str, mini_recipe: Recipe
+) -> None:
+    recipe = mini_recipe.replace({"deterministic": deterministic})
+    state = torch.get_rng_state()
+    seen: list[bool] = []
+
+    def watched() -> Iterator[Batch]:
+        while True:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            yield batch
+
+    fit(build_lalm(decoder_folder, 6, recipe.training), watched(), recipe, 2)
+    assert seen == [deterministic] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
