@@ -1,11 +1,20 @@
-"""Small real parts to test with: clips with features on disk, and a tiny decoder in the Hugging Face format."""
+"""Small real parts to test with: clips with features on disk, and a tiny decoder in the Hugging Face format.
+
+The heavy libraries are imported here once: pytest sessions that run inside a test forget what they import themselves,
+and soxr cannot be imported a second time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import jiwer  # noqa: F401
+import peft  # noqa: F401
 import pytest
+import sacrebleu  # noqa: F401
+import soundfile  # noqa: F401
+import soxr  # noqa: F401
 import torch
 from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
@@ -13,6 +22,7 @@ from transformers import ByT5Tokenizer, LlamaConfig
 from xares_bench.batches import Encoding
 from xares_bench.catalogue import Recipe, load_catalogue
 from xares_bench.features import Clip
+from xares_bench.suite import Suite  # noqa: F401
 
 pytest_plugins = ["pytester"]
 

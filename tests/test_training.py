@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from tests.conftest import MakeClips
 from xares_bench.batches import Batch, Encoding, Row, collate
 from xares_bench.catalogue import Recipe
+from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
-from xares_bench.training import TrainingDiverged, train
+from xares_bench.training import train
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe
 def test_a_loss_that_is_no_number_ends_the_training(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
     batch.frames_ND[0, 0] = float("nan")
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
-    with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 1 of 3"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 of 3"):
         fit(lalm, itertools.repeat(batch), mini_recipe, 3)
 
 

@@ -6,7 +6,10 @@
     │   ├── CatalogueError     a dataset, mix, preset or recipe is ill-defined
     │   └── BaselineError      a baseline is missing, unreadable or not comparable
     ├── EncoderError       the encoder cannot be loaded or breaks its contract
-    └── DataError          a shard is missing, damaged or holds unusable samples
+    ├── DataError          a shard is missing, damaged or holds unusable samples
+    └── TrainingError      the training does not converge to anything
+
+    EncoderWarning         a finding about the encoder that does not keep it from being used
 
 Every message says what was found, what was expected and what to do. Mistakes of programmers are assertions.
 """
@@ -53,3 +56,7 @@ class EncoderWarning(UserWarning):
 
 class DataError(XaresError):
     """A shard is missing or damaged, or too many of its samples are unusable."""
+
+
+class TrainingError(XaresError):
+    """The loss of a training is no longer a finite number."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,6 @@ class BenchSession:
         if self._save_to is not None:
             check_new_baseline(self._save_to)
         self._selected: tuple[str, ...] = ()
-        self._uncovered: tuple[str, ...] = ()
         self._records: dict[str, ScoreRecord] = {}
         self._lalms: dict[str, Mapping[str, Any]] = {}
         self._run: RunManifest | None = None
@@ -192,17 +191,16 @@ class BenchSession:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Deselect the tests of datasets that the mix of --train does not train for."""
-        uncovered = [item for item in items if (name := _dataset_of(item)) and not self.plan.covers(name)]
+        """Deselect the tests of datasets, and of tasks, that the mix of --train does not train for."""
+        uncovered = [item for item in items if not all(map(self.plan.covers, self._datasets_of(item)))]
         if uncovered:
-            self._uncovered = tuple(name for item in uncovered if (name := _dataset_of(item)))
             config.hook.pytest_deselected(items=uncovered)
             items[:] = [item for item in items if item not in uncovered]
 
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note what is selected, and refuse a baseline that cannot judge it."""
-        names = (_dataset_of(item) for item in session.items)
+        names = (item.callspec.params.get("dataset") for item in session.items if hasattr(item, "callspec"))
         self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
         if self.baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
             try:
@@ -273,6 +271,15 @@ class BenchSession:
             terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
         if self._problem is not None:
             terminalreporter.write_line(f"xares-bench: {self._problem}", red=True)
+
+    def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
+        """The datasets that a test speaks of: its own, or all of its task."""
+        callspec = getattr(item, "callspec", None)
+        if callspec is None:
+            return ()
+        if "dataset" in callspec.params:
+            return (callspec.params["dataset"],)
+        return self.plan.catalogue.tasks.get(callspec.params.get("task"), ())
 
     def _results(self) -> Results | None:
         if self._run is None:
@@ -354,12 +361,6 @@ def _header(session: BenchSession) -> list[str]:
     lines.append(f"kept: {', '.join(mixes)}, {reuse.num_scores_reused} of {reuse.num_scores} scores reused")
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines
-
-
-def _dataset_of(item: pytest.Item) -> str | None:
-    """The dataset that an item tests, if it is the test of a dataset."""
-    callspec = getattr(item, "callspec", None)
-    return None if callspec is None else callspec.params.get("dataset")
 
 
 def _is_worker(config: pytest.Config) -> bool:

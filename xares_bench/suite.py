@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ class Suite:
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Name and describe the run that evaluates these datasets; the same run has the same name."""
         names = tuple(names)
-        key = digest_of({name: self.score_key(name) for name in names})
+        key = digest_of({name: self._key_or_problem(self.score_key, name) for name in names})
         preset = self.plan.catalogue.preset
         report = self.contract
         return RunManifest(
@@ -231,7 +231,9 @@ class Suite:
             deviations={key: list(values) for key, values in self.plan.deviations.items()},
             data={
                 "folder": _relative(str(self.plan.data_folder)),
-                "revision": digest_of([self._split_key(self.plan.dataset(name).eval) for name in names])[:12],
+                "revision": digest_of(
+                    [self._key_or_problem(self._split_key, self.plan.dataset(name).eval) for name in names]
+                )[:12],
                 "limit": self.plan.limit,
             },
             tasks=dict(self.plan.catalogue.tasks),
@@ -274,6 +276,13 @@ class Suite:
         assert split is not None
         shards = [shard.digest for shard in self._shards.locate(split)]
         return {"shards": shards, "target_keys": list(split.target_keys)}
+
+    def _key_or_problem(self, make: Callable[[Any], Any], of: Any) -> Any:
+        """A key, or what stands against it: one missing shard does not keep the other datasets from being scored."""
+        try:
+            return make(of)
+        except DataError as error:
+            return str(error)
 
     def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
         """Train the LALM of a mix and write it into a folder."""

@@ -13,14 +13,11 @@ from transformers import get_linear_schedule_with_warmup
 
 from xares_bench.batches import Batch
 from xares_bench.catalogue import TrainingRecipe
+from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
-
-
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a finite number."""
 
 
 def train(
@@ -48,7 +45,7 @@ def train(
         The loss of every step, in nats per token.
 
     Raises:
-        TrainingDiverged: The loss is no longer a finite number.
+        TrainingError: The loss is no longer a finite number.
     """
     optimizer = torch.optim.AdamW(
         _parameter_groups(lalm, recipe.weight_decay),
@@ -74,7 +71,7 @@ def train(
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
             if not losses[-1] < float("inf"):
-                raise TrainingDiverged(
+                raise TrainingError(
                     f"{description}: the loss is {losses[-1]} at step {step + 1} of {num_steps}; "
                     "lower the learning rate (--set learning_rate=...) or look at the encoder's features"
                 )

@@ -1,0 +1,375 @@
+"""The bench tests as users run them: whole pytest sessions over tiny data and a handful of steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tests.shard_factory import tone, write_shard
+from xares_bench.catalogue import load_catalogue
+
+Run = Callable[..., pytest.RunResult]
+
+ENCODER = REPOSITORY / "examples" / "logmel_encoder.py"
+FEW_STEPS = ["--set", "steps=3", "--set", "batch_size=4", "--set", "max_new_tokens=3"]
+
+
+def write_data(folder: Path) -> Path:
+    """A data folder with all 20 datasets, three tones a shard."""
+    for number, dataset in enumerate(load_catalogue("mini").datasets.values()):
+        assert dataset.train is not None
+        assert dataset.eval is not None
+        for split in (dataset.train, dataset.eval):
+            for shard in split.shards:
+                stem = shard.replace("/", "-").partition(".")[0]
+                clips = [
+                    (f"{stem}-{i}", tone(0.2 + 0.05 * i, 150 + 40 * i + number), {split.target_keys[0]: f"word {i}"})
+                    for i in range(3)
+                ]
+                write_shard(folder / shard, clips)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and a runs folder that the tests share, so that a LALM is trained once for all of them."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_data(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, shared: Path) -> Run:
+    """Runs `pytest bench` in this process with the options given."""
+
+    def run_bench(*options: object, data: Path = shared / "data", runs: Path = shared / "runs") -> pytest.RunResult:
+        return pytester.runpytest_inprocess(
+            REPOSITORY / "bench",
+            "-p",
+            "no:cacheprovider",
+            "--preset=mini",
+            f"--data-home={data}",
+            f"--runs-dir={runs}",
+            *FEW_STEPS,
+            *map(str, options),
+        )
+
+    return run_bench
+
+
+def run_folder(result: pytest.RunResult) -> Path:
+    """The run's folder, as the summary names it."""
+    lines = [line for line in result.outlines if line.startswith("results: ")]
+    return Path(lines[-1].removeprefix("results: "))
+
+
+def kept(result: pytest.RunResult) -> str:
+    """The header's line on what is reused."""
+    (line,) = (line for line in result.outlines if line.startswith("kept: "))
+    return line
+
+
+def test_the_whole_suite_trains_scores_and_reports(run: Run, pytester: pytest.Pytester) -> None:
+    result = run(f"--encoder={ENCODER}", "--junitxml=junit.xml")
+    assert result.ret == 0, result.stdout.str()
+    result.assert_outcomes(passed=41)
+    folder = run_folder(result)
+
+    results = json.loads((folder / "results.json").read_text())
+    catalogue = load_catalogue("mini")
+    assert results["schema"] == 1
+    assert [record["dataset"] for record in results["scores"]] == list(catalogue.datasets)
+    assert all(0 <= record["score"] <= 1 and record["num_rows"] == 3 for record in results["scores"])
+    assert [(overall["task"], overall["complete"]) for overall in results["overall"]] == [
+        ("task1", True),
+        ("task2", True),
+    ]
+    assert {lalm["mix"]: lalm["num_steps"] for lalm in results["lalms"]} == {"task1": 3, "task2": 3}
+    assert results["run"]["deviations"]["steps"] == [None, 3]
+
+    rows = [line.split("\t") for line in (folder / "scores.tsv").read_text().splitlines()]
+    assert rows[0] == ["Task", "score", "weight"]
+    assert [row[0] for row in rows].count("Overall") == 2
+    assert rows[16][0] == rows[-1][0] == "Overall"
+    task1 = [float(row[1]) for row in rows[1:16]]
+    assert float(rows[16][1]) == pytest.approx(math.fsum(task1) / 15, abs=1e-6)
+
+    predictions = [json.loads(line) for line in (folder / "predictions" / "esc-50.jsonl").read_text().splitlines()]
+    assert [row["clip"] for row in predictions] == [f"esc-50-test_00-{i}" for i in range(3)]
+    assert [row["reference"] for row in predictions] == ["word 0", "word 1", "word 2"]
+    assert sum(row["value"] for row in predictions) / 3 == results["scores"][2]["score"]
+
+    cases = ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")
+    properties = {
+        case.attrib["name"]: {item.attrib["name"]: item.attrib["value"] for item in case.iter("property")}
+        for case in cases
+    }
+    assert float(properties["test_dataset[esc-50]"]["score"]) == results["scores"][2]["score"]
+    result.stdout.fnmatch_lines(["*Overall*", "work behind these scores: features *"])
+
+
+def test_the_same_command_again_does_nothing_anew(run: Run) -> None:
+    first = run(f"--encoder={ENCODER}", "-k", "task2")
+    text = (run_folder(first) / "scores.tsv").read_text()
+    (run_folder(first) / "scores.tsv").unlink()
+    again = run(f"--encoder={ENCODER}", "-k", "task2")
+    assert again.ret == 0
+    assert kept(again) == "kept: LALM task2 reused, features of 15 of 15 shards reused, 5 of 5 scores reused"
+    assert run_folder(again) == run_folder(first)
+    assert (run_folder(again) / "scores.tsv").read_text() == text
+
+
+def test_a_fresh_runs_folder_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    first = run(f"--encoder={ENCODER}", "-k", "task2")
+    second = run(f"--encoder={ENCODER}", "-k", "task2", runs=tmp_path)
+    assert "LALM task2 to be trained" in kept(second)
+    for name in ("scores.tsv", "predictions/clotho.jsonl"):
+        assert (run_folder(first) / name).read_bytes() == (run_folder(second) / name).read_bytes()
+
+
+def test_whatever_is_changed_is_made_anew_with_all_that_depends_on_it(run: Run, shared: Path, tmp_path: Path) -> None:
+    options = ["-k", "clotho or mecat"]
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    encoder = tmp_path / "logmel_encoder.py"
+    shutil.copy(ENCODER, encoder)
+    run(f"--encoder={encoder}", *options, data=data)
+    everything = "kept: LALM task2 reused, features of 12 of 12 shards reused, 2 of 2 scores reused"
+    assert kept(run(f"--encoder={encoder}", *options, data=data)) == everything
+
+    test_shard = data / "clotho" / "test_00.tar.gz"
+    write_shard(test_shard, [("other", tone(0.2), {"caption": "word 1"})])
+    changed = run(f"--encoder={encoder}", *options, data=data)
+    assert kept(changed) == "kept: LALM task2 reused, features of 11 of 12 shards reused, 1 of 2 scores reused"
+
+    train_shard = data / "songdescriber" / "train_00.tar.gz"
+    write_shard(train_shard, [("other", tone(0.2), {"caption": "word 1"})])
+    changed = run(f"--encoder={encoder}", *options, data=data)
+    assert kept(changed) == "kept: LALM task2 to be trained, features of 11 of 12 shards reused, 0 of 2 scores reused"
+
+    changed = run(f"--encoder={encoder}", *options, "--set", "learning_rate=0.001", data=data)
+    assert kept(changed) == "kept: LALM task2 to be trained, features of 12 of 12 shards reused, 0 of 2 scores reused"
+    changed = run(f"--encoder={encoder}", *options, "--set", "repetition_penalty=1.5", data=data)
+    assert kept(changed) == "kept: LALM task2 reused, features of 12 of 12 shards reused, 0 of 2 scores reused"
+
+    encoder.write_text(encoder.read_text() + "#")
+    changed = run(f"--encoder={encoder}", *options, data=data)
+    assert kept(changed) == "kept: LALM task2 to be trained, features of 0 of 12 shards reused, 0 of 2 scores reused"
+
+
+def test_one_dataset_needs_its_tasks_mix_only(run: Run, tmp_path: Path) -> None:
+    result = run(f"--encoder={ENCODER}", "-k", "esc-50", runs=tmp_path)
+    result.assert_outcomes(passed=1, deselected=40)
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "store" / "lalms").glob("*/manifest.json")]
+    assert [manifest["mix"] for manifest in manifests] == ["task1"]
+    assert "Overall (incomplete: 1 of 15 datasets)" in (run_folder(result) / "scores.tsv").read_text()
+
+
+def test_a_named_mix_deselects_what_it_does_not_train_for(run: Run) -> None:
+    result = run(f"--encoder={ENCODER}", "--train=clotho", "-k", "dataset")
+    result.assert_outcomes(passed=1, deselected=40)
+    assert json.loads((run_folder(result) / "results.json").read_text())["scores"][0]["mix"] == "clotho"
+
+
+def test_limited_runs_are_marked_and_never_gated(run: Run, tmp_path: Path) -> None:
+    result = run(f"--encoder={ENCODER}", "--limit=2", "-k", "task2", f"--save-baseline={tmp_path / 'b.yaml'}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["*(incomplete: --limit left clips out)*", "*scores over --limit=2 clips are no baseline*"]
+    )
+    assert not (tmp_path / "b.yaml").exists()
+    records = json.loads((run_folder(result) / "results.json").read_text())["scores"]
+    assert all(record["partial"] and record["num_clips"] == 2 for record in records)
+
+
+@pytest.fixture
+def baseline(run: Run, tmp_path: Path) -> Path:
+    """A baseline of task 2, made by the suite itself."""
+    file = tmp_path / "base.yaml"
+    assert run(f"--encoder={ENCODER}", "-k", "task2", f"--save-baseline={file}").ret == 0
+    return file
+
+
+def raise_scores(file: Path, by: float) -> dict[str, float]:
+    """Make a baseline's scores better, as far as scores go."""
+    data = yaml.safe_load(file.read_text())
+    data["scores"] = {name: min(1.0, score + by) for name, score in data["scores"].items()}
+    file.write_text(yaml.safe_dump(data))
+    scores: dict[str, float] = data["scores"]
+    return scores
+
+
+def test_a_run_passes_its_own_baseline_and_fails_a_better_one(run: Run, baseline: Path) -> None:
+    options = [f"--encoder={ENCODER}", "-k", "task2", f"--baseline={baseline}"]
+    passed = run(*options)
+    assert passed.ret == 0
+    passed.assert_outcomes(passed=6, deselected=35)
+    scores = raise_scores(baseline, 0.1)
+    failed = run(*options, "--tolerance=0.02")
+    assert failed.ret == 1
+    failed.assert_outcomes(failed=6, deselected=35)
+    message = (
+        f"*clotho: score {scores['clotho'] - 0.1:.4f} is 0.1000 below the baseline {scores['clotho']:.4f} "
+        "(*base.yaml), tolerance 0.02; predictions: *clotho.jsonl*"
+    )
+    failed.stdout.fnmatch_lines([message, "*task2 overall: score * is 0.1000 below the baseline*"])
+    assert "Traceback" not in failed.stdout.str()
+    assert (run_folder(failed) / "predictions" / "clotho.jsonl").exists()
+    assert run(*options, "--tolerance=0.1001").ret == 0
+
+
+def test_a_baseline_is_never_passed_for_want_of_a_score(run: Run, baseline: Path) -> None:
+    data = yaml.safe_load(baseline.read_text())
+    del data["scores"]["mecat"]
+    baseline.write_text(yaml.safe_dump(data))
+    result = run(f"--encoder={ENCODER}", "-k", "task2", f"--baseline={baseline}")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*no score for mecat*"])
+    assert run(f"--encoder={ENCODER}", "-k", "task2 and not mecat", f"--baseline={baseline}").ret == 0
+
+
+def test_an_encoder_that_breaks_its_contract_skips_the_datasets_and_fails_the_run(run: Run, tmp_path: Path) -> None:
+    encoder = tmp_path / "enc.py"
+    encoder.write_text(
+        "import torch\nclass NanEncoder(torch.nn.Module):\n    output_dim = 4\n"
+        "    def forward(self, audio, mask=None):\n        return torch.full((len(audio), 5, 4), torch.nan), None\n"
+    )
+    result = run(f"--encoder={encoder}", "-k", "task2")
+    assert result.ret == 1
+    result.assert_outcomes(skipped=6, deselected=35)
+    result.stdout.fnmatch_lines(
+        ["encoder: breaks its contract, clause features-finite: *", "*no score for aishell-1, *"]
+    )
+    both = run(f"--encoder={encoder}", "-k", "encoder or clotho", "-rfs")
+    both.stdout.fnmatch_lines(["*clause features-finite*", "FAILED*features-finite*"])
+    assert both.ret == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "unusable"])
+def test_damaged_data_is_an_error_of_the_datasets_that_need_it(
+    damage: str, run: Run, shared: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    shard = data / "clotho" / "test_00.tar.gz"
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-40])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        write_shard(shard, [("a", b"no audio", {"caption": "x"}), ("b", tone(0.2), {"caption": "x"})])
+    result = run(f"--encoder={ENCODER}", "-k", "clotho or mecat", data=data)
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1, deselected=39)
+    text = result.stdout.str()
+    assert "Traceback" not in text
+    expected = {
+        "truncated": "test_00.tar.gz: damaged archive",
+        "missing": "test_00.tar.gz: this shard is missing",
+        "unusable": "clotho: 1 of 2 samples are unusable, more than the allowed share of 1.0% (a of clotho/test_00",
+    }
+    assert expected[damage] in text
+    results = json.loads((run_folder(result) / "results.json").read_text())
+    assert (results["missing"], [record["dataset"] for record in results["scores"]]) == (["clotho"], ["mecat"])
+
+
+def test_a_few_unusable_samples_are_counted_where_they_are_allowed(run: Run, shared: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    clips = [
+        ("bad", b"no audio", {"caption": "x"}),
+        ("good", tone(0.2), {"caption": "x"}),
+        ("dumb", tone(0.2), {"x": 1}),
+    ]
+    write_shard(data / "clotho" / "test_00.tar.gz", clips)
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--set", "max_dropped_share=0.7", data=data)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["clotho (2 dropped) *"])
+    (record,) = json.loads((run_folder(result) / "results.json").read_text())["scores"]
+    assert [(sample["clip"], sample["shard"]) for sample in record["dropped"]] == [
+        ("bad", "clotho/test_00.tar.gz"),
+        ("dumb", "clotho/test_00.tar.gz"),
+    ]
+    assert record["num_clips"] == 1
+
+
+def test_own_data_trains_and_scores(run: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        clips = [(f"{number}-{i}", tone(0.2, 200 + 50 * i), {"word": f"w{i}"}) for i in range(3)]
+        write_shard(tmp_path / f"tars{number}.tar", clips)
+    monkeypatch.chdir(tmp_path)
+    Path("train.yaml").write_text(
+        "train_data:\n  CustomDataName:\n    prompt: My prompt\n    data:\n    - tars{0..1}.tar\n    key: word\n"
+        "num_training_workers: 4\n"
+    )
+    Path("eval.yaml").write_text(
+        "eval_custom:\n  data:\n    data:\n    - tars{0..1}.tar\n    key: word\n    prompt: My prompt\n"
+        "  batch_size: 4\n  num_workers: 0\n  metric: Accuracy\n"
+    )
+    result = run(f"--encoder={ENCODER}", "--train=train.yaml", "--eval=eval.yaml", "-k", "not encoder")
+    result.assert_outcomes(passed=1, deselected=41)
+    (record,) = json.loads((run_folder(result) / "results.json").read_text())["scores"]
+    assert (record["dataset"], record["task"], record["num_rows"]) == ("eval_custom", "custom", 6)
+
+
+WRONG_COMMANDS = {
+    "no encoder": ([], "the bench tests need an encoder"),
+    "full preset": ([f"--encoder={ENCODER}", "--preset=full"], "Use --preset=mini"),
+    "unknown preset": ([f"--encoder={ENCODER}", "--preset=huge"], "expected one of full, mini"),
+    "missing encoder": (["--encoder=nowhere.py"], "nowhere.py"),
+    "bad arguments": ([f"--encoder={ENCODER}", "--encoder-args=[1]"], "--encoder-args"),
+    "unknown mix": ([f"--encoder={ENCODER}", "--train=esc50"], "--train=esc50: no such mix"),
+    "missing mix file": ([f"--encoder={ENCODER}", "--train=a.yaml"], "a.yaml: no such file"),
+    "eval alone": ([f"--encoder={ENCODER}", "--eval=a.yaml"], "a.yaml: no such file"),
+    "unknown value": ([f"--encoder={ENCODER}", "--set", "lr=1"], "--set: lr: unknown key"),
+    "bad value": ([f"--encoder={ENCODER}", "--set", "batch_size=0"], "batch_size: found 0, expected a whole number"),
+    "bad tolerance": ([f"--encoder={ENCODER}", "--tolerance=-1"], "found '-1', expected a number of at least 0"),
+    "bad limit": ([f"--encoder={ENCODER}", "--limit=0"], "found '0', expected a whole number of at least 1"),
+    "missing baseline": ([f"--encoder={ENCODER}", "--baseline=b.yaml"], "no baseline 'b.yaml'"),
+    "other preset's baseline": ([f"--encoder={ENCODER}", "--baseline=whisper-base"], "measured with --preset=full"),
+    "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "is there already"),
+    "option of a later edition": ([f"--encoder={ENCODER}", "--decoder=x"], "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COMMANDS)
+def test_a_wrong_command_line_is_a_usage_error(name: str, run: Run) -> None:
+    options, message = WRONG_COMMANDS[name]
+    result = run(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+def test_listing_needs_no_encoder_no_data_and_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys, pytest\n"
+        f"code = pytest.main([{str(REPOSITORY / 'bench')!r}, '--collect-only', '-q', '-p', 'no:cacheprovider'])\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'webdataset', 'peft', 'jiwer', 'numpy'} & {*sys.modules}\n"
+        "print('loaded', sorted(heavy)); sys.exit(code)"
+    )
+    listed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "loaded []" in listed.stdout
+    assert "test_task1.py::test_dataset[esc-50]" in listed.stdout
+    assert "41 tests collected" in listed.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "no:xares_bench"]])
+def test_a_foreign_project_is_left_alone(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import sys\ndef test_it():\n    assert not {'torch', 'yaml', 'xares_bench.session'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", *options]
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["test_it.py"]
