@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import MakeClips
-from xares_bench.batches import IGNORED_LABEL, Encoding, Row, collate, make_rows, training_batches
+from xares_bench.batches import IGNORED_LABEL, Encoding, collate, training_batches
 from xares_bench.catalogue import Dataset, Mix, Recipe, Split, make_mix
+from xares_bench.rows import Row
 
 
 def dataset(name: str, prompt: str = "what?") -> Dataset:
@@ -46,18 +47,6 @@ def test_padding_on_the_left_only_moves_sequences(make_clips: MakeClips, encodin
     assert left.attention_mask_BL.tolist() == [[1] * 6, [0] * 2 + [1] * 4]
     assert torch.equal(left.token_ids_BL[1, 2:], right.token_ids_BL[1, :4])
     assert torch.equal(left.frames_ND, right.frames_ND)
-
-
-def test_rows_are_clips_times_targets_and_clips_without_a_target_are_named(make_clips: MakeClips) -> None:
-    first, second, third = make_clips([1, 1, 1])
-    object.__setattr__(first, "fields", {"captions": ["a", "b"]})
-    object.__setattr__(second, "fields", {"other": "x"})
-    object.__setattr__(third, "fields", {"label": 3})
-    rows, dropped = make_rows([first, second, third], Split(shards=(), target_keys=("label",)))
-    assert [(row.clip.key, row.target) for row in rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
-    assert [(sample.clip, sample.shard) for sample in dropped] == [("clip-1", "shard")]
-    assert "label" in dropped[0].reason
-    assert "other" in dropped[0].reason
 
 
 @pytest.fixture

@@ -18,21 +18,12 @@ import torch
 import webdataset
 from transformers import PreTrainedTokenizerBase
 
-from xares_bench.catalogue import FALLBACK_TARGET_KEYS, Dataset, Mix, Split, TrainingRecipe
+from xares_bench.catalogue import Dataset, Mix, TrainingRecipe
 from xares_bench.features import Clip
-from xares_bench.records import DroppedSample
-from xares_bench.shards import find_targets
+from xares_bench.rows import Row
 
 # What the loss passes over.
 IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One (clip, target) pair of a dataset."""
-
-    clip: Clip
-    target: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +77,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-
-def make_rows(clips: Iterable[Clip], split: Split) -> tuple[list[Row], list[DroppedSample]]:
-    """The rows of a split: one per clip and target, and the clips without a target."""
-    rows: list[Row] = []
-    dropped = []
-    keys = tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS)))
-    for clip in clips:
-        try:
-            rows.extend(Row(clip=clip, target=target) for target in find_targets(clip.fields, keys))
-        except ValueError as cause:
-            dropped.append(DroppedSample(shard=clip.shard, clip=clip.key, reason=str(cause)))
-    return rows, dropped
 
 
 class Encoding:

@@ -7,6 +7,7 @@ mappings, so that they reach the table from xdist's workers in the same way as f
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
@@ -187,6 +188,11 @@ class BenchSession:
             raise pytest.UsageError(
                 "--preset=full, the published benchmark, cannot be run yet: its data are not fetched from the hub. "
                 "Use --preset=mini"
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise pytest.UsageError(
+                f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher; training on several is not built "
+                "yet. Run pytest itself, in one process"
             )
 
     @pytest.hookimpl(tryfirst=True)

@@ -22,26 +22,40 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from xares_bench.batches import Encoding, Row, make_rows, training_batches
+from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.digests import code_digest, digest_of, library_versions
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import DataError, EncoderError
-from xares_bench.features import Clip, FeatureStore
+from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm, decoder_digest, load_tokenizer
 from xares_bench.metrics import evaluate
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
-from xares_bench.records import DroppedSample, Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.rows import Row, RowReader
 from xares_bench.shards import Shard, ShardFolder
 from xares_bench.store import Entry, Store
 from xares_bench.training import train
 
 # Modules whose behaviour a trained LALM, and a score, depends on besides its features.
-_TRAINING_CODE = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.training", "xares_bench.shards")
-_SCORING_CODE = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.generation", "xares_bench.metrics")
+_TRAINING_CODE = (
+    "xares_bench.batches",
+    "xares_bench.lalm",
+    "xares_bench.rows",
+    "xares_bench.shards",
+    "xares_bench.training",
+)
+_SCORING_CODE = (
+    "xares_bench.batches",
+    "xares_bench.generation",
+    "xares_bench.lalm",
+    "xares_bench.metrics",
+    "xares_bench.rows",
+    "xares_bench.shards",
+)
 _TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
 _SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *_TRAINING_LIBRARIES, *_SCORING_LIBRARIES})
@@ -250,6 +264,16 @@ class Suite:
         return FeatureStore(self._store, self.encoder, honours_mask=self.contract.honours_mask)
 
     @functools.cached_property
+    def _rows(self) -> RowReader:
+        return RowReader(
+            shards=self._shards,
+            features=self._features,
+            limit=self.plan.limit,
+            max_dropped_share=self.plan.recipe.training.max_dropped_share,
+            progress=self._progress,
+        )
+
+    @functools.cached_property
     def _features_key(self) -> str:
         """Digest of how features are made, whatever the shard."""
         nothing = Shard(path=Path(), name="", digest="")
@@ -287,12 +311,14 @@ class Suite:
     def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
         """Train the LALM of a mix and write it into a folder."""
         started = time.perf_counter()
-        rows, dropped = {}, []
         recipe = self.plan.recipe.training
+        rows: dict[str, tuple[Row, ...]] = {}
+        dropped = []
         for dataset in mix.datasets:
             assert dataset.train is not None
-            rows[dataset.name], _, unusable = self._read(dataset, dataset.train, recipe.max_audio_s)
-            dropped.extend(unusable)
+            read = self._rows.read(dataset, dataset.train, recipe.max_audio_s)
+            rows[dataset.name] = read.rows
+            dropped.extend(read.dropped)
         features_s = time.perf_counter() - started
         lalm = build_lalm(self.plan.catalogue.preset.decoder, self.encoder.output_dim, recipe)
         losses = train(
@@ -322,23 +348,25 @@ class Suite:
         entry = self.lalm(mix)
         assert dataset.eval is not None
         started = time.perf_counter()
-        rows, clips, dropped = self._read(dataset, dataset.eval, None)
+        read = self._rows.read(dataset, dataset.eval, None)
         features_s = time.perf_counter() - started
         texts = generate(
             self._loaded_lalm(mix, entry),
-            [self._encoding.prompt(clip, dataset.prompt) for clip in clips],
+            [self._encoding.prompt(clip, dataset.prompt) for clip in read.clips],
             encoding=self._encoding,
             recipe=self._generation_recipe(dataset),
             device=self.device,
             progress=self._progress,
             description=f"evaluating {dataset.name}",
         )
-        said = {(clip.shard, clip.key): text for clip, text in zip(clips, texts, strict=True)}
-        hypotheses = [said[row.clip.shard, row.clip.key] for row in rows]
-        result = evaluate(dataset.metric, [row.target for row in rows], hypotheses, **dict(dataset.metric_arguments))
+        said = {(clip.shard, clip.key): text for clip, text in zip(read.clips, texts, strict=True)}
+        hypotheses = [said[row.clip.shard, row.clip.key] for row in read.rows]
+        result = evaluate(
+            dataset.metric, [row.target for row in read.rows], hypotheses, **dict(dataset.metric_arguments)
+        )
         predictions = [
             Prediction(clip=row.clip.key, reference=row.target, hypothesis=hypothesis, value=value)
-            for row, hypothesis, value in zip(rows, hypotheses, result.row_values, strict=True)
+            for row, hypothesis, value in zip(read.rows, hypotheses, result.row_values, strict=True)
         ]
         (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
         record = ScoreRecord(
@@ -347,12 +375,12 @@ class Suite:
             metric=dataset.metric,
             score=float(result.score),
             weight=dataset.weight,
-            num_rows=len(rows),
-            num_clips=len(clips),
-            duration_s=sum(clip.duration_s for clip in clips),
+            num_rows=len(read.rows),
+            num_clips=len(read.clips),
+            duration_s=sum(clip.duration_s for clip in read.clips),
             features_s=features_s,
             generation_s=time.perf_counter() - started - features_s,
-            dropped=tuple(dropped),
+            dropped=read.dropped,
             mix=mix.name,
             key=self.score_key(dataset.name),
             lalm_key=self.lalm_key(mix),
@@ -369,45 +397,6 @@ class Suite:
             lalm.load(entry.folder)
             self._lalms[mix.name] = lalm.to(self.device).eval()
         return self._lalms[mix.name]
-
-    def _read(
-        self, dataset: Dataset, split: Split, max_audio_s: float | None
-    ) -> tuple[list[Row], list[Clip], list[DroppedSample]]:
-        """Rows and clips of a split, with features, and the samples that could not be used.
-
-        Raises:
-            DataError: More samples than the stated share are unusable.
-        """
-        clips: list[Clip] = []
-        dropped: list[DroppedSample] = []
-        shards = self._shards.locate(split)
-        with self._progress.bar(f"features of {dataset.name}", len(shards)) as advance:
-            for shard in shards:
-                left = None if self.plan.limit is None else self.plan.limit - len(clips) - len(dropped)
-                if left is not None and left <= 0:
-                    break
-                features = self._features.obtain(
-                    shard, max_audio_s=max_audio_s, max_clips=left, num_workers=split.num_workers
-                )
-                clips.extend(features.clips)
-                dropped.extend(features.dropped)
-                advance()
-        rows, without_target = make_rows(clips, split)
-        dropped.extend(without_target)
-        _check_dropped(dataset, dropped, len(clips) + len(dropped) - len(without_target), self.plan)
-        unusable = {(sample.shard, sample.clip) for sample in without_target}
-        return rows, [clip for clip in clips if (clip.shard, clip.key) not in unusable], dropped
-
-
-def _check_dropped(dataset: Dataset, dropped: list[DroppedSample], num_samples: int, plan: Plan) -> None:
-    allowed = plan.recipe.training.max_dropped_share
-    if num_samples == len(dropped) or len(dropped) > allowed * num_samples:
-        first = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in dropped[:3])
-        raise DataError(
-            f"{dataset.name}: {len(dropped)} of {num_samples} samples are unusable"
-            f"{', more than the allowed share of ' + format(allowed, '.1%') if dropped else ''}"
-            f"{' (' + first + ')' if first else ''}; mend the shards, or allow more with --set max_dropped_share=SHARE"
-        )
 
 
 def _relative(path: str) -> str:
