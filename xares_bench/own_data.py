@@ -54,7 +54,7 @@ def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
     if not datasets:
         file.fail("train_data", "found no dataset, expected at least one")
     steps = catalogue.preset.steps.get("alone", catalogue.preset.steps["all"])
-    return make_mix(path.stem, datasets, [1.0] * len(datasets), steps)
+    return make_mix(path.name, datasets, [1.0] * len(datasets), steps)
 
 
 def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...]:

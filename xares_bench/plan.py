@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from xares_bench.catalogue import Catalogue, Dataset, Mix, Recipe, load_catalogue
+from xares_bench.catalogue import Catalogue, Dataset, GenerationRecipe, Mix, Recipe, load_catalogue
 from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.errors import CatalogueError, UsageError
-from xares_bench.own_data import read_own_evaluations, read_own_mix
+from xares_bench.own_data import OWN_TASK, read_own_evaluations, read_own_mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,12 @@ class Plan:
         preset, own = self.catalogue.preset.recipe.values(), self.recipe.values()
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
 
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Names of the datasets of every task, own ones included."""
+        own = {OWN_TASK: tuple(self.own_datasets)} if self.own_datasets else {}
+        return {**self.catalogue.tasks, **own}
+
     def dataset(self, name: str) -> Dataset:
         """The public or own dataset of that name."""
         return self.own_datasets[name] if name in self.own_datasets else self.catalogue.datasets[name]
@@ -54,6 +61,16 @@ class Plan:
     def covers(self, name: str) -> bool:
         """Whether a LALM of this plan has been trained for that dataset, so that testing it makes sense."""
         return self.mix is None or name in self.own_datasets or any(part.name == name for part in self.mix.datasets)
+
+    def num_steps(self, mix: Mix) -> int:
+        """Optimiser steps that a mix is trained for."""
+        return self.recipe.training.steps or mix.steps
+
+    def generation_recipe(self, dataset: Dataset) -> GenerationRecipe:
+        """How answers are generated for a dataset."""
+        if dataset.generation_batch_size is None:
+            return self.recipe.generation
+        return dataclasses.replace(self.recipe.generation, generation_batch_size=dataset.generation_batch_size)
 
     def mix_for(self, name: str) -> Mix:
         """The mix whose LALM a dataset is evaluated with."""

@@ -176,4 +176,5 @@ def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str
 
 def predictions_to_jsonl(predictions: Iterable[Prediction]) -> str:
     """One JSON object a line, in the order given."""
-    return "".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in predictions)
+    rows = map(dataclasses.asdict, predictions)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

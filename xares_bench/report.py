@@ -80,6 +80,12 @@ def scores_markdown(results: Results) -> str:
         rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{overall.score:.3f}**", ""])
         table = _tabulate(rows, ["dataset", "metric", "score", "rows"], "github")
         parts.append(f"## {overall.task}\n\n{table}")
+    dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
+    if dropped:
+        counts = ", ".join(f"{name} {count}" for name, count in dropped.items())
+        parts.append(f"Samples that could not be used: {counts}.")
+    if results.missing:
+        parts.append(f"No score: {', '.join(results.missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,7 +128,7 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
     for overall in results.overalls:
         rows: list[Sequence[Any]] = []
         for record in results.of_task(overall.task):
-            held = None if baseline is None else baseline.scores.get(record.dataset)
+            held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
             name = record.dataset + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
             seconds = "kept" if record.reused else f"{record.generation_s:.1f}"
             rows.append([name, record.metric, *_against(record.score, held), record.num_rows, seconds])

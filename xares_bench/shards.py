@@ -102,7 +102,7 @@ class ShardFolder:
                     f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} {promised}; "
                     "the shard is damaged or was changed: restore it, or build the corpus and its manifest anew"
                 )
-            self._shards[name] = Shard(path=path, name=name if inside else path.name, digest=digest)
+            self._shards[name] = Shard(path=path, name=name, digest=digest)
         return self._shards[name]
 
 
@@ -186,6 +186,8 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
         with _open(shard.path) as stream:
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
+                    if member.islnk() or member.issym():
+                        raise ReadError(f"{member.name!r} is a link; store the file itself")
                     if not member.isfile():
                         continue
                     # A name that is not UTF-8 comes with half characters, which no result file could hold.

@@ -1,20 +1,11 @@
-"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before.
-
-Every result is filed under a key made of all that it depends on:
-
-    score  <-  LALM, test shards, prompt, target keys, metric, generation recipe
-    LALM   <-  encoder, training shards, prompts, weights, decoder, training recipe
-    features <- encoder, shard
-
-and of the code and the libraries that make it. The keys are known before any work is done.
-"""
+"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,40 +16,23 @@ from accelerate import Accelerator
 from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.contract import ContractReport, check_contract
-from xares_bench.digests import code_digest, digest_of, library_versions
+from xares_bench.digests import library_versions
 from xares_bench.encoders import FrozenEncoder
-from xares_bench.errors import DataError, EncoderError
+from xares_bench.errors import EncoderError
 from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
-from xares_bench.lalm import LALM, build_lalm, decoder_digest, load_tokenizer
+from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
+from xares_bench.lalm import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics import evaluate
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
 from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
 from xares_bench.rows import Row, RowReader
-from xares_bench.shards import Shard, ShardFolder
+from xares_bench.shards import ShardFolder
 from xares_bench.store import Entry, Store
 from xares_bench.training import train
 
-# Modules whose behaviour a trained LALM, and a score, depends on besides its features.
-_TRAINING_CODE = (
-    "xares_bench.batches",
-    "xares_bench.lalm",
-    "xares_bench.rows",
-    "xares_bench.shards",
-    "xares_bench.training",
-)
-_SCORING_CODE = (
-    "xares_bench.batches",
-    "xares_bench.generation",
-    "xares_bench.lalm",
-    "xares_bench.metrics",
-    "xares_bench.rows",
-    "xares_bench.shards",
-)
-_TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
-_SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
-_REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *_TRAINING_LIBRARIES, *_SCORING_LIBRARIES})
+_REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LOSS_FILE = "loss.tsv"
@@ -131,7 +105,7 @@ class Suite:
             EncoderError: The encoder breaks its contract.
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
         """
-        return self._store.obtain("lalms", self.lalm_key(mix), functools.partial(self._train, mix))
+        return self._store.obtain("lalms", self._keys.lalm(mix), functools.partial(self._train, mix))
 
     def evaluate(self, name: str) -> ScoreRecord:
         """The score of a dataset, computed now if need be; its LALM is trained first if need be.
@@ -142,60 +116,14 @@ class Suite:
         """
         dataset = self.plan.dataset(name)
         mix = self.plan.mix_for(name)
-        entry = self._store.obtain("scores", self.score_key(name), functools.partial(self._score, dataset, mix))
+        entry = self._store.obtain("scores", self._keys.score(name), functools.partial(self._score, dataset, mix))
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
 
     def predictions_file(self, name: str) -> Path:
         """The predictions of a dataset that has been evaluated, in the store."""
-        entry = self._store.find("scores", self.score_key(name))
+        entry = self._store.find("scores", self._keys.score(name))
         assert entry is not None, name
         return entry.folder / PREDICTIONS_FILE
-
-    def lalm_key(self, mix: Mix) -> str:
-        """Digest of everything that the LALM of a mix depends on."""
-        parts = [
-            {
-                "name": dataset.name,
-                "weight": weight,
-                "prompt": dataset.prompt,
-                "train": self._split_key(dataset.train),
-            }
-            for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
-        ]
-        return digest_of(
-            {
-                "mix": parts,
-                "num_steps": self._num_steps(mix),
-                "limit": self.plan.limit,
-                "recipe": dataclasses.asdict(self.plan.recipe.training),
-                "features": self._features_key,
-                "decoder": self._decoder_digest,
-                "device": self.device.type,
-                "precision": self._accelerator.mixed_precision,
-                "code": code_digest(*_TRAINING_CODE),
-                "libraries": library_versions(_TRAINING_LIBRARIES),
-            }
-        )
-
-    def score_key(self, name: str) -> str:
-        """Digest of everything that the score of a dataset depends on."""
-        dataset = self.plan.dataset(name)
-        return digest_of(
-            {
-                "lalm": self.lalm_key(self.plan.mix_for(name)),
-                "dataset": name,
-                "task": dataset.task,
-                "weight": dataset.weight,
-                "prompt": dataset.prompt,
-                "eval": self._split_key(dataset.eval),
-                "metric": [dataset.metric, dict(dataset.metric_arguments)],
-                "limit": self.plan.limit,
-                "recipe": dataclasses.asdict(self._generation_recipe(dataset)),
-                "max_dropped_share": self.plan.recipe.training.max_dropped_share,
-                "code": code_digest(*_SCORING_CODE),
-                "libraries": library_versions(_SCORING_LIBRARIES),
-            }
-        )
 
     def reuse(self, names: Iterable[str]) -> Reuse:
         """What a session that evaluates these datasets will find finished."""
@@ -214,19 +142,18 @@ class Suite:
         return Reuse(
             num_shards=len(keys),
             num_shards_reused=sum(self._store.find("features", key) is not None for key in keys),
-            mixes={name: self._store.find("lalms", self.lalm_key(mix)) is not None for name, mix in mixes.items()},
+            mixes={name: self._store.find("lalms", self._keys.lalm(mix)) is not None for name, mix in mixes.items()},
             num_scores=len(names),
-            num_scores_reused=sum(self._store.find("scores", self.score_key(name)) is not None for name in names),
+            num_scores_reused=sum(self._store.find("scores", self._keys.score(name)) is not None for name in names),
         )
 
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Name and describe the run that evaluates these datasets; the same run has the same name."""
         names = tuple(names)
-        key = digest_of({name: self._key_or_problem(self.score_key, name) for name in names})
         preset = self.plan.catalogue.preset
         report = self.contract
         return RunManifest(
-            name=f"{self.encoder.name}-{preset.name}-{key[:10]}",
+            name=f"{self.encoder.name}-{preset.name}-{self._keys.run(names)[:10]}",
             datasets=names,
             encoder={
                 "spec": self.encoder.spec.text,
@@ -240,17 +167,15 @@ class Suite:
                 "warnings": dict(report.warnings),
             },
             preset=preset.name,
-            decoder={"name": _relative(preset.decoder), "fingerprint": self._decoder_digest},
+            decoder={"name": _relative(preset.decoder), "fingerprint": self._keys.decoder},
             recipe=self.plan.recipe.values(),
             deviations={key: list(values) for key, values in self.plan.deviations.items()},
             data={
                 "folder": _relative(str(self.plan.data_folder)),
-                "revision": digest_of(
-                    [self._key_or_problem(self._split_key, self.plan.dataset(name).eval) for name in names]
-                )[:12],
+                "revision": self._keys.data(names)[:12],
                 "limit": self.plan.limit,
             },
-            tasks=dict(self.plan.catalogue.tasks),
+            tasks=self.plan.tasks,
             environment={
                 "device": str(self.device),
                 "precision": self._accelerator.mixed_precision,
@@ -274,39 +199,18 @@ class Suite:
         )
 
     @functools.cached_property
-    def _features_key(self) -> str:
-        """Digest of how features are made, whatever the shard."""
-        nothing = Shard(path=Path(), name="", digest="")
-        return self._features.key(nothing, self.plan.recipe.training.max_audio_s, self.plan.limit)
-
-    @functools.cached_property
-    def _decoder_digest(self) -> str:
-        return decoder_digest(self.plan.catalogue.preset.decoder)
+    def _keys(self) -> Keys:
+        return Keys(
+            plan=self.plan,
+            shards=self._shards,
+            features=self._features,
+            device_type=self.device.type,
+            precision=self._accelerator.mixed_precision,
+        )
 
     @functools.cached_property
     def _encoding(self) -> Encoding:
         return Encoding(load_tokenizer(self.plan.catalogue.preset.decoder))
-
-    def _generation_recipe(self, dataset: Dataset) -> Any:
-        recipe = self.plan.recipe.generation
-        if dataset.generation_batch_size is None:
-            return recipe
-        return dataclasses.replace(recipe, generation_batch_size=dataset.generation_batch_size)
-
-    def _num_steps(self, mix: Mix) -> int:
-        return self.plan.recipe.training.steps or mix.steps
-
-    def _split_key(self, split: Split | None) -> Any:
-        assert split is not None
-        shards = [shard.digest for shard in self._shards.locate(split)]
-        return {"shards": shards, "target_keys": list(split.target_keys)}
-
-    def _key_or_problem(self, make: Callable[[Any], Any], of: Any) -> Any:
-        """A key, or what stands against it: one missing shard does not keep the other datasets from being scored."""
-        try:
-            return make(of)
-        except DataError as error:
-            return str(error)
 
     def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
         """Train the LALM of a mix and write it into a folder."""
@@ -324,7 +228,7 @@ class Suite:
         losses = train(
             lalm,
             training_batches(mix, rows, self._encoding, recipe),
-            num_steps=self._num_steps(mix),
+            num_steps=self.plan.num_steps(mix),
             recipe=recipe,
             accelerator=self._accelerator,
             progress=self._progress,
@@ -354,7 +258,7 @@ class Suite:
             self._loaded_lalm(mix, entry),
             [self._encoding.prompt(clip, dataset.prompt) for clip in read.clips],
             encoding=self._encoding,
-            recipe=self._generation_recipe(dataset),
+            recipe=self.plan.generation_recipe(dataset),
             device=self.device,
             progress=self._progress,
             description=f"evaluating {dataset.name}",
@@ -382,8 +286,8 @@ class Suite:
             generation_s=time.perf_counter() - started - features_s,
             dropped=read.dropped,
             mix=mix.name,
-            key=self.score_key(dataset.name),
-            lalm_key=self.lalm_key(mix),
+            key=self._keys.score(dataset.name),
+            lalm_key=self._keys.lalm(mix),
             reused=False,
             partial=self.plan.limit is not None,
         )

@@ -1,0 +1,246 @@
+"""Audio: every container gives back what went in, at 16 kHz, mono and within -1 and 1, or says why it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.signal
+from numpy.typing import NDArray
+
+from tests.shard_factory import Waveform, encode, tone
+from xares_bench.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, crop, decode
+
+
+def chirp(duration_s: float = 1.0, *, rate_hz: int = SAMPLE_RATE_HZ, to_hz: float = 3000.0) -> Waveform:
+    """A sweep from 200 Hz, faded in and out, whose place in time can be told."""
+    time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
+    sweep = scipy.signal.chirp(time_s, 200.0, duration_s, to_hz) * np.sin(np.pi * time_s / duration_s)
+    return np.asarray(0.5 * sweep, dtype=np.float32)
+
+
+def correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def assert_clip(waveform: Waveform) -> None:
+    assert waveform.dtype == np.float32
+    assert waveform.ndim == 1
+    assert len(waveform) >= 1
+    assert np.isfinite(waveform).all()
+    assert np.abs(waveform).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "at_least"), [("wav", 0.99999), ("flac", 0.99999), ("ogg", 0.99), ("opus", 0.99), ("mp3", 0.99)]
+)
+def test_every_container_gives_back_what_went_in(suffix: str, at_least: float) -> None:
+    original = chirp()
+    waveform = decode(encode(original, suffix))
+    assert_clip(waveform)
+    assert len(waveform) == len(original)
+    assert correlation(waveform, original) > at_least
+    assert np.sqrt(np.mean(waveform**2)) == pytest.approx(np.sqrt(np.mean(original**2)), rel=0.05)
+
+
+def test_every_suffix_is_tested_above() -> None:
+    assert sorted(AUDIO_SUFFIXES) == ["flac", "mp3", "ogg", "opus", "wav"]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+def test_every_usual_kind_of_wav(subtype: str) -> None:
+    original = chirp(0.2)
+    waveform = decode(encode(original, subtype=subtype))
+    assert len(waveform) == len(original)
+    assert correlation(waveform, original) > 0.999
+    if subtype == "FLOAT":
+        np.testing.assert_array_equal(waveform, original)
+
+
+def test_channels_are_averaged() -> None:
+    left, right = tone(0.1, 300.0, amplitude=0.8), tone(0.1, 700.0, amplitude=0.2)
+    waveform = decode(encode(np.stack([left, right], axis=1), subtype="FLOAT"))
+    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-7)
+    six = decode(encode(np.stack([left, right, left, right, 0 * left, 0 * left], axis=1), subtype="FLOAT"))
+    np.testing.assert_allclose(six, (left + right) / 3, atol=1e-7)
+
+
+def test_opposite_channels_cancel_to_silence() -> None:
+    wave = tone(0.1)
+    waveform = decode(encode(np.stack([wave, -wave], axis=1), subtype="FLOAT"))
+    np.testing.assert_array_equal(waveform, np.zeros_like(wave))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000])
+def test_resampling_keeps_pitch_loudness_and_length(rate_hz: int) -> None:
+    waveform = decode(encode(tone(1.0, 1000.0, rate_hz=rate_hz), rate_hz=rate_hz, subtype="FLOAT"))
+    assert_clip(waveform)
+    assert abs(len(waveform) - SAMPLE_RATE_HZ) <= 1
+    middle = waveform[2000:14000].astype(np.float64)
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    assert np.argmax(spectrum) * SAMPLE_RATE_HZ / len(middle) == pytest.approx(1000.0, abs=2)
+    assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, rel=0.002)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_agrees_with_another_resampler(rate_hz: int) -> None:
+    original = chirp(0.5, rate_hz=rate_hz)
+    waveform = decode(encode(original, rate_hz=rate_hz, subtype="FLOAT"))
+    common = np.gcd(rate_hz, SAMPLE_RATE_HZ)
+    expected = scipy.signal.resample_poly(original.astype(np.float64), SAMPLE_RATE_HZ // common, rate_hz // common)
+    assert abs(len(waveform) - len(expected)) <= 1
+    length = min(len(waveform), len(expected))
+    np.testing.assert_allclose(waveform[:length], expected[:length], atol=0.01)
+
+
+def test_what_16_khz_cannot_hold_is_filtered_out() -> None:
+    """Without a low-pass filter, 10 kHz would come back as 6 kHz."""
+    waveform = decode(encode(tone(0.5, 10_000.0, rate_hz=48_000), rate_hz=48_000, subtype="FLOAT"))
+    assert np.abs(waveform[500:-500]).max() < 1e-3
+
+
+def test_a_peak_above_1_is_divided_by() -> None:
+    loud = tone(0.1, amplitude=4.0)
+    waveform = decode(encode(loud, subtype="FLOAT"))
+    assert np.abs(waveform).max() == 1.0
+    np.testing.assert_allclose(waveform, loud / np.abs(loud).max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 0.5, 1e-4])
+def test_a_peak_of_at_most_1_is_left_alone(amplitude: float) -> None:
+    quiet = tone(0.1, amplitude=amplitude)
+    np.testing.assert_array_equal(decode(encode(quiet, subtype="FLOAT")), quiet)
+
+
+def test_the_peak_is_that_of_the_average() -> None:
+    wave = tone(0.1, amplitude=1.0)
+    waveform = decode(encode(np.stack([1.6 * wave, 0 * wave], axis=1), subtype="FLOAT"))
+    np.testing.assert_allclose(waveform, 0.8 * wave, atol=1e-6)
+
+
+def test_silence_stays_silence() -> None:
+    np.testing.assert_array_equal(decode(encode(np.zeros(160, np.float32), "flac")), np.zeros(160, np.float32))
+
+
+def test_one_sample_is_a_clip() -> None:
+    assert_clip(decode(encode(np.full(1, 0.25, np.float32), subtype="FLOAT")))
+
+
+def test_less_than_one_sample_at_16_khz_is_none() -> None:
+    data = encode(np.full(1, 0.25, np.float32), rate_hz=96_000, subtype="FLOAT")
+    try:
+        waveform = decode(data)
+    except ValueError as cause:
+        assert "shorter than one sample" in str(cause)  # noqa: PT017  # either is fine, an empty waveform is not
+    else:
+        assert_clip(waveform)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sample_that_is_no_number_is_refused(bad: float, channels: int) -> None:
+    samples = np.stack([tone(0.1)] * channels, axis=1)
+    samples[700, -1] = bad
+    with pytest.raises(ValueError, match=r"^audio with NaN or infinite samples$"):
+        decode(encode(samples, subtype="FLOAT"))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_samples_that_overflow_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^audio with samples too large to average or resample$"):
+        decode(encode(np.full((160, 2), 3e38, np.float32), subtype="FLOAT"))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_no_sample_is_refused(suffix: str) -> None:
+    with pytest.raises(ValueError, match=r"^(audio without a sample|unreadable audio: .*)$"):
+        decode(encode(np.zeros(0, np.float32), suffix))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00", b"not audio at all", b"RIFF", b"RIFF\x00\x00\x00\x00WAVE", b"fLaC", b"OggS", b"ID3", b"{}" * 5000],
+    ids=range(9),
+)
+def test_what_is_no_audio_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)") as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "opus"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])
+def test_a_truncated_file_is_refused(suffix: str, share: float) -> None:
+    data = encode(chirp(), suffix)
+    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)"):
+        decode(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
+def test_damage_to_a_header_is_survived_or_refused(suffix: str) -> None:
+    """Also where it claims thousands of millions of samples."""
+    original = encode(chirp(0.05), suffix)
+    num_refused = 0
+    for place in range(48):
+        for bit in range(0, 8, 3):
+            data = bytearray(original)
+            data[place] ^= 1 << bit
+            try:
+                assert_clip(decode(bytes(data)))
+            except ValueError as cause:
+                assert str(cause).startswith(("unreadable audio: ", "audio "))  # noqa: PT017  # either outcome is fine
+                num_refused += 1
+    assert num_refused > 0 or suffix == "mp3"
+
+
+def test_a_short_clip_is_not_cropped() -> None:
+    wave = tone(1.0)
+    assert crop(wave, 1.0, "k") is wave
+    assert crop(wave[:5], 30.0, "k") is not None
+    np.testing.assert_array_equal(crop(wave[:5], 30.0, "k"), wave[:5])
+
+
+def test_a_crop_is_a_window_of_the_clip() -> None:
+    ramp = np.arange(40_000, dtype=np.float32)
+    for number in range(50):
+        window = crop(ramp, 0.5, f"clip_{number}")
+        assert len(window) == 8_000
+        assert 0 <= window[0] <= 32_000
+        np.testing.assert_array_equal(window, np.arange(window[0], window[0] + 8_000))
+
+
+def test_a_crop_depends_on_the_key_alone() -> None:
+    ramp = np.arange(40_000, dtype=np.float32)
+    starts = [crop(ramp, 0.5, f"clip_{number}")[0] for number in range(200)]
+    assert starts == [crop(-ramp, 0.5, f"clip_{number}")[0] * -1 for number in range(200)]
+    assert len(set(starts)) > 150
+    assert min(starts) < 3_200
+    assert max(starts) > 28_800
+    assert np.mean(starts) == pytest.approx(16_000, abs=2_500)
+
+
+def test_one_sample_too_many_has_two_windows() -> None:
+    ramp = np.arange(8_001, dtype=np.float32)
+    assert {float(crop(ramp, 0.5, f"clip_{number}")[0]) for number in range(50)} == {0.0, 1.0}
+
+
+def test_a_crop_is_the_same_in_another_process() -> None:
+    program = (
+        "import numpy as np; from xares_bench.audio import crop\n"
+        "print(*(int(crop(np.arange(40_000.0), 0.5, key)[0]) for key in ('a', 'b', 'sub/é')))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ramp = np.arange(40_000, dtype=np.float32)
+    assert output.stdout.split() == [str(int(crop(ramp, 0.5, key)[0])) for key in ("a", "b", "sub/é")]
+
+
+def test_importing_the_module_imports_no_decoder() -> None:
+    program = (
+        "import sys, xares_bench.audio, xares_bench.shards\n"
+        "print(sorted({'numpy', 'soundfile', 'soxr', 'torch', 'webdataset'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"

@@ -1,0 +1,132 @@
+"""Keys: what every result is filed under, made of all that the result depends on.
+
+    score    <-  LALM, test shards, prompt, target keys, metric, generation recipe
+    LALM     <-  features of its training shards, prompts, weights, decoder, training recipe
+    features <-  encoder, shard          (made by the feature store)
+
+and of the code and the libraries that make it. A key is known before any work is done. A file's name is in none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xares_bench.catalogue import Mix, Split
+from xares_bench.digests import code_digest, digest_of, library_versions
+from xares_bench.errors import DataError
+from xares_bench.features import FeatureStore
+from xares_bench.lalm import decoder_digest
+from xares_bench.plan import Plan
+from xares_bench.shards import Shard, ShardFolder
+
+# Modules whose behaviour a LALM, and a score, depends on besides its features.
+_READING = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.rows", "xares_bench.shards")
+_TRAINING = (*_READING, "xares_bench.training")
+_SCORING = (*_READING, "xares_bench.generation", "xares_bench.metrics")
+TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
+SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The keys of a plan's results.
+
+    Attributes:
+        plan: What is to be done.
+        shards: Digests of the data.
+        features: Keys of the features.
+        device_type: `cpu`, `cuda`, ...
+        precision: Mixed precision of the training, `no` for float32.
+    """
+
+    plan: Plan
+    shards: ShardFolder
+    features: FeatureStore
+    device_type: str
+    precision: str
+
+    def lalm(self, mix: Mix) -> str:
+        """Key of the LALM of a mix.
+
+        Raises:
+            DataError: A training shard is missing, or is not what its manifest promises.
+        """
+        parts = [
+            {"name": dataset.name, "weight": weight, "prompt": dataset.prompt, "train": self._split(dataset.train)}
+            for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
+        ]
+        return digest_of(
+            {
+                "mix": parts,
+                "num_steps": self.plan.num_steps(mix),
+                "limit": self.plan.limit,
+                "recipe": dataclasses.asdict(self.plan.recipe.training),
+                "features": self._any_features,
+                "decoder": self.decoder,
+                "device": self.device_type,
+                "precision": self.precision,
+                "code": code_digest(*_TRAINING),
+                "libraries": library_versions(TRAINING_LIBRARIES),
+            }
+        )
+
+    def score(self, name: str) -> str:
+        """Key of the score of a dataset.
+
+        Raises:
+            DataError: A shard is missing, or is not what its manifest promises.
+        """
+        dataset = self.plan.dataset(name)
+        return digest_of(
+            {
+                "lalm": self.lalm(self.plan.mix_for(name)),
+                "dataset": name,
+                "task": dataset.task,
+                "weight": dataset.weight,
+                "prompt": dataset.prompt,
+                "eval": self._split(dataset.eval),
+                "metric": [dataset.metric, dict(dataset.metric_arguments)],
+                "limit": self.plan.limit,
+                "recipe": dataclasses.asdict(self.plan.generation_recipe(dataset)),
+                "max_dropped_share": self.plan.recipe.training.max_dropped_share,
+                "code": code_digest(*_SCORING),
+                "libraries": library_versions(SCORING_LIBRARIES),
+            }
+        )
+
+    def run(self, names: Iterable[str]) -> str:
+        """Key of a run over these datasets, also where some of them lack data."""
+        return digest_of({name: _key_or_problem(self.score, name) for name in names})
+
+    def data(self, names: Iterable[str]) -> str:
+        """Digest of the test data of these datasets, also where some are missing."""
+        return digest_of([_key_or_problem(self._split, self.plan.dataset(name).eval) for name in names])
+
+    @functools.cached_property
+    def decoder(self) -> str:
+        """Digest of the decoder's files."""
+        return decoder_digest(self.plan.catalogue.preset.decoder)
+
+    @functools.cached_property
+    def _any_features(self) -> str:
+        """Digest of how training features are made, whatever the shard."""
+        nothing = Shard(path=Path(), name="", digest="")
+        return self.features.key(nothing, self.plan.recipe.training.max_audio_s, self.plan.limit)
+
+    def _split(self, split: Split | None) -> dict[str, Any]:
+        assert split is not None
+        shards = [shard.digest for shard in self.shards.locate(split)]
+        return {"shards": shards, "target_keys": list(split.target_keys)}
+
+
+def _key_or_problem(make: Callable[[Any], Any], of: Any) -> Any:
+    """A key, or what stands against it: one missing shard does not keep the other datasets from being scored."""
+    try:
+        return make(of)
+    except DataError as error:
+        return str(error)
