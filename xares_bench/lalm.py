@@ -49,10 +49,14 @@ class LALM(nn.Module):
         Padding on the right is never attended to by what stands before it, and nothing behind it is scored, so the
         decoder needs no mask and counts positions from the first audio frame.
         """
-        logits_BLV = self.decoder(inputs_embeds=self.embed(batch), use_cache=False).logits
+        labels_BL = batch.labels_BL
+        # The output layer is the widest of all: it is computed only from where the first label is predicted.
+        first = int((labels_BL != IGNORED_LABEL).any(dim=0).int().argmax())
+        num_kept = labels_BL.shape[1] - first + 1
+        output = self.decoder(inputs_embeds=self.embed(batch), use_cache=False, logits_to_keep=num_kept)
         return functional.cross_entropy(
-            logits_BLV[:, :-1].flatten(0, 1).float(),
-            batch.labels_BL[:, 1:].flatten(),
+            output.logits[:, :-1].flatten(0, 1).float(),
+            labels_BL[:, first:].flatten(),
             ignore_index=IGNORED_LABEL,
             reduction="sum",
         )
