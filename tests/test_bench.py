@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.shard_factory import tone, write_shard
+from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.catalogue import load_catalogue
+from xares_bench.metrics import MetricResult
 
 Run = Callable[..., pytest.RunResult]
 
@@ -237,6 +238,21 @@ def test_a_baseline_is_never_passed_for_want_of_a_score(run: Run, baseline: Path
     assert run(f"--encoder={ENCODER}", "-k", "task2 and not mecat", f"--baseline={baseline}").ret == 0
 
 
+def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_number(name: str, references: list[str], hypotheses: list[str]) -> MetricResult:
+        return MetricResult(score=math.nan, row_values=(None,) * len(references))
+
+    monkeypatch.setattr("xares_bench.suite.evaluate", no_number)
+    save = f"--save-baseline={tmp_path / 'b.yaml'}"
+    result = run(f"--encoder={ENCODER}", "-k", "task2", save, runs=tmp_path / "runs")
+    assert result.ret == 1
+    result.assert_outcomes(failed=6, deselected=35)
+    result.stdout.fnmatch_lines(["*clotho: the score is NaN, which is never a pass; predictions: *clotho.jsonl"])
+    results = json.loads((run_folder(result) / "results.json").read_text())
+    assert [record["score"] for record in results["scores"]] == [None] * 5
+    assert not (tmp_path / "b.yaml").exists()
+
+
 def test_an_encoder_that_breaks_its_contract_skips_the_datasets_and_fails_the_run(run: Run, tmp_path: Path) -> None:
     encoder = tmp_path / "enc.py"
     encoder.write_text(
@@ -283,7 +299,7 @@ def test_damaged_data_is_an_error_of_the_datasets_that_need_it(
 
 def test_a_few_unusable_samples_are_counted_where_they_are_allowed(run: Run, shared: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shared / "data", tmp_path / "data")
-    clips = [
+    clips: list[tuple[str, Waveform | bytes, dict[str, object]]] = [
         ("bad", b"no audio", {"caption": "x"}),
         ("good", tone(0.2), {"caption": "x"}),
         ("dumb", tone(0.2), {"x": 1}),

@@ -52,7 +52,7 @@ def load(folder: Path, source: str) -> FrozenEncoder:
 
 
 def calls(encoder: FrozenEncoder) -> list[tuple[tuple[int, int], bool]]:
-    made: list[tuple[tuple[int, int], bool]] = type(encoder.module).calls  # type: ignore[assignment]
+    made: list[tuple[tuple[int, int], bool]] = getattr(type(encoder.module), "calls")  # noqa: B009
     return made
 
 

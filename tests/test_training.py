@@ -53,16 +53,16 @@ def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe
         loss = plain(batch) / batch.num_targets
         torch.testing.assert_close(float(loss.detach()), losses[step - 1], rtol=1e-4, atol=1e-5)
         gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+        norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
         with torch.no_grad():
             for name, value in parameters.items():
                 gradient = gradients[name] * min(1.0, 0.5 / (float(norm) + 1e-6))
                 first[name] = 0.9 * first[name] + 0.1 * gradient
                 second[name] = 0.999 * second[name] + 0.001 * gradient**2
                 decays = 0.01 if not (name.endswith("bias") or "norm" in name) else 0.0
-                value -= 0.01 * rate * decays * value
+                value.sub_(0.01 * rate * decays * value)
                 update = (first[name] / (1 - 0.9**step)) / (torch.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
-                value -= 0.01 * rate * update
+                value.sub_(0.01 * rate * update)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:

@@ -333,6 +333,8 @@ def open_session(config: pytest.Config) -> BenchSession:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "xares_bench_session")
+    # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.
+    config.option.benchmark_quiet = True
     return session
 
 
@@ -352,6 +354,8 @@ def _header(session: BenchSession) -> list[str]:
         f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
         f"{described['frames_per_second']:.4g} frames/s, real-time factor {described['realtime_factor']:.2g}"
     )
+    if not session.selected:
+        return lines
     lines.append(f"decoder: {run.decoder['name']} {run.decoder['fingerprint'][:12]}, on {session.suite.device}")
     lines.append(f"data: {run.data['folder']}, revision {run.data['revision']}")
     changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]

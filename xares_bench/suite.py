@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from xares_bench.lalm import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics import evaluate
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
-from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.records import DroppedSample, Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
 from xares_bench.rows import Row, RowReader
 from xares_bench.shards import ShardFolder
 from xares_bench.store import Entry, Store
@@ -180,6 +181,8 @@ class Suite:
                 "device": str(self.device),
                 "precision": self._accelerator.mixed_precision,
                 "threads": torch.get_num_threads(),
+                "platform": platform.platform(),
+                "python": platform.python_version(),
                 **library_versions(_REPORTED_LIBRARIES),
             },
         )
@@ -217,7 +220,7 @@ class Suite:
         started = time.perf_counter()
         recipe = self.plan.recipe.training
         rows: dict[str, tuple[Row, ...]] = {}
-        dropped = []
+        dropped: list[DroppedSample] = []
         for dataset in mix.datasets:
             assert dataset.train is not None
             read = self._rows.read(dataset, dataset.train, recipe.max_audio_s)

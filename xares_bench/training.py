@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,7 +59,7 @@ def train(
     model, optimizer = accelerator.prepare(lalm, optimizer)
     model.train()
     losses: list[float] = []
-    num_clips = 0
+    num_clips, started = 0, time.perf_counter()
     with _deterministic(recipe), progress.bar(description, num_steps) as advance:
         for step, batch in zip(range(num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
@@ -76,7 +77,8 @@ def train(
                     "lower the learning rate (--set learning_rate=...) or look at the encoder's features"
                 )
             num_clips += len(batch.token_ids_BL)
-            advance(note=f"loss {losses[-1]:.3f}")
+            clips_per_s = num_clips / (time.perf_counter() - started)
+            advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
     assert len(losses) == num_steps, "the batches ended early"
     accelerator.free_memory()
     lalm.eval()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from xares_bench.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def work(progress: Progress) -> None:
+    with progress.bar("training task1", 3) as advance:
+        for step in range(3):
+            advance(note=f"loss {step}")
+
+
+def test_it_is_silent_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    work(Progress())
+    assert stream.getvalue() == ""
+
+
+def test_it_shows_what_is_done_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    work(Progress())
+    assert "training task1" in stream.getvalue()
+    assert "3/3" in stream.getvalue()
+    assert "loss 2" in stream.getvalue()
+
+
+def test_capturing_is_off_while_it_shows_and_on_again_when_the_work_fails() -> None:
+    events = []
+
+    @contextlib.contextmanager
+    def uncaptured() -> Iterator[None]:
+        events.append("off")
+        try:
+            yield
+        finally:
+            events.append("on")
+
+    with pytest.raises(RuntimeError), Progress(uncaptured).bar("work", 1):
+        raise RuntimeError
+    assert events == ["off", "on"]
