@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from xares_bench.records import ScoreRecord
+from xares_bench.records import ScoreRecord, overall_of
 from xares_bench.session import SESSION, BenchSession, open_session
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def gate(bench: BenchSession) -> Callable[[ScoreRecord], None]:
     """Fails the test where the score is below the baseline."""
 
     def hold(record: ScoreRecord) -> None:
-        problem = bench.judge(record)
+        problem = bench.gate.problem_of(record, bench.predictions_file(record.dataset))
         if problem is not None:
             pytest.fail(problem, pytrace=False)
 
@@ -89,8 +89,8 @@ def gate_overall(bench: BenchSession, contract: ContractReport) -> Callable[[str
         selected = [name for name in expected if name in bench.selected]
         if len(selected) < len(expected) or bench.plan.limit is not None:
             pytest.skip(f"incomplete: {len(selected)} of {len(expected)} datasets selected, limit {bench.plan.limit}")
-        overall = bench.overall(task, {name: bench.suite.evaluate(name) for name in selected})
-        problem = bench.judge_overall(overall)
+        overall = overall_of(task, map(bench.suite.evaluate, selected), expected)
+        problem = bench.gate.problem_of_overall(overall, bench.predictions_folder)
         if problem is not None:
             pytest.fail(problem, pytrace=False)
 

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
 
 from xares_bench.batches import Encoding
-from xares_bench.catalogue import Recipe, load_catalogue
+from xares_bench.catalogue import load_catalogue
 from xares_bench.features import Clip
+from xares_bench.recipe import Recipe
 from xares_bench.suite import Suite  # noqa: F401
 
 pytest_plugins = ["pytester"]

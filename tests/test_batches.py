@@ -8,7 +8,8 @@ import torch
 
 from tests.conftest import MakeClips
 from xares_bench.batches import IGNORED_LABEL, Encoding, collate, training_batches
-from xares_bench.catalogue import Dataset, Mix, Recipe, Split, make_mix
+from xares_bench.catalogue import Dataset, Mix, Split, make_mix
+from xares_bench.recipe import Recipe
 from xares_bench.rows import Row
 
 

@@ -4,10 +4,10 @@ import torch
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Encoding
-from xares_bench.catalogue import GenerationRecipe, Recipe
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
+from xares_bench.recipe import GenerationRecipe, Recipe
 
 RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3)
 

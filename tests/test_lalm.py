@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.catalogue import Recipe
 from xares_bench.lalm import build_lalm, decoder_digest
+from xares_bench.recipe import Recipe
 from xares_bench.rows import Row
 
 

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Batch, Encoding, collate
-from xares_bench.catalogue import Recipe
 from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
+from xares_bench.recipe import Recipe
 from xares_bench.rows import Row
 from xares_bench.training import train
 

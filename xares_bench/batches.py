@@ -18,8 +18,9 @@ import torch
 import webdataset
 from transformers import PreTrainedTokenizerBase
 
-from xares_bench.catalogue import Dataset, Mix, TrainingRecipe
+from xares_bench.catalogue import Dataset, Mix
 from xares_bench.features import Clip
+from xares_bench.recipe import TrainingRecipe
 from xares_bench.rows import Row
 
 # What the loss passes over.

@@ -6,16 +6,16 @@ steps are the ones to use, nothing is looked up a second time.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from xares_bench.errors import CatalogueError, UsageError
 from xares_bench.metrics import check_metric
+from xares_bench.recipe import Recipe, read_recipe
 from xares_bench.yaml_file import Section, read_yaml
 
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -23,8 +23,6 @@ REPOSITORY_ROOT = Path(__file__).parent.parent
 
 # Where a target is looked for after a dataset's own keys.
 FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
-
-Adaptation = Literal["lora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,90 +90,6 @@ class Mix:
     datasets: tuple[Dataset, ...]
     weights: tuple[float, ...]
     steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
-    """Hyper-parameters that a trained LALM depends on.
-
-    Attributes:
-        seed: Of the projector's (and a new decoder's) weights, dropout and the order of the samples.
-        steps: Optimiser steps; None: those of the mix.
-        batch_size: Samples per optimiser step.
-        learning_rate: Peak of the schedule.
-        weight_decay: AdamW's, on matrices only (not on biases and norms).
-        adam_beta1: AdamW's first decay.
-        adam_beta2: AdamW's second decay.
-        adam_epsilon: AdamW's epsilon.
-        warmup_steps: Steps of linear warm-up; then the rate falls linearly to 0 at the last step.
-        max_grad_norm: Gradients are clipped at this norm.
-        adaptation: `lora`: adapters on all linear layers of the decoder; `full`: the decoder itself is trained.
-        lora_rank: Rank of the adapters.
-        lora_alpha: Scale of the adapters, times 1 / rank.
-        lora_dropout: Dropout before the adapters.
-        max_audio_s: Longer training clips are cropped to a random window of this many seconds.
-        shuffle_buffer: Samples that a draw is shuffled among.
-        sort_window: Samples that are sorted by length before they are batched, longest first.
-        deterministic: Use deterministic algorithms.
-        max_dropped_share: More unusable samples than this share of a split are an error.
-    """
-
-    seed: int
-    steps: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    adam_beta1: float
-    adam_beta2: float
-    adam_epsilon: float
-    warmup_steps: int
-    max_grad_norm: float
-    adaptation: Adaptation
-    lora_rank: int
-    lora_alpha: int
-    lora_dropout: float
-    max_audio_s: float
-    shuffle_buffer: int
-    sort_window: int
-    deterministic: bool
-    max_dropped_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRecipe:
-    """Hyper-parameters of greedy decoding.
-
-    Attributes:
-        repetition_penalty: Divides the logits of tokens that were generated already.
-        max_new_tokens: At most this many tokens a clip.
-        generation_batch_size: Clips that are generated for at once.
-    """
-
-    repetition_penalty: float
-    max_new_tokens: int
-    generation_batch_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All hyper-parameters, in the two groups that results depend on separately."""
-
-    training: TrainingRecipe
-    generation: GenerationRecipe
-
-    def values(self) -> dict[str, Any]:
-        """Every hyper-parameter by its name."""
-        return {**dataclasses.asdict(self.training), **dataclasses.asdict(self.generation)}
-
-    def replace(self, changes: Mapping[str, Any]) -> Recipe:
-        """A recipe with some values changed.
-
-        Raises:
-            CatalogueError: There is no such value, or it is of another type or out of range.
-        """
-        section = Section(Path("--set"), "", {**self.values(), **changes}, CatalogueError)
-        section.only(*self.values())
-        return _read_recipe(section)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,13 +209,12 @@ def expand_braces(pattern: str) -> tuple[str, ...]:
 def _read_preset(name: str, section: Section, data: Section, steps: Section) -> Preset:
     decoder = section.text("decoder")
     recipe = section.section("recipe")
-    recipe.only(*(field.name for part in (TrainingRecipe, GenerationRecipe) for field in dataclasses.fields(part)))
     return Preset(
         name=name,
         summary=section.text("summary"),
         folder=REPOSITORY_ROOT / data.text("folder") if data.has("folder") else None,
         decoder=str(REPOSITORY_ROOT / decoder) if (REPOSITORY_ROOT / decoder).is_dir() else decoder,
-        recipe=_read_recipe(recipe),
+        recipe=read_recipe(recipe),
         steps={str(mix): steps.integer(str(mix), at_least=1) for mix in steps.values},
     )
 
@@ -363,44 +276,3 @@ def _weights_of_all(datasets: tuple[Dataset, ...]) -> list[float]:
         num_shards / sum(shards) if dataset.mix_weight_all is None else dataset.mix_weight_all
         for dataset, num_shards in zip(datasets, shards, strict=True)
     ]
-
-
-# The smallest value that makes sense; what is not named here must be above 0.
-_AT_LEAST = {"seed": 0, "warmup_steps": 0}
-_AT_LEAST_ZERO = {"weight_decay", "lora_dropout", "max_dropped_share", "adam_beta1", "adam_beta2"}
-_BELOW_ONE = {"lora_dropout", "adam_beta1", "adam_beta2"}
-
-
-def _read_recipe(section: Section) -> Recipe:
-    return Recipe(
-        training=TrainingRecipe(**_read_values(section, TrainingRecipe)),
-        generation=GenerationRecipe(**_read_values(section, GenerationRecipe)),
-    )
-
-
-def _read_values(section: Section, part: type[TrainingRecipe] | type[GenerationRecipe]) -> dict[str, Any]:
-    """The values of one part of a recipe, each checked against the type and range of its field."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(part):
-        name, value = field.name, section.values.get(field.name)
-        match field.type:
-            case "int":
-                values[name] = section.integer(name, at_least=_AT_LEAST.get(name, 1))
-            case "int | None":
-                values[name] = None if value is None else section.integer(name, at_least=1)
-            case "float":
-                values[name] = section.number(name, above=-1 if name in _AT_LEAST_ZERO else 0)
-                if values[name] < 0 or (name in _BELOW_ONE and values[name] >= 1):
-                    bound = "0 or more and below 1" if name in _BELOW_ONE else "0 or more"
-                    section.fail(name, f"found {value!r}, expected {bound}")
-            case "bool":
-                if not isinstance(value, bool):
-                    section.fail(name, f"found {value!r}, expected true or false")
-                values[name] = value
-            case "Adaptation":
-                if value not in get_args(Adaptation):
-                    section.fail(name, f"found {value!r}, expected one of {', '.join(get_args(Adaptation))}")
-                values[name] = value
-            case _:
-                raise AssertionError(field)
-    return values

@@ -9,9 +9,9 @@ import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.catalogue import GenerationRecipe
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
+from xares_bench.recipe import GenerationRecipe
 
 
 def generate(

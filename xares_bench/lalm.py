@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xares_bench.batches import IGNORED_LABEL, Batch
-from xares_bench.catalogue import TrainingRecipe
 from xares_bench.digests import digest_of, file_digest
+from xares_bench.recipe import TrainingRecipe
 
 WEIGHTS_FILE = "trained.safetensors"
 

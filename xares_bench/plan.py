@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from xares_bench.catalogue import Catalogue, Dataset, GenerationRecipe, Mix, Recipe, load_catalogue
+from xares_bench.catalogue import Catalogue, Dataset, Mix, load_catalogue
 from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.errors import CatalogueError, UsageError
 from xares_bench.own_data import OWN_TASK, read_own_evaluations, read_own_mix
+from xares_bench.recipe import GenerationRecipe, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,11 @@ class Plan:
     def dataset(self, name: str) -> Dataset:
         """The public or own dataset of that name."""
         return self.own_datasets[name] if name in self.own_datasets else self.catalogue.datasets[name]
+
+    def uses_public(self, names: Iterable[str]) -> bool:
+        """Whether testing these datasets reads any public one, to train or to evaluate."""
+        used = {dataset.name for name in names for dataset in (self.dataset(name), *self.mix_for(name).datasets)}
+        return not used.isdisjoint(self.catalogue.datasets)
 
     def covers(self, name: str) -> bool:
         """Whether a LALM of this plan has been trained for that dataset, so that testing it makes sense."""

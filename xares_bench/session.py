@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from xares_bench.baselines import (
-    Baseline,
-    check_comparable,
-    check_new_baseline,
-    judge,
-    load_baseline,
-    write_baseline,
-)
+from xares_bench.baselines import check_comparable, check_new_baseline, load_baseline, write_baseline
 from xares_bench.errors import EncoderError, UsageError, XaresError
+from xares_bench.gate import Gate
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
-from xares_bench.records import Overall, RunManifest, ScoreRecord, overall_of
+from xares_bench.records import RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
     from xares_bench.report import Results
@@ -47,8 +41,7 @@ class BenchSession:
 
     Attributes:
         plan: What the command line asks for.
-        baseline: What scores are held against, or None.
-        tolerance: How far below the baseline a score may be.
+        gate: What scores are held against.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -72,11 +65,11 @@ class BenchSession:
             data_home=option.xares_data_home,
             runs_dir=option.xares_runs_dir,
         )
-        self.tolerance: float = option.xares_tolerance
-        self.baseline: Baseline | None = None
+        baseline = None
         if option.xares_baseline is not None:
-            self.baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
-            check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=())
+            baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
+            check_comparable(baseline, preset=self.plan.catalogue.preset.name, datasets=())
+        self.gate = Gate(baseline=baseline, tolerance=option.xares_tolerance)
         self._save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
         if self._save_to is not None:
             check_new_baseline(self._save_to)
@@ -126,48 +119,14 @@ class BenchSession:
             ("num_rows", int(record.num_rows)),
         ]
 
+    @property
+    def predictions_folder(self) -> Path:
+        """Where the predictions are for people to read, one file per dataset."""
+        return self.plan.runs_folder / self.run.name / "predictions"
+
     def predictions_file(self, dataset: str) -> Path:
         """Where a dataset's predictions are for people to read."""
-        return self.plan.runs_folder / self.run.name / "predictions" / f"{dataset}.jsonl"
-
-    def judge(self, record: ScoreRecord) -> str | None:
-        """Why a score does not pass, in one line, or None."""
-        where = f"predictions: {self.predictions_file(record.dataset)}"
-        if record.score != record.score:
-            return f"{record.dataset}: the score is NaN, which is never a pass; {where}"
-        if self.baseline is None:
-            return None
-        if record.dataset not in self.baseline.scores:
-            return f"{record.dataset}: baseline {self.baseline.name} has no score for it; {where}"
-        if record.partial:
-            return f"{record.dataset}: a score over --limit={self.plan.limit} clips cannot be held against a baseline"
-        return self._compare(record.dataset, record.score, self.baseline.scores[record.dataset], where)
-
-    def overall(self, task: str, records: Mapping[str, ScoreRecord]) -> Overall:
-        """Overall score of a task over some records."""
-        return overall_of(task, records.values(), self.plan.catalogue.tasks.get(task, ()))
-
-    def judge_overall(self, overall: Overall) -> str | None:
-        """Why a complete overall score does not pass, in one line, or None."""
-        assert overall.complete
-        if overall.score != overall.score:
-            return f"{overall.task}: the overall score is NaN, which is never a pass"
-        if self.baseline is None:
-            return None
-        if overall.task not in self.baseline.overalls:
-            return f"{overall.task}: baseline {self.baseline.name} does not have all of its datasets"
-        where = f"predictions: {self.plan.runs_folder / self.run.name / 'predictions'}"
-        return self._compare(f"{overall.task} overall", overall.score, self.baseline.overalls[overall.task], where)
-
-    def _compare(self, what: str, score: float, baseline: float, where: str) -> str | None:
-        verdict = judge(score, baseline, self.tolerance)
-        if verdict.passed:
-            return None
-        assert self.baseline is not None
-        return (
-            f"{what}: score {score:.4f} is {-verdict.difference:.4f} below the baseline {baseline:.4f} "
-            f"({self.baseline.name}), tolerance {self.tolerance:g}; {where}"
-        )
+        return self.predictions_folder / f"{dataset}.jsonl"
 
     # Hooks.
 
@@ -208,9 +167,10 @@ class BenchSession:
         """Note what is selected, and refuse a baseline that cannot judge it."""
         names = (item.callspec.params.get("dataset") for item in session.items if hasattr(item, "callspec"))
         self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
-        if self.baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
+        baseline = self.gate.baseline
+        if baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
             try:
-                check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
+                check_comparable(baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
             except UsageError as error:
                 raise pytest.UsageError(str(error)) from None
 
@@ -271,7 +231,7 @@ class BenchSession:
             from xares_bench.report import terminal_table, timings
 
             terminalreporter.section("xares-bench")
-            terminalreporter.write_line(terminal_table(results, self.baseline))
+            terminalreporter.write_line(terminal_table(results, self.gate.baseline))
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
             terminalreporter.write_line(f"\nwork behind these scores: {seconds}; this session {results.wall_s:.0f} s")
             terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
@@ -362,10 +322,10 @@ def _header(session: BenchSession) -> list[str]:
     lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}")
     if plan.limit is not None:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
-    if session.baseline is None:
-        lines.append("baseline: none")
-    else:
-        lines.append(f"baseline: {session.baseline.name}, tolerance {session.tolerance:g}")
+    baseline = session.gate.baseline
+    lines.append(
+        "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance:g}"
+    )
     mixes = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
     mixes.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
     lines.append(f"kept: {', '.join(mixes)}, {reuse.num_scores_reused} of {reuse.num_scores} scores reused")

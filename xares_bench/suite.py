@@ -172,7 +172,7 @@ class Suite:
             recipe=self.plan.recipe.values(),
             deviations={key: list(values) for key, values in self.plan.deviations.items()},
             data={
-                "folder": _relative(str(self.plan.data_folder)),
+                "folder": _relative(str(self.plan.data_folder)) if self.plan.uses_public(names) else "own tar files",
                 "revision": self._keys.data(names)[:12],
                 "limit": self.plan.limit,
             },

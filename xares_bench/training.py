@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from transformers import get_linear_schedule_with_warmup
 
 from xares_bench.batches import Batch
-from xares_bench.catalogue import TrainingRecipe
 from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
+from xares_bench.recipe import TrainingRecipe
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
 
