@@ -350,8 +350,8 @@ def test_speed_is_reported(check: Checker) -> None:
     report = check(GOOD)
     assert report.frames_per_second == 40
     assert report.realtime_factor is not None
-    assert 0 < report.realtime_factor < 0.1
-    assert report.outcomes["lengths"].message.startswith("40 frames per second, real-time factor 0.0")
+    assert report.realtime_factor > 0
+    assert report.outcomes["lengths"].message == f"40 frames per second, real-time factor {report.realtime_factor:.2g}"
 
 
 def test_the_dummy_is_warned_of_and_used() -> None:
