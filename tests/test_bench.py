@@ -335,6 +335,15 @@ def test_own_data_trains_and_scores(run: Run, shared: Path, tmp_path: Path, monk
     assert (record["dataset"], record["task"], record["num_rows"]) == ("eval_custom", "custom", 6)
 
 
+def test_tests_of_others_in_the_same_session_are_left_alone(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.parametrize('dataset', ['theirs'])\ndef test_theirs(dataset):\n    pass"
+    )
+    result = run(pytester.path, f"--encoder={ENCODER}", "--train=clotho", "-k", "theirs or clotho")
+    result.assert_outcomes(passed=2, deselected=40)
+    assert json.loads((run_folder(result) / "results.json").read_text())["run"]["datasets"] == ["clotho"]
+
+
 WRONG_COMMANDS = {
     "no encoder": ([], "the bench tests need an encoder"),
     "full preset": ([f"--encoder={ENCODER}", "--preset=full"], "Use --preset=mini"),

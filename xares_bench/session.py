@@ -165,7 +165,7 @@ class BenchSession:
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note what is selected, and refuse a baseline that cannot judge it."""
-        names = (item.callspec.params.get("dataset") for item in session.items if hasattr(item, "callspec"))
+        names = (_parameters(item).get("dataset") for item in session.items)
         self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
         baseline = self.gate.baseline
         if baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
@@ -239,13 +239,11 @@ class BenchSession:
             terminalreporter.write_line(f"xares-bench: {self._problem}", red=True)
 
     def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
-        """The datasets that a test speaks of: its own, or all of its task."""
-        callspec = getattr(item, "callspec", None)
-        if callspec is None:
-            return ()
-        if "dataset" in callspec.params:
-            return (callspec.params["dataset"],)
-        return self.plan.catalogue.tasks.get(callspec.params.get("task"), ())
+        """The datasets that one of the bench tests speaks of: its own, or all of its task."""
+        parameters = _parameters(item)
+        if "dataset" in parameters:
+            return (parameters["dataset"],)
+        return self.plan.catalogue.tasks[parameters["task"]] if "task" in parameters else ()
 
     def _results(self) -> Results | None:
         if self._run is None:
@@ -303,12 +301,11 @@ def _header(session: BenchSession) -> list[str]:
     lines = [f"xares-bench: preset {preset.name}, {preset.summary}"]
     try:
         encoder = session.suite.encoder
-        run = session.run
-        reuse = session.suite.reuse(session.selected)
     except EncoderError as error:
         return [*lines, f"encoder: breaks its contract, clause {error.clause}: {error}"]
     except XaresError as error:
         return [*lines, f"data: {error}"]
+    run = session.run
     described = run.encoder
     lines.append(
         f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
@@ -326,11 +323,27 @@ def _header(session: BenchSession) -> list[str]:
     lines.append(
         "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance:g}"
     )
-    mixes = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
-    mixes.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
-    lines.append(f"kept: {', '.join(mixes)}, {reuse.num_scores_reused} of {reuse.num_scores} scores reused")
+    lines.append(f"kept: {_kept(session)}")
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines
+
+
+def _kept(session: BenchSession) -> str:
+    """What the session finds finished, or which shard keeps it from knowing."""
+    try:
+        reuse = session.suite.reuse(session.selected)
+    except XaresError as error:
+        return f"not known: {error}"
+    parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
+    parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
+    parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
+    return ", ".join(parts)
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, Any]:
+    """Parameters of one of the bench tests, which all come to use the fixture `bench`; nothing for other tests."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params if callspec is not None and "bench" in getattr(item, "fixturenames", ()) else {}
 
 
 def _is_worker(config: pytest.Config) -> bool:

@@ -240,7 +240,7 @@ class Suite:
         lalm.save(folder)
         curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
         (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
-        self._lalms[mix.name] = lalm
+        self._lalms = {mix.name: lalm}
         return {
             "mix": mix.name,
             "num_steps": len(losses),
