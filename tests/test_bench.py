@@ -335,6 +335,19 @@ def test_own_data_trains_and_scores(run: Run, shared: Path, tmp_path: Path, monk
     assert (record["dataset"], record["task"], record["num_rows"]) == ("eval_custom", "custom", 6)
 
 
+def test_scores_of_xdists_workers_reach_the_table(pytester: pytest.Pytester, shared: Path, tmp_path: Path) -> None:
+    result = pytester.runpytest_subprocess(
+        REPOSITORY / "bench",
+        *("-n", "2", "-k", "task2", "-p", "no:cacheprovider", "--preset=mini", f"--encoder={ENCODER}"),
+        *(f"--data-home={shared / 'data'}", f"--runs-dir={tmp_path}", "--train=task2", *FEW_STEPS),
+    )
+    result.assert_outcomes(passed=6)
+    (lalm,) = (tmp_path / "store" / "lalms").glob("*/manifest.json")
+    assert json.loads(lalm.read_text())["mix"] == "task2"
+    scores = (run_folder(result) / "scores.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in scores[1:]] == [*load_catalogue("mini").tasks["task2"], "Overall"]
+
+
 def test_tests_of_others_in_the_same_session_are_left_alone(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         "import pytest\n@pytest.mark.parametrize('dataset', ['theirs'])\ndef test_theirs(dataset):\n    pass"
