@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +138,27 @@ def test_a_fresh_runs_folder_gives_the_same_bytes(run: Run, tmp_path: Path) -> N
     assert "LALM task2 to be trained" in kept(second)
     for name in ("scores.tsv", "predictions/clotho.jsonl"):
         assert (run_folder(first) / name).read_bytes() == (run_folder(second) / name).read_bytes()
+
+
+def test_a_run_killed_in_its_training_leaves_nothing_to_trust_and_ends_the_same(
+    run: Run, shared: Path, tmp_path: Path
+) -> None:
+    options = [f"--encoder={ENCODER}", "--train=clotho", "-k", "clotho", "--set", "steps=300"]
+    runs = tmp_path / "killed"
+    command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"]
+    command += [f"--data-home={shared / 'data'}", f"--runs-dir={runs}", *FEW_STEPS, *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(path.is_dir() for path in (runs / "store").glob("lalms/*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not list(runs.glob("store/lalms/*/manifest.json"))
+
+    resumed = run(*options, runs=runs)
+    assert "LALM clotho to be trained" in kept(resumed)
+    undisturbed = run(*options, runs=tmp_path / "undisturbed")
+    for name in ("scores.tsv", "predictions/clotho.jsonl"):
+        assert (run_folder(resumed) / name).read_bytes() == (run_folder(undisturbed) / name).read_bytes()
 
 
 def test_whatever_is_changed_is_made_anew_with_all_that_depends_on_it(run: Run, shared: Path, tmp_path: Path) -> None:
