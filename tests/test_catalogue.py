@@ -12,7 +12,6 @@ import yaml
 
 from xares_bench.catalogue import (
     DATA_FOLDER,
-    FALLBACK_TARGET_KEYS,
     Catalogue,
     Dataset,
     expand_braces,
@@ -169,10 +168,6 @@ def test_mecat_has_its_ten_shards_a_split(full: Catalogue) -> None:
         assert split.shards == tuple(
             f"{folder}/{word}_{number}-0000000.tar.gz" for folder, number in zip(folders, numbers, strict=True)
         )
-
-
-def test_fallback_keys_are_the_published_ones() -> None:
-    assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
 
 
 def test_full_preset_is_the_published_recipe(full: Catalogue) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.conftest import MakeClips
 from xares_bench.catalogue import Split
-from xares_bench.rows import make_rows
+from xares_bench.rows import FALLBACK_TARGET_KEYS, make_rows
 
 
 def test_rows_are_clips_times_targets_and_clips_without_a_target_are_named(make_clips: MakeClips) -> None:
@@ -15,3 +15,7 @@ def test_rows_are_clips_times_targets_and_clips_without_a_target_are_named(make_
     assert [(sample.clip, sample.shard) for sample in dropped] == [("clip-1", "shard")]
     assert "label" in dropped[0].reason
     assert "other" in dropped[0].reason
+
+
+def test_fallback_keys_are_the_published_ones() -> None:
+    assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")

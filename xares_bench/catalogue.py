@@ -21,9 +21,6 @@ from xares_bench.yaml_file import Section, read_yaml
 DATA_FOLDER = Path(__file__).parent / "data"
 REPOSITORY_ROOT = Path(__file__).parent.parent
 
-# Where a target is looked for after a dataset's own keys.
-FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Split:

@@ -25,7 +25,7 @@ from xares_bench.plan import Plan
 from xares_bench.shards import Shard, ShardFolder
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.rows", "xares_bench.shards")
+_READING = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.rows", "xares_bench.shards", "xares_bench.suite")
 _TRAINING = (*_READING, "xares_bench.training")
 _SCORING = (*_READING, "xares_bench.generation", "xares_bench.metrics")
 TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xares_bench.catalogue import FALLBACK_TARGET_KEYS, Dataset, Split
+from xares_bench.catalogue import Dataset, Split
 from xares_bench.errors import DataError
 from xares_bench.features import Clip, FeatureStore
 from xares_bench.progress import Progress
 from xares_bench.records import DroppedSample
 from xares_bench.shards import ShardFolder, find_targets
+
+# Where a target is looked for after a dataset's own keys.
+FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
