@@ -131,7 +131,8 @@ def test_seed_is_a_deviation_too() -> None:
     assert made.recipe.training.seed == 7
     assert made.deviations == {"seed": (42, 7)}
     assert plan(seed=42).deviations == {}
-    assert plan("seed=3", seed=0).recipe.training.seed == 0
+    with pytest.raises(UsageError, match=r"--seed=0 and --set seed=3 both name the seed; give one of them"):
+        plan("seed=3", seed=0)
     with pytest.raises(CatalogueError, match="seed: found -1, expected a whole number of at least 0"):
         plan(seed=-1)
 

@@ -109,6 +109,8 @@ def make_plan(
         raise UsageError("--eval needs --train: name the mix whose LALM its datasets are evaluated with")
     values = dict(_parse_change(change) for change in changes)
     if seed is not None:
+        if "seed" in values:
+            raise UsageError(f"--seed={seed} and --set seed={values['seed']} both name the seed; give one of them")
         values["seed"] = seed
     folder = Path(data_home) if data_home else catalogue.preset.folder
     return Plan(

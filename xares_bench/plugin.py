@@ -62,7 +62,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tolerance",
         dest="xares_tolerance",
         type=_tolerance,
-        default=0.0,
         metavar="NUMBER",
         help="how far below the baseline a score may be; default: 0",
     )

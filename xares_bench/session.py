@@ -65,11 +65,15 @@ class BenchSession:
             data_home=option.xares_data_home,
             runs_dir=option.xares_runs_dir,
         )
+        if option.xares_tolerance is not None and option.xares_baseline is None:
+            raise UsageError("--tolerance needs --baseline: name what scores are held against")
+        if option.xares_limit is not None and (option.xares_baseline or option.xares_save_baseline):
+            raise UsageError("--limit leaves clips out; such scores neither make a baseline nor are held against one")
         baseline = None
         if option.xares_baseline is not None:
             baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
             check_comparable(baseline, preset=self.plan.catalogue.preset.name, datasets=())
-        self.gate = Gate(baseline=baseline, tolerance=option.xares_tolerance)
+        self.gate = Gate(baseline=baseline, tolerance=option.xares_tolerance or 0.0)
         self._save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
         if self._save_to is not None:
             check_new_baseline(self._save_to)
@@ -264,8 +268,6 @@ class BenchSession:
         """Write the scores as a baseline; what stands against it, or None."""
         if results is None or results.missing:
             return f"{path} is not written: not every selected dataset has a score"
-        if self.plan.limit is not None:
-            return f"{path} is not written: scores over --limit={self.plan.limit} clips are no baseline"
         run = results.run
         try:
             write_baseline(
