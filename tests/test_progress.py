@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -52,3 +53,14 @@ def test_capturing_is_off_while_it_shows_and_on_again_when_the_work_fails() -> N
     with pytest.raises(RuntimeError), Progress(uncaptured).bar("work", 1):
         raise RuntimeError
     assert events == ["off", "on"]
+
+
+def test_bytes_are_shown_as_sizes_whatever_thread_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress().bar("fetching shards", 2_000_000, unit="bytes") as advance, ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(advance, 750_000) for _ in range(2)]:
+            future.result()
+    assert "fetching shards" in stream.getvalue()
+    assert "1.5/2.0 MB" in stream.getvalue()

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Advance(Protocol):
-    """Reports that some units of work are done, with an optional word on how it goes."""
+    """Reports that some units of work are done, with an optional word on how it goes; may be called from any thread."""
 
     def __call__(self, num_done: int = 1, note: str = "") -> None:
         """Move the bar on."""
@@ -28,8 +28,8 @@ class Progress:
     uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
 
     @contextlib.contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` units for the time of the block."""
+    def bar(self, description: str, total: int, unit: Literal["steps", "bytes"] = "steps") -> Iterator[Advance]:
+        """A bar of `total` units for the time of the block; bytes are shown with sizes and speed."""
         with self.uncaptured():
             if not sys.stderr.isatty():
                 yield _ignore
@@ -37,10 +37,13 @@ class Progress:
             from rich import progress as rich_progress
             from rich.console import Console
 
+            done: tuple[rich_progress.ProgressColumn, ...] = (rich_progress.MofNCompleteColumn(),)
+            if unit == "bytes":
+                done = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
             columns = (
                 rich_progress.TextColumn("{task.description}"),
                 rich_progress.BarColumn(),
-                rich_progress.MofNCompleteColumn(),
+                *done,
                 rich_progress.TimeRemainingColumn(),
                 rich_progress.TextColumn("{task.fields[note]}"),
             )

@@ -1,0 +1,349 @@
+"""A hub on the loopback interface: answers what huggingface_hub asks, and misbehaves on request.
+
+Like the real one it keeps large files apart: `resolve` sends the client on to another origin (the same server under
+another name), which knows nothing of repositories and must never see a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What goes wrong with one answer.
+
+    Attributes:
+        status: Answer with this status instead.
+        headers: And with these headers.
+        cut_after: Close the connection after so many bytes of the body.
+        reset: Close it with a reset.
+        stall_after: Send nothing more after so many bytes of the body.
+        pause_after: Send the rest of the body only when the server's `go_on` is set.
+        trickle_s: Seconds to wait after every 10,000 bytes of the body.
+        body: Send these bytes instead, under their own length.
+        endless: Announce no length.
+        ignore_range: Send the whole file whatever was asked for.
+    """
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    reset: bool = False
+    stall_after: int | None = None
+    pause_after: int | None = None
+    trickle_s: float = 0
+    body: bytes | None = None
+    endless: bool = False
+    ignore_range: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request that was received."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    at_s: float
+
+
+@dataclass(kw_only=True)
+class Repository:
+    """A repository: branches that point to commits that hold files.
+
+    Attributes:
+        files: Files of every commit.
+        branches: Commit of every branch.
+        token: Only who shows this token may read; None: everybody.
+        gated: Nobody may read before accepting terms.
+        in_git: Files that are not kept as large files.
+        promised: Sizes that the listing states instead of the true ones.
+    """
+
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    token: str | None = None
+    gated: bool = False
+    in_git: set[str] = field(default_factory=set)
+    promised: dict[str, int] = field(default_factory=dict)
+
+    def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
+        """Put files on a branch; returns the commit."""
+        content = b"".join(path.encode() + data for path, data in sorted(files.items()))
+        commit = hashlib.sha1(content).hexdigest()
+        self.files[commit] = dict(files)
+        self.branches[branch] = commit
+        return commit
+
+
+class Hub:
+    """The state of the server.
+
+    Attributes:
+        repositories: By `datasets/OWNER/NAME` or `models/OWNER/NAME`.
+        requests: All that were received.
+        faults: What goes wrong next, by the end of a request's path; one entry per answer.
+        num_sent: Bytes of large files that were sent, by SHA-256.
+        go_on: Lets paused answers go on.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        self.faults: dict[str, list[Fault]] = {}
+        self.num_sent: dict[str, int] = {}
+        self.go_on = threading.Event()
+        self.port = 0
+        self._closing = threading.Event()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def repository(self, key: str) -> Repository:
+        return self.repositories.setdefault(key, Repository())
+
+    def next_fault(self, path: str) -> Fault | None:
+        for ending, faults in self.faults.items():
+            if path.endswith(ending) and faults:
+                return faults.pop(0)
+        return None
+
+    def gets(self, ending: str) -> list[Request]:
+        """GET requests for paths with this ending."""
+        return [request for request in self.requests if request.method == "GET" and request.path.endswith(ending)]
+
+    def stall(self) -> None:
+        self._closing.wait(60)
+
+    def close(self) -> None:
+        self._closing.set()
+        self.go_on.set()
+
+
+@contextlib.contextmanager
+def serve_hub() -> Iterator[Hub]:
+    """A hub for the time of the block."""
+    hub = Hub()
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(url.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.state.requests.append(Request(method=self.command, path=path, headers=headers, at_s=time.monotonic()))
+        fault = None if self.command == "HEAD" else self.state.next_fault(path)
+        with contextlib.suppress(ConnectionError):
+            if fault is not None and fault.status is not None:
+                self._send(fault.status, b"{}", dict(fault.headers))
+            elif path.startswith("/large/"):
+                self._send_large(path.removeprefix("/large/"), fault)
+            elif path.startswith("/api/"):
+                if fault is not None and fault.stall_after is not None:
+                    self.state.stall()
+                    return
+                self._answer_api(path.removeprefix("/api/"), urllib.parse.parse_qs(body.decode()))
+            else:
+                self._resolve(path, fault)
+
+    def _answer_api(self, path: str, form: dict[str, list[str]]) -> None:
+        parts = path.split("/")
+        repository = self._authorised("/".join(parts[:3]))
+        if repository is None:
+            return
+        what, revision = parts[3] if parts[3:] else "revision", "/".join(parts[4:]) or "main"
+        commit = repository.branches.get(revision, revision)
+        if commit not in repository.files:
+            self._refuse(404, "RevisionNotFound")
+            return
+        listing = [self._entry(repository, path, data) for path, data in repository.files[commit].items()]
+        if what == "revision":
+            siblings = [{"rfilename": entry["path"], **_as_sibling(entry)} for entry in listing]
+            info = {"id": "/".join(parts[1:3]), "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
+            self._send_json({**info, "siblings": siblings})
+        elif what == "paths-info":
+            self._send_json([entry for entry in listing if entry["path"] in form["paths"]])
+        elif what == "tree":
+            self._send_json(listing)
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def _resolve(self, path: str, fault: Fault | None) -> None:
+        head, _, tail = path.lstrip("/").partition("/resolve/")
+        key = head if head.startswith("datasets/") else f"models/{head}"
+        repository = self._authorised(key)
+        if repository is None:
+            return
+        revision, _, file = tail.partition("/")
+        commit = repository.branches.get(revision, revision)
+        if commit not in repository.files:
+            self._refuse(404, "RevisionNotFound")
+            return
+        if file not in repository.files[commit]:
+            self._refuse(404, "EntryNotFound")
+            return
+        data = repository.files[commit][file]
+        headers = {"X-Repo-Commit": commit}
+        if file in repository.in_git:
+            self._send_body(data, fault, {**headers, "ETag": f'"{git_sha1(data)}"'})
+            return
+        size = str(repository.promised.get(file, len(data)))
+        headers |= {"X-Linked-Size": size, "X-Linked-ETag": f'"{sha256(data)}"', "ETag": f'"{commit}"'}
+        # Another origin to the client, the same server.
+        location = f"http://localhost:{self.state.port}/large/{sha256(data)}/{file}"
+        self._send(302, b"", {**headers, "Location": location})
+
+    def _send_large(self, path: str, fault: Fault | None) -> None:
+        digest = path.partition("/")[0]
+        for repository in self.state.repositories.values():
+            for files in repository.files.values():
+                for data in files.values():
+                    if sha256(data) == digest:
+                        self._send_body(data, fault, {}, digest)
+                        return
+        self._refuse(404, "EntryNotFound")
+
+    def _send_body(self, data: bytes, fault: Fault | None, headers: dict[str, str], digest: str = "") -> None:
+        fault = fault or Fault()
+        data = data if fault.body is None else fault.body
+        start, status = 0, 200
+        asked = self.headers.get("Range")
+        if asked is not None and not fault.ignore_range:
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            if start >= len(data):
+                self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                return
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        rest = data[start:]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        if not fault.endless:
+            self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.close_connection = True
+        if self.command == "HEAD":
+            return
+        for limit in (fault.cut_after, fault.stall_after, fault.pause_after):
+            if limit is not None:
+                self._write(rest[:limit], digest)
+                rest = rest[limit:]
+        if fault.stall_after is not None:
+            self.state.stall()
+            return
+        if fault.reset:
+            time.sleep(0.2)  # a reset overtakes bytes that the client has not read yet
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
+        if fault.cut_after is not None:
+            return
+        if fault.pause_after is not None:
+            self.state.go_on.wait(60)
+        while fault.trickle_s and rest:
+            self._write(rest[:10_000], digest)
+            rest = rest[10_000:]
+            time.sleep(fault.trickle_s)
+        self._write(rest, digest)
+
+    def _write(self, data: bytes, digest: str) -> None:
+        self.wfile.write(data)
+        self.wfile.flush()
+        self.state.num_sent[digest] = self.state.num_sent.get(digest, 0) + len(data)
+
+    def _authorised(self, key: str) -> Repository | None:
+        repository = self.state.repositories.get(key)
+        if repository is None:
+            self._refuse(404, "RepoNotFound")
+        elif repository.gated:
+            self._refuse(403, "GatedRepo")
+        elif repository.token is not None and self.headers.get("Authorization") != f"Bearer {repository.token}":
+            self._refuse(401, "RepoNotFound")
+        else:
+            return repository
+        return None
+
+    def _entry(self, repository: Repository, path: str, data: bytes) -> dict[str, Any]:
+        size = repository.promised.get(path, len(data))
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": git_sha1(data)}
+        if path not in repository.in_git:
+            entry["lfs"] = {"oid": sha256(data), "size": size, "pointerSize": 134}
+        return entry
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b'{"error": "refused"}', {"X-Error-Code": code, "Content-Type": "application/json"})
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _as_sibling(entry: dict[str, Any]) -> dict[str, Any]:
+    sibling = {"size": entry["size"], "blobId": entry["oid"]}
+    if "lfs" in entry:
+        lfs = entry["lfs"]
+        sibling["lfs"] = {"size": lfs["size"], "sha256": lfs["oid"], "pointerSize": lfs["pointerSize"]}
+    return sibling

@@ -1,0 +1,177 @@
+"""`python -m xares_bench download`, against a hub on the loopback interface."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub.machine import Machine
+from tests.hub.server import Fault, Hub, Repository, serve_hub
+from xares_bench.catalogue import Catalogue, load_catalogue
+
+SHARDS = "mispeech/xares_llm_data"
+DECODER = "HuggingFaceTB/SmolLM2-135M"
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return load_catalogue("full")
+
+
+@pytest.fixture
+def hub(catalogue: Catalogue) -> Iterator[Hub]:
+    """A hub with all shards of the published benchmark, small ones, and a decoder."""
+    with serve_hub() as hub:
+        files: dict[str, dict[str, bytes]] = {}
+        for dataset in catalogue.datasets.values():
+            for split in (dataset.train, dataset.eval):
+                assert split is not None
+                for path in split.shards:
+                    files.setdefault(f"datasets/{dataset.repository}", {})[path] = path.encode() * 10
+        for key, shards in files.items():
+            hub.repository(key).commit(shards)
+        hub.repository(f"models/{DECODER}").commit({"config.json": b"{}", "model.safetensors": b"weights"})
+        yield hub
+
+
+@pytest.fixture
+def repository(hub: Hub) -> Repository:
+    return hub.repository(f"datasets/{SHARDS}")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, hub: Hub) -> Machine:
+    return Machine(tmp_path, hub)
+
+
+def download(machine: Machine, *arguments: str, **environment: str) -> tuple[int, list[str], list[str]]:
+    """Exit status, lines of output, lines of errors."""
+    command = [sys.executable, "-m", "xares_bench", "download", *arguments]
+    process = machine.spawn(command, prepare=None, XARES_DATA_HOME=str(machine.folder), **environment)
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output.splitlines(), errors.splitlines()
+
+
+def shards_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.tar.gz")}
+
+
+def test_a_dry_run_says_how_much_it_is_and_leaves_no_trace(machine: Machine, hub: Hub, catalogue: Catalogue) -> None:
+    status, output, errors = download(machine, "--dry-run")
+    assert (status, errors) == (0, [])
+    num_shards = sum(len(repository.files[repository.branches["main"]]) for repository in hub.repositories.values()) - 2
+    assert output[0].startswith(f"shards   {num_shards} files, ")
+    assert f"; 0 there, {num_shards} to fetch (" in output[0]
+    assert output[1] == f"         in {machine.folder}"
+    assert output[2:4] == [
+        f"         from {name} at commit {hub.repositories[f'datasets/{name}'].branches['main']}"
+        for name in dict.fromkeys(dataset.repository for dataset in catalogue.datasets.values())
+    ]
+    assert output[4].startswith(f"decoder  {DECODER}: 2 files, 9 bytes; 0 there, 2 to fetch (9 bytes); ")
+    assert len(output) == 5
+    assert not machine.folder.exists()
+    assert hub.num_sent == {}
+
+
+def test_the_shards_of_a_split_of_a_dataset_and_the_decoder_are_fetched(
+    machine: Machine, hub: Hub, catalogue: Catalogue
+) -> None:
+    dataset = catalogue.datasets["esc-50"]
+    assert dataset.eval is not None
+    status, output, errors = download(machine, "esc-50", "--split", "eval")
+    assert (status, errors) == (0, [])
+    assert output[-1] == "all there"
+    assert shards_in(machine.folder) == set(dataset.eval.shards)
+    for path in dataset.eval.shards:
+        assert (machine.folder / path).read_bytes() == path.encode() * 10
+    assert len(list((machine.folder.parent / "hf").rglob("model.safetensors"))) == 1
+    hub.requests.clear()
+    status, output, errors = download(machine, "esc-50", "--split", "eval", HF_HUB_OFFLINE="1")
+    assert (status, errors) == (0, [])
+    assert "; all there; " in output[0]
+    assert hub.requests == []
+
+
+def test_tasks_and_datasets_add_up_and_nothing_is_fetched_twice(
+    machine: Machine, hub: Hub, catalogue: Catalogue
+) -> None:
+    arguments = ("task2", "esc-50", "esc-50", "--no-decoder", "--data-home", "elsewhere")
+    status, output, errors = download(machine, *arguments)
+    assert (status, errors) == (0, [])
+    wanted = {
+        path
+        for name in (*catalogue.tasks["task2"], "esc-50")
+        for split in (catalogue.datasets[name].train, catalogue.datasets[name].eval)
+        if split is not None
+        for path in split.shards
+    }
+    assert shards_in(machine.folder.parent / "elsewhere") == wanted
+    assert len([request for request in hub.requests if request.path.startswith("/large/")]) == len(wanted)
+    assert not any("models" in request.path for request in hub.requests)
+    assert "decoder" not in " ".join(output)
+
+
+def test_another_decoder_and_another_revision_of_the_data(machine: Machine, hub: Hub, repository: Repository) -> None:
+    hub.repository("models/owner/other").commit({"config.json": b"{}", "model.safetensors": b"others"}, "v1")
+    commit = repository.commit(repository.files[repository.branches["main"]] | {"new": b"new"}, "v2")
+    status, output, errors = download(
+        machine, "esc-50", "--decoder", "owner/other@v1", "--data-revision", f"{SHARDS}@v2", "--dry-run"
+    )
+    assert (status, errors) == (0, [])
+    assert f"from {SHARDS} at commit {commit}" in output[2]
+    assert output[3].startswith("decoder  owner/other: 2 files, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["esc50"], "esc50: no such task or dataset; expected some of task1, task2, all, aishell-1"),
+        (["gtzan", "--data-revision", "a@b"], "--data-revision=a@b: expected"),
+        (["gtzan", "--data-revision", "a/b@c"], "--data-revision=a/b@c: nothing is wanted of this repository"),
+        (["gtzan", "--no-decoder", "--decoder", "x"], "--decoder=x and --no-decoder contradict each other"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(machine: Machine, hub: Hub, arguments: list[str], said: str) -> None:
+    status, output, errors = download(machine, *arguments)
+    assert (status, output, len(errors)) == (2, [], 1)
+    assert errors[0].startswith(f"xares_bench: {said}")
+    assert hub.requests == []
+
+
+def test_what_cannot_be_had_is_one_line_and_status_1(machine: Machine, hub: Hub, repository: Repository) -> None:
+    hub.faults[".tar.gz"] = [Fault(status=404, headers={"X-Error-Code": "EntryNotFound"})] * 2
+    status, _, errors = download(machine, "esc-50", "--no-decoder")
+    assert (status, len(errors)) == (1, 1)
+    assert "has no such file" in errors[0]
+    assert errors[0].endswith(" (and 1 more)")
+    repository.gated = True
+    status, _, errors = download(machine, "gtzan")
+    assert (status, len(errors)) == (1, 1)
+    assert "accepted its terms" in errors[0]
+
+
+def test_too_little_disk_is_one_line_and_status_2(machine: Machine, hub: Hub, repository: Repository) -> None:
+    repository.promised = dict.fromkeys(repository.files[repository.branches["main"]], 10**15)
+    status, _, errors = download(machine, "esc-50")
+    assert (status, len(errors)) == (2, 1)
+    assert "5.0 PB to fetch" in errors[0]
+    assert hub.num_sent == {}
+
+
+def test_help_says_what_an_offline_machine_needs(machine: Machine) -> None:
+    status, output, errors = download(machine, "--help")
+    assert (status, errors) == (0, [])
+    assert "HF_HUB_OFFLINE=1" in " ".join(output)
+
+
+def test_it_takes_no_torch(machine: Machine) -> None:
+    code = (
+        "import sys; from xares_bench.__main__ import main; main(['download', 'esc-50', '--dry-run']); "
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    process = machine.spawn([sys.executable, "-c", code])
+    process.communicate(timeout=60)
+    assert process.returncode == 0

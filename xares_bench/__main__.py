@@ -1,0 +1,159 @@
+"""`python -m xares_bench`: what can be done without pytest. `download` fetches the data of the published benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xares_bench.catalogue import Catalogue, Dataset, Split, load_catalogue
+from xares_bench.errors import DataError, UsageError, XaresError
+from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
+from xares_bench.progress import Progress
+
+_PRESET = "full"
+_DOWNLOAD_DESCRIPTION = """\
+Fetches what a run of the full preset reads: the shards into the data folder, the decoder into huggingface_hub's cache.
+A transfer that was cut goes on where it was cut. Afterwards a machine without network can run the benchmark: with the
+same data folder, the same cache (HF_HOME) and HF_HUB_OFFLINE=1. HF_ENDPOINT, HF_TOKEN and proxies are respected.
+
+The commit that a repository's main branch is at is written to xares-bench.lock.json in the data folder, and every later
+download and run there uses it, until --data-revision names another.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status: 0 done, 1 not all could be had, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said in one line, by us
+    try:
+        _download(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("xares_bench: interrupted; the same command goes on where it was\n")
+        return 130
+    except XaresError as cause:
+        sys.stderr.write(f"xares_bench: {cause}\n")
+        return 2 if isinstance(cause, UsageError) else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m xares_bench", description="xares-bench without pytest.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    download = commands.add_parser(
+        "download",
+        help="fetch shards and decoder of the published benchmark",
+        description=_DOWNLOAD_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = download.add_argument
+    add("names", nargs="*", metavar="NAME", help="task1, task2, all, or datasets such as esc-50; default: all")
+    add(
+        "--split",
+        choices=("train", "eval"),
+        help="only the training shards or only the test shards; default: both, as a run needs both",
+    )
+    add("--dry-run", action="store_true", help="only say how much it is and what is there; writes nothing")
+    add("--data-home", metavar="DIR", help="where the shards go; default: $XARES_DATA_HOME, else ./xares_data")
+    add(
+        "--data-revision",
+        action="append",
+        default=[],
+        metavar="[OWNER/NAME@]REVISION",
+        help="branch, tag or commit to use from now on, for one repository or for all; repeatable",
+    )
+    add(
+        "--decoder",
+        metavar="NAME[@REVISION]",
+        help="language model to fetch, with either split, as every run needs it; default: the full preset's",
+    )
+    add("--no-decoder", action="store_true", help="fetch no language model")
+    return parser
+
+
+def _download(options: argparse.Namespace) -> None:
+    catalogue = load_catalogue(_PRESET)
+    wanted = _wanted(catalogue, options.names or ["all"], options.split)
+    revisions = parse_data_revisions(options.data_revision)
+    for repository in revisions:
+        if repository is not None and repository not in wanted:
+            raise UsageError(
+                f"--data-revision={repository}@{revisions[repository]}: nothing is wanted of this repository; "
+                f"expected one of {', '.join(wanted)}"
+            )
+    if options.no_decoder and options.decoder:
+        raise UsageError(f"--decoder={options.decoder} and --no-decoder contradict each other; give one of them")
+    folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
+    home = DataHome(folder, revisions, keep=not options.dry_run)
+    shards = home.survey(wanted)
+    _say(f"shards   {shards.summary}")
+    _say(f"         in {folder}")
+    for repository in wanted:
+        _say(f"         from {repository} at commit {home.commit(repository) or 'unknown'}")
+    surveys = [shards]
+    decoder, at, revision = (options.decoder or catalogue.preset.decoder).partition("@")
+    if not options.no_decoder:
+        model = survey_model(decoder, revision=revision if at else None, data_home=folder, keep=not options.dry_run)
+        _say(f"decoder  {decoder}: {model.summary}")
+        surveys.append(model)
+    if options.dry_run:
+        return
+    for survey in surveys:
+        survey.check_space()
+    if not options.no_decoder:
+        fetch_model(decoder, revision=revision if at else None, data_home=folder, progress=Progress())
+    home.fetch(shards, Progress())
+    _check(home, wanted)
+    _say("all there")
+
+
+def _wanted(catalogue: Catalogue, names: Sequence[str], split: str | None) -> dict[str, list[str]]:
+    """Paths of the shards of tasks and datasets, per repository.
+
+    Raises:
+        UsageError: There is no such task or dataset.
+    """
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        if name != "all" and name not in catalogue.tasks and name not in catalogue.datasets:
+            expected = ", ".join((*sorted(catalogue.tasks), "all", *sorted(catalogue.datasets)))
+            raise UsageError(f"{name}: no such task or dataset; expected some of {expected}")
+        datasets = catalogue.datasets if name == "all" else catalogue.tasks.get(name, (name,))
+        for dataset in (catalogue.datasets[chosen] for chosen in datasets):
+            assert dataset.repository is not None, dataset.name
+            paths = wanted.setdefault(dataset.repository, [])
+            for part in _splits(dataset, split):
+                paths.extend(path for path in part.shards if path not in paths)
+    return wanted
+
+
+def _splits(dataset: Dataset, split: str | None) -> list[Split]:
+    splits = {"train": dataset.train, "eval": dataset.eval}
+    return [part for name, part in splits.items() if part is not None and split in (None, name)]
+
+
+def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
+    """Raise the first reason why a shard could not be had, with the number of the others."""
+    reasons = []
+    for repository, paths in wanted.items():
+        for path in paths:
+            try:
+                home.file(repository, path)
+            except DataError as cause:
+                reasons.append(str(cause))
+    if reasons:
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise DataError(f"{reasons[0]}{others}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

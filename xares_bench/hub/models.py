@@ -1,0 +1,222 @@
+"""The files of a causal language model: in a folder, or in huggingface_hub's own cache, fetched if need be.
+
+The cache is the one that transformers uses, so that a model that is there already is not fetched a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from xares_bench.digests import file_digest
+from xares_bench.errors import DataError, UsageError
+from xares_bench.hub import client
+from xares_bench.hub.lock import Pin, Promise, Repository, edit_pins, is_writable, read_pins
+from xares_bench.hub.survey import HubFile, Survey, free_bytes, total_bytes
+from xares_bench.progress import Progress
+
+_CONFIG_FILE = "config.json"
+# Weights in order of preference; further copies, in other formats or subfolders, are left where they are.
+_WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin")
+_TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The files of a model on disk.
+
+    Attributes:
+        folder: Holds its config, tokeniser and weights.
+        commit: The hub's commit that they are of; None for a folder of the user's own.
+    """
+
+    folder: Path
+    commit: str | None
+
+
+def survey_model(name: str, *, revision: str | None, data_home: Path, keep: bool = True) -> Survey:
+    """What of a model is there; the hub is asked only for what neither lock file nor cache know.
+
+    Args:
+        name: A folder, or the name of a hub repository.
+        revision: Branch, tag or commit to use from now on; None: the one of the lock file, else `main`.
+        data_home: The data folder, whose lock file keeps the commit.
+        keep: Whether to write the commit down.
+
+    Raises:
+        UsageError: The name is neither, or the revision is not known offline.
+        DataError: The hub does not answer, or the repository holds no model to load.
+    """
+    if Path(name).is_dir():
+        return _survey(_folder(name, revision), [], [])
+    pin = _pin(name, revision, data_home, keep=keep)
+    if pin is None:
+        return _survey(_cached_folder(name, revision), [], [])
+    files = _files(name, pin)
+    return _survey(_cache_folder(), files, [file for file in files if _cached(file, pin.commit) is None])
+
+
+def fetch_model(name: str, *, revision: str | None, data_home: Path, progress: Progress | None = None) -> Model:
+    """A model with all its files on disk: config, tokeniser and weights, as safetensors where there are such.
+
+    Args:
+        name: A folder, or the name of a hub repository.
+        revision: Branch, tag or commit to use from now on; None: the one of the lock file, else `main`.
+        data_home: The data folder, whose lock file keeps the commit.
+        progress: Shows huggingface_hub's own bars where somebody watches.
+
+    Raises:
+        UsageError: The name is neither, the revision is not known offline, or there is too little disk.
+        DataError: The hub does not answer, a file is damaged, or the repository holds no model to load.
+    """
+    if Path(name).is_dir():
+        return Model(folder=_folder(name, revision), commit=None)
+    pin = _pin(name, revision, data_home, keep=True)
+    if pin is None:
+        folder = _cached_folder(name, revision)
+        return Model(folder=folder, commit=folder.name)
+    files = _files(name, pin)
+    missing = [file for file in files if _cached(file, pin.commit) is None]
+    _survey(_cache_folder(), files, missing).check_space()
+    with (progress or Progress()).uncaptured():
+        for file in missing:
+            _fetch(file, pin)
+    config = _cached(HubFile(repository=name, path=_CONFIG_FILE, size_bytes=None), pin.commit)
+    assert config is not None, name
+    return Model(folder=config.parent, commit=pin.commit)
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise UsageError(f"--decoder={name}@{revision}: {name} is a folder, and a folder has no revision; leave it out")
+    return Path(name).absolute()
+
+
+def _pin(name: str, revision: str | None, data_home: Path, *, keep: bool) -> Pin | None:
+    """The commit to use and its files; None where the hub may not be asked and was not asked before."""
+    from huggingface_hub.errors import HFValidationError
+
+    key = Repository(kind="model", name=name).key
+    pin = read_pins(data_home).get(key)
+    offline = client.is_offline()
+    if pin is not None and (revision in (None, pin.commit) or (offline and revision == pin.revision)):
+        return pin
+    if offline:
+        return None
+    with edit_pins(data_home, keep=keep and is_writable(data_home)) as pins:
+        pin = pins.get(key)
+        if pin is None or revision is not None:
+            try:
+                asked = revision or "main"
+                commit = client.resolve(Repository(kind="model", name=name), asked)
+                pin = Pin(revision=asked, commit=commit, files=_choose(name, client.model_files(name, commit)))
+            except HFValidationError:
+                raise UsageError(f"--decoder={name}: neither a folder nor the name of a hub repository") from None
+            pins[key] = pin
+    return pin
+
+
+def _choose(name: str, files: dict[str, Promise]) -> dict[str, Promise]:
+    """The files that loading a causal language model takes.
+
+    Raises:
+        DataError: There is no config, or there are no weights.
+    """
+    for pattern in _WEIGHTS:
+        weights = [path for path in files if "/" not in path and fnmatch(path, pattern)]
+        if weights:
+            break
+    else:
+        raise DataError(f"{name}: holds neither *.safetensors nor *.bin weights; name another model with --decoder")
+    if _CONFIG_FILE not in files:
+        raise DataError(f"{name}: holds no {_CONFIG_FILE}; name another model with --decoder")
+    texts = [path for path in files if "/" not in path and any(fnmatch(path, pattern) for pattern in _TEXTS)]
+    return {path: files[path] for path in sorted({*weights, *texts})}
+
+
+def _files(name: str, pin: Pin) -> list[HubFile]:
+    return [HubFile(repository=name, path=path, size_bytes=promise.size_bytes) for path, promise in pin.files.items()]
+
+
+def _survey(folder: Path, files: Iterable[HubFile], missing: Iterable[HubFile]) -> Survey:
+    files, missing = tuple(files), tuple(missing)
+    return Survey(
+        folder=folder,
+        num_files=len(files),
+        size_bytes=total_bytes(files),
+        num_present=len(files) - len(missing),
+        present_bytes=total_bytes(files) - total_bytes(missing),
+        missing=missing,
+        missing_bytes=total_bytes(missing),
+        free_bytes=free_bytes(folder),
+    )
+
+
+def _fetch(file: HubFile, pin: Pin) -> None:
+    """Fetch a file into the cache and compare it with its promise.
+
+    Raises:
+        DataError: It cannot be had, or is damaged.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    what = f"{file.path} of {file.repository} at commit {pin.commit[:12]}"
+
+    def download() -> Path:
+        return Path(hf_hub_download(file.repository, file.path, revision=pin.commit, library_name="xares-bench"))
+
+    try:
+        path = client.persist(download, what, max_failures=3)  # each of which is several of the library's own
+    except LocalEntryNotFoundError as cause:  # it has tried long enough itself
+        raise DataError(client.explain(cause.__cause__ or cause, what)) from cause
+    except OSError as cause:  # a full disk, or fewer bytes than the hub announced
+        reason = " ".join((cause.strerror or str(cause)).split())
+        raise DataError(f"{what}: {reason}; check the disk of {_cache_folder()}, and try again") from cause
+    promise = pin.files[file.path]
+    if promise.sha256 is not None and (digest := file_digest(path)) != promise.sha256:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise DataError(
+            f"{what}: the hub sent SHA-256 {digest[:12]}..., its listing promises {promise.sha256[:12]}...; "
+            "thrown away: try again, and check the proxy if it recurs"
+        )
+
+
+def _cached(file: HubFile, commit: str) -> Path | None:
+    """A file in the cache; None if it is not there with its size."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repository, file.path, revision=commit)
+    if not isinstance(found, str) or (file.size_bytes is not None and Path(found).stat().st_size != file.size_bytes):
+        return None
+    return Path(found)
+
+
+def _cached_folder(name: str, revision: str | None) -> Path:
+    """The cache's folder of a model that the lock file does not know, used as it is.
+
+    Raises:
+        DataError: There is none, or it lacks config or weights.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, _CONFIG_FILE, revision=revision)
+    except HFValidationError:
+        raise UsageError(f"--decoder={name}: neither a folder nor the name of a hub repository") from None
+    if isinstance(config, str) and any(any(Path(config).parent.glob(pattern)) for pattern in _WEIGHTS):
+        return Path(config).parent
+    raise DataError(
+        f"{name}: not in the cache {_cache_folder()}, and HF_HUB_OFFLINE forbids to fetch it; "
+        f"fetch it on a machine with network with `python -m xares_bench download --decoder {name}`"
+    )
+
+
+def _cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
