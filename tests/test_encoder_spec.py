@@ -81,7 +81,13 @@ def test_imported_classes_do_not_count(folder: Path) -> None:
         ("folder", "", ["directory", "path/to/file.py"]),
         ("folder/weights.pt", "", ["not a Python file"]),
         ("", "", ["empty", "path/to/file.py"]),
-        ("hf:openai/whisper-base", "", ["not built yet", "--encoder=my_encoder.py"]),
+        ("hf:", "", ["'' is neither a folder", "nor a name that the hub allows", "hf:openai/whisper-base"]),
+        ("hf:@main", "", ["'' is neither a folder", "nor a name that the hub allows"]),
+        ("hf:./gone", "", ["'./gone' is neither a folder", "nor a name that the hub allows"]),
+        ("hf:a/b/c", "", ["'a/b/c' is neither a folder"]),
+        ("hf:enc.py", "", ["'enc.py' is a file, not a folder", "--encoder=enc.py"]),
+        ("hf:owner/name@", "", ["no revision after the @"]),
+        ("hf:folder@v1", "", ["folder is a folder, and a folder has no revisions"]),
         ("MyEncoder", "", ["neither a Python file nor a dotted path", "package.module.ClassName"]),
         ("my-package.MyEncoder", "", ["neither a Python file nor a dotted path"]),
         ("no_such_package.encoders.MyEncoder", "", ["no module 'no_such_package.encoders'", "check the spelling"]),
@@ -117,6 +123,44 @@ def test_arguments_must_be_a_json_object(folder: Path, arguments: str, words: st
     assert """--encoder-args='{"layer": 6}'""" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "model", "revision", "name"),
+    [
+        ("hf:openai/whisper-base", "openai/whisper-base", None, "whisper-base"),
+        ("hf:gpt2", "gpt2", None, "gpt2"),
+        ("hf:owner/name@v1.0", "owner/name", "v1.0", "name"),
+        ("hf:owner/name@refs/pr/1", "owner/name", "refs/pr/1", "name"),
+        ("hf:models/mine", "FOLDER/models/mine", None, "mine"),
+        ("hf:./models/mine/", "FOLDER/models/mine", None, "mine"),
+        ("hf:models/at@home", "FOLDER/models/at@home", None, "at-home"),
+        ("hf:models/über mir", "FOLDER/models/über mir", None, "ber-mir"),
+        ("hf:models/...", "FOLDER/models/...", None, "HubEncoder"),
+    ],
+)
+def test_a_hub_model_is_our_wrapper_with_a_place(
+    folder: Path, text: str, model: str, revision: str | None, name: str
+) -> None:
+    for model_name in ("mine", "at@home", "über mir", "..."):
+        (folder / "models" / model_name).mkdir(parents=True)
+    spec = parse_encoder_spec(text, '{"layer": 6}')
+    assert (spec.file, spec.module, spec.class_name) == (None, "xares_bench.hf_encoder", "HubEncoder")
+    assert spec.arguments == {"layer": 6}
+    assert spec.place == {"model": model.replace("FOLDER", str(folder)), "revision": revision}
+    assert spec.name == name
+
+
+@pytest.mark.parametrize("argument", ["model", "revision"])
+def test_arguments_say_nothing_that_the_specification_says(argument: str) -> None:
+    with pytest.raises(EncoderSpecError, match=f"--encoder-args gives '{argument}', which stands in --encoder already"):
+        parse_encoder_spec("hf:owner/name", f'{{"{argument}": "x"}}')
+
+
+def test_an_encoder_of_ones_own_is_called_by_its_class(folder: Path) -> None:
+    write(folder, ONE_CLASS)
+    spec = parse_encoder_spec("enc.py", '{"model": "x"}')
+    assert (spec.name, spec.place, spec.arguments) == ("MyEncoder", {}, {"model": "x"})
+
+
 def test_a_dotted_path_may_lie_in_the_current_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     write(folder, "raise AssertionError('imported')", "regular/__init__.py")
@@ -139,7 +183,8 @@ def test_a_module_is_found_without_importing_its_parents(tmp_path: Path) -> None
 def test_reading_a_specification_imports_no_torch() -> None:
     code = (
         "import sys; from xares_bench.encoder_spec import parse_encoder_spec; import xares_bench.clauses; "
-        "parse_encoder_spec('torch.nn.modules.linear.Identity'); print('torch' in sys.modules)"
+        "parse_encoder_spec('torch.nn.modules.linear.Identity'); parse_encoder_spec('hf:owner/name@v1'); "
+        "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Wav2Vec2FeatureExtractor
 
 from xares_bench.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import FrozenEncoder, load_encoder
@@ -323,6 +324,28 @@ def test_helpers_enter_the_fingerprint(load: Loader, tmp_path: Path, use: str, i
         (tmp_path / "deep_helper.py").write_text(f"def factor():\n    return {factor}")
         prints.append(load(source).fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("held", ["self.settings", "self.child.settings"])
+def test_settings_of_transformers_that_it_holds_enter_the_fingerprint(load: Loader, tmp_path: Path, held: str) -> None:
+    """They come from a file, so that neither source nor arguments nor weights differ."""
+    source = "from transformers import Wav2Vec2FeatureExtractor\n" + PLAIN.replace(
+        "self.scale = scale",
+        f"self.scale = scale; self.child = nn.Identity(); {held} = Wav2Vec2FeatureExtractor.from_pretrained('.')",
+    )
+    prints = []
+    for do_normalize in (True, True, False):
+        Wav2Vec2FeatureExtractor(do_normalize=do_normalize).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+        prints.append(load(source).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_our_own_modules_that_it_imports_enter_the_fingerprint(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from xares_bench.audio import SAMPLE_RATE_HZ\n" + PLAIN
+    before, plain = load(source).fingerprint, load(PLAIN).fingerprint
+    monkeypatch.setattr("xares_bench.fingerprints.code_digest", lambda name: "changed")
+    assert load(source).fingerprint != before
+    assert load(PLAIN).fingerprint == plain
 
 
 def test_the_library_of_a_submodule_enters_the_fingerprint(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,12 @@ from typing import NoReturn
 
 from xares_bench.errors import EncoderSpecError
 
-_FORMS = "path/to/file.py, path/to/file.py::ClassName or package.module.ClassName"
+_FORMS = "path/to/file.py, path/to/file.py::ClassName, package.module.ClassName or hf:NAME"
+
+_HUB_PREFIX = "hf:"
+_HUB_EXAMPLE = "as in --encoder=hf:openai/whisper-base, hf:openai/whisper-base@REVISION or hf:path/to/folder"
+# What a model on the hub may be called: a name, or an owner and a name.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +39,26 @@ class EncoderSpec:
         file: The Python file that defines the class, absolute, or None for a dotted path.
         module: The module that holds the class, or None for a file.
         class_name: Name of the class.
-        arguments: Keyword arguments for the constructor.
+        name: What the encoder is called in results, fit to be part of a folder's name.
+        arguments: Keyword arguments for the constructor, from `--encoder-args`.
+        place: More of them, that only say where a model lies. What lies there decides the features, not these.
     """
 
     text: str
     file: Path | None
     module: str | None
     class_name: str
+    name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
+    place: Mapping[str, object] = field(default_factory=dict)
 
 
 def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderSpec:
     """What `--encoder=text` and `--encoder-args=arguments_json` ask for.
 
     A file needs one top-level class whose name ends in `Encoder`, or `::ClassName`; classes merely imported there do
-    not count. Modules of a dotted path may lie in the current directory.
+    not count. Modules of a dotted path may lie in the current directory. `hf:NAME_OR_FOLDER[@REVISION]` is our own
+    wrapper of Hugging Face audio models; the hub is not asked here.
 
     Raises:
         EncoderSpecError: The text names no file, no findable module or no single class, or the arguments are no JSON
@@ -57,19 +68,20 @@ def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderS
     text = text.strip()
     if not text:
         raise EncoderSpecError(f"--encoder is empty: give {_FORMS}")
-    if text.startswith("hf:"):
-        raise EncoderSpecError(
-            f"--encoder={text}: hf: specifications are not built yet; wrap the model in a class of your own "
-            "and give its file, as in --encoder=my_encoder.py"
-        )
+    if text.startswith(_HUB_PREFIX):
+        return _parse_hub_text(text, arguments)
     path_text, separator, class_name = text.partition("::")
     path = Path(path_text).expanduser()
     if not (separator or path.suffix == ".py" or {"/", os.sep} & set(path_text) or path.exists()):
         module, class_name = _parse_dotted_path(text)
-        return EncoderSpec(text=text, file=None, module=module, class_name=class_name, arguments=arguments)
+        return EncoderSpec(
+            text=text, file=None, module=module, class_name=class_name, name=class_name, arguments=arguments
+        )
     classes = _parse_file(path, text)
     class_name = classes.named(class_name) if separator else classes.only_encoder()
-    return EncoderSpec(text=text, file=path.absolute(), module=None, class_name=class_name, arguments=arguments)
+    return EncoderSpec(
+        text=text, file=path.absolute(), module=None, class_name=class_name, name=class_name, arguments=arguments
+    )
 
 
 def find_module(name: str, folder: Path) -> ModuleSpec | None:
@@ -198,6 +210,42 @@ def _parse_dotted_path(text: str) -> tuple[str, str]:
             "check the spelling, install its package, or give the file: path/to/file.py",
         )
     return module, class_name
+
+
+def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
+    target = text.removeprefix(_HUB_PREFIX)
+    clashing = sorted({"model", "revision"} & set(arguments))
+    if clashing:
+        _fail(text, f"--encoder-args gives {clashing[0]!r}, which stands in --encoder already; leave it out")
+    folder = Path(target).expanduser()
+    # A folder's name may hold an @, so folders come first.
+    if target and folder.is_dir():
+        model, revision, name = str(folder.absolute()), None, folder.resolve().name
+    else:
+        model, separator, revision_text = target.partition("@")
+        before_last = target.rpartition("@")[0]
+        if before_last and Path(before_last).expanduser().is_dir():
+            _fail(text, f"{before_last} is a folder, and a folder has no revisions; leave out what follows the last @")
+        if folder.is_file():
+            _fail(text, f"{target!r} is a file, not a folder; a Python file is given as --encoder={target}")
+        if not _HUB_NAME.fullmatch(model):
+            _fail(
+                text,
+                f"{model!r} is neither a folder (looked in {Path.cwd()}) nor a name that the hub allows; "
+                f"name a model, {_HUB_EXAMPLE}",
+            )
+        if separator and not revision_text:
+            _fail(text, "there is no revision after the @; give a branch, a tag or a commit, or leave out the @")
+        revision, name = revision_text or None, model.rpartition("/")[2]
+    return EncoderSpec(
+        text=text,
+        file=None,
+        module="xares_bench.hf_encoder",
+        class_name="HubEncoder",
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "HubEncoder",
+        arguments=arguments,
+        place={"model": model, "revision": revision},
+    )
 
 
 def _parse_arguments(arguments_json: str | None) -> dict[str, object]:

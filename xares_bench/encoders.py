@@ -56,8 +56,8 @@ class FrozenEncoder:
 
     @property
     def name(self) -> str:
-        """The name of its class."""
-        return self.spec.class_name
+        """What it is called in results: the name of its class, or of the model on the hub."""
+        return self.spec.name
 
     def __call__(self, audio_BS: Tensor, mask_BS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Features `[B, T, D]` in the encoder's own dtype, and their mask `[B, T]` as bool or None if all are valid.
@@ -257,21 +257,22 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _construct(encoder_class: type[nn.Module], spec: EncoderSpec) -> nn.Module:
-    call = f"{spec.class_name}({', '.join(f'{name}={value!r}' for name, value in spec.arguments.items())})"
+    arguments = {**spec.place, **spec.arguments}
+    call = f"{spec.class_name}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
     try:
         signature = inspect.signature(encoder_class)
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
         try:
-            signature.bind(**spec.arguments)
+            signature.bind(**arguments)
         except TypeError as error:
             raise EncoderError(
                 "arguments",
                 f"{call}: {error}; the constructor takes {signature}, so change --encoder-args or give it defaults",
             ) from None
     with _users_code("arguments", call, "change --encoder-args or mend the constructor"):
-        return encoder_class(**spec.arguments)
+        return encoder_class(**arguments)
 
 
 def _output_dim(module: nn.Module, name: str) -> int:
@@ -334,6 +335,9 @@ def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
     """Turns what the user's code raises into one line: the exception, where it was raised, what to do."""
     try:
         yield
+    except EncoderError:
+        # Our own wrapper of hub models has said in one line what is wrong.
+        raise
     except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())
         if len(message) > _MAX_MESSAGE_CHARACTERS:

@@ -1,8 +1,8 @@
-"""The identity of an encoder: its source, its constructor's arguments, its weights and the libraries it stands on.
+"""The identity of an encoder: source, constructor's arguments, weights, settings, and the libraries it stands on.
 
 Two encoders with one fingerprint give the same features, so features are filed under it. Where the file lies and when
-it was written do not enter. What cannot be seen from outside does not enter either: configuration files that change
-neither source nor weights.
+it was written do not enter. Settings are the configurations and feature extractors of transformers that the encoder
+holds; other files that it reads and that change neither source nor weights cannot be seen from outside.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,13 @@ from types import FunctionType, ModuleType
 import torch
 from torch import nn
 
-from xares_bench.digests import digest_of, file_digest, library_versions
+from xares_bench.digests import code_digest, digest_of, file_digest, library_versions
 from xares_bench.encoder_spec import EncoderSpec, find_module
 
 _CHUNK_ELEMENTS = 1 << 22
+
+# What a configuration says about itself, rather than about what is computed.
+_UNSETTING_KEYS = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
 
 
 def fingerprint(
@@ -44,6 +48,7 @@ def fingerprint(
         {
             "class": spec.class_name,
             "arguments": dict(spec.arguments),
+            "settings": _setting_digests(encoder_module),
             "sources": sources,
             "libraries": libraries,
             "weights": dict(weights),
@@ -83,6 +88,26 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name} (attribute)", value
 
 
+def _setting_digests(module: nn.Module) -> dict[str, str]:
+    """Digest of every configuration and feature extractor of transformers that a module or a child of it holds."""
+    digests = {}
+    for prefix, child in module.named_modules():
+        for name, value in vars(child).items():
+            origins = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+            if "transformers" in origins and hasattr(value, "to_dict"):
+                settings = _without_place(value.to_dict())
+                text = json.dumps(settings, sort_keys=True, default=repr)
+                digests[f"{prefix}.{name}"] = hashlib.sha256(text.encode()).hexdigest()
+    return digests
+
+
+def _without_place(settings: object) -> object:
+    if isinstance(settings, Mapping):
+        # Keys as text, since labels are numbered and numbers do not sort among names.
+        return {str(key): _without_place(value) for key, value in settings.items() if key not in _UNSETTING_KEYS}
+    return [_without_place(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
 def _tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     tensor = tensor.detach()
@@ -100,7 +125,8 @@ def _reached_sources(
     """Digests of the user's own modules that the encoder reaches, by name, and versions of the libraries, by name.
 
     Reached is what an import statement names anywhere in a reached file, executed or not, what a module's globals come
-    from, and where the classes of submodules are defined. The encoder's own module has the name "".
+    from, and where the classes of submodules are defined. The encoder's own module has the name "". Of our own modules
+    it is the code that counts, as everywhere in keys, not its comments.
     """
     sources: dict[str, str] = {}
     libraries = {"torch"}
@@ -116,9 +142,15 @@ def _reached_sources(
         if tail and package:
             pending.append(package)
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top == "xares_bench":
+        if top in sys.stdlib_module_names or name == "xares_bench":
             continue
         is_own = name == source_module.__name__
+        if top == "xares_bench":
+            file = _source_file(name, folder)
+            if file is not None:
+                sources["" if is_own else name] = code_digest(name)
+                pending.extend(_imported_names(name, Path(file)))
+            continue
         top_file = _source_file(top, folder)
         if not is_own and top_file is not None and is_library_file(top_file):
             libraries.update(_distributions().get(top, ()))
@@ -133,6 +165,9 @@ def _reached_sources(
         sources["" if is_own else name] = file_digest(Path(file))
         pending.extend(_imported_names(name, Path(file)))
         pending.extend(_global_origins(name))
+    if "transformers" in libraries:
+        # Some of its feature extractors compute with torchaudio where that is installed, and with numpy elsewhere.
+        libraries.add("torchaudio")
     return sources, library_versions(sorted(libraries))
 
 
@@ -173,7 +208,10 @@ def _imported_names(name: str, file: Path) -> Iterator[str]:
 def _global_origins(name: str) -> Iterator[str]:
     """Names of the modules that a loaded module's globals come from."""
     module = sys.modules.get(name)
-    for value in list(vars(module).values()) if module is not None else []:
+    for global_name, value in list(vars(module).items()) if module is not None else []:
+        if global_name.startswith("__"):
+            # What the import machinery leaves there, such as a loader of ours.
+            continue
         if isinstance(value, ModuleType):
             yield value.__name__
         else:
