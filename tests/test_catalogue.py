@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from braceexpand import braceexpand
 
 from xares_bench.catalogue import (
     DATA_FOLDER,
@@ -129,7 +130,7 @@ def test_full_catalogue_holds_the_published_figures(full: Catalogue, fact: list[
     dataset = full.datasets[name]
     assert dataset.name == name
     assert dataset.task == ("task2" if name in TASK2 else "task1")
-    assert dataset.prompt == prompt
+    assert dataset.prompts == (prompt,)
     metric_name, _, num_classes = metric.partition(" ")
     assert dataset.metric == metric_name
     assert dataset.metric_arguments == ({"num_classes": int(num_classes)} if num_classes else {})
@@ -225,8 +226,36 @@ def test_mix_of_one_dataset(full: Catalogue, mini: Catalogue) -> None:
 def test_an_unknown_mix_is_answered_with_the_known_ones(full: Catalogue) -> None:
     with pytest.raises(CatalogueError, match=r"^--train=tusk1: no such mix; expected a YAML file or one of") as caught:
         full.mix("tusk1")
-    for name in ("auto", "all", "task1", "task2", "esc-50", "mecat"):
+    for name in ("auto", *full.mix_names):
         assert re.search(rf"\b{re.escape(name)}\b", str(caught.value))
+
+
+def test_every_mix_is_named(full: Catalogue) -> None:
+    assert full.mix_names[:3] == ("task1", "task2", "all")
+    assert set(full.mix_names[3:]) == {line[0] for line in FACTS}
+    assert len(full.mix_names) == 23
+    assert [full.mix(name).name for name in full.mix_names] == list(full.mix_names)
+
+
+def test_a_prompt_may_be_a_list(tmp_path: Path) -> None:
+    text = (DATA_FOLDER / "datasets.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "datasets.yaml"
+    path.write_text(
+        text.replace("prompt: Classify the language.", "prompt: [Which?, What language?]"), encoding="utf-8"
+    )
+    assert load_catalogue("full", datasets_file=path).datasets["voxlingua33"].prompts == ("Which?", "What language?")
+
+
+def test_only_the_small_corpus_keeps_its_features(full: Catalogue, mini: Catalogue) -> None:
+    assert (full.preset.keep_features, mini.preset.keep_features) == (False, True)
+
+
+def test_workers_are_one_per_processor_unless_said(full: Catalogue) -> None:
+    split = full.datasets["gtzan"].train
+    assert split is not None
+    assert split.num_workers is None
+    assert full.mix("task1").num_workers is None
+    assert make_mix("mine", [made("a")], [1], 7, 0).num_workers == 0
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
@@ -237,7 +266,8 @@ def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
 def test_mini_differs_in_data_metrics_and_steps_only(full: Catalogue, mini: Catalogue) -> None:
     for name, dataset in mini.datasets.items():
         other = full.datasets[name]
-        assert dataset.prompt == other.prompt
+        assert dataset.prompts == other.prompts
+        assert dataset.repository is None
         assert dataset.task == other.task
         assert dataset.mix_weight == other.mix_weight
         assert dataset.train is not None
@@ -281,6 +311,38 @@ def test_bad_braces_are_refused(pattern: str) -> None:
         expand_braces(pattern)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a_{0..100000}.tar",
+        "a_{0..999999999999999999999999}.tar",
+        "a_{9999999999..0}.tar",
+        "{0..9}" * 30,
+        "{a,b}" * 64,
+        "{a..z}{A..Z}{a..z}{A..Z}{a..z}",
+        "{x,{y,{0..999999999}}}",
+        "{0..9999999999..2}",
+    ],
+)
+def test_braces_that_would_fill_the_memory_are_refused_at_once(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"^'.* stands for more than 100000 paths$"):
+        expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{00000..99999}.tar",
+        "{0..199998..2}.tar",
+        "{a{0..49999},b{0..49999}}.tar",
+        "{a..c}/{0..9999}.tar",
+        "{" + ",".join(f"{letter}{{0..99}}" for letter in "abcdefghij") + "}",
+    ],
+)
+def test_many_paths_are_fine(pattern: str) -> None:
+    assert expand_braces(pattern) == tuple(braceexpand(pattern))
+
+
 def put(*path: str, value: Any) -> Edit:
     """An edit that sets one value."""
 
@@ -313,11 +375,22 @@ def drop(*path: str) -> Edit:
         ("datasets", put("gtzan", "metric", value={"name": "Acuracy"}), "gtzan.metric:", "unknown metric 'Acuracy'"),
         ("datasets", put("gtzan", "metric", value={"name": "mAP"}), "gtzan.metric:", "requires the argument"),
         ("datasets", put("gtzan", "metric", "num_classes", value=3), "gtzan.metric:", "does not take the argument"),
+        (
+            "datasets",
+            put("gtzan", "metric", value={"name": "mAP", "num_classes": [3]}),
+            "gtzan.metric.num_classes:",
+            "[3]",
+        ),
         ("datasets", put("fsd50k", "metric", "num_classes", value=0), "fsd50k.metric:", "at least 1"),
         ("datasets", put("gtzan", "metric", value="Accuracy"), "gtzan.metric:", "expected a mapping"),
         ("datasets", put("gtzan", "shards", "train", value=["a{0..1.tar"]), "gtzan.shards.train:", "bad brace pattern"),
         ("datasets", put("gtzan", "shards", "eval", value=["a{0-1}.tar"]), "gtzan.shards.eval:", "bad brace pattern"),
-        ("datasets", put("gtzan", "shards", "eval", value=[]), "gtzan.shards.eval:", "expected a text or a list"),
+        (
+            "datasets",
+            put("gtzan", "shards", "eval", value=[]),
+            "gtzan.shards.eval:",
+            "expected a non-empty text or",
+        ),
         ("datasets", put("gtzan", "shards", "eval", value=3), "gtzan.shards.eval:", "found 3"),
         (
             "datasets",
@@ -329,11 +402,17 @@ def drop(*path: str) -> Edit:
         ("datasets", put("gtzan", "mix_weight", "all", value=0.0), "gtzan.mix_weight.all:", "number above 0"),
         ("datasets", put("gtzan", "mix_weight", "task", value="2"), "gtzan.mix_weight.task:", "found '2'"),
         ("datasets", put("gtzan", "mix_weight", "task", value=float("nan")), "gtzan.mix_weight.task:", "found nan"),
-        ("datasets", put("gtzan", "prompt", value=["a"]), "gtzan.prompt:", "expected a non-empty text"),
+        ("datasets", put("gtzan", "prompt", value=["a", 3]), "gtzan.prompt:", "expected a non-empty text or"),
+        ("datasets", put("gtzan", "prompt", value=[]), "gtzan.prompt:", "found [], expected a non-empty text or"),
         ("datasets", put("gtzan", "prompt", value=" "), "gtzan.prompt:", "expected a non-empty text"),
         ("datasets", put("gtzan", "steps_alone", value=0), "gtzan.steps_alone:", "whole number of at least 1"),
         ("datasets", put("gtzan", "steps_alone", value=1.5), "gtzan.steps_alone:", "found 1.5"),
-        ("datasets", put("gtzan", "targets", "eval", value=[]), "gtzan.targets.eval:", "expected a text or a list"),
+        (
+            "datasets",
+            put("gtzan", "targets", "eval", value=[]),
+            "gtzan.targets.eval:",
+            "expected a non-empty text or",
+        ),
         ("datasets", put("gtzan", value=None), "gtzan:", "found nothing, expected a mapping"),
         ("datasets", drop("gtzan", "prompt"), "gtzan.prompt:", "missing"),
         ("datasets", drop("gtzan", "metric"), "gtzan.metric:", "missing"),
@@ -355,6 +434,9 @@ def drop(*path: str) -> Edit:
         ("presets", put("full", "steps", "task1", value=0), "full.steps.task1:", "at least 1"),
         ("presets", drop("full", "steps", "all"), "full.steps.all:", "missing"),
         ("presets", drop("full", "decoder"), "full.decoder:", "missing"),
+        ("presets", drop("full", "keep_features"), "full.keep_features:", "missing"),
+        ("presets", drop("full", "needs_gpu"), "full.needs_gpu:", "missing"),
+        ("presets", put("full", "keep_features", value="no"), "full.keep_features:", "found 'no', expected true or"),
     ],
 )
 def test_ill_formed_files_are_refused(
@@ -441,4 +523,6 @@ def test_recipe_replace_takes_the_smallest_values(full: Catalogue, key: str, val
 
 
 def made(name: str) -> Dataset:
-    return Dataset(name=name, task="custom", prompt="p", metric="Accuracy", metric_arguments={}, train=None, eval=None)
+    return Dataset(
+        name=name, task="custom", prompts=("p",), metric="Accuracy", metric_arguments={}, train=None, eval=None
+    )

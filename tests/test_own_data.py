@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from tests.shard_factory import shard_at
 from xares_bench.catalogue import Catalogue, load_catalogue
 from xares_bench.errors import CatalogueError
-from xares_bench.own_data import OWN_TASK, read_own_evaluations, read_own_mix
+from xares_bench.metrics import METRICS
+from xares_bench.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
+from xares_bench.shards import read_samples
+from xares_bench.yaml_file import shown
+
+PAGE = Path(__file__).parent.parent / "docs" / "datasets.md"
 
 # The forms that the benchmark's authors document, with their own placeholders.
 PUBLISHED_TRAIN = """\
@@ -43,6 +53,12 @@ mine:
   data: {data: [one.tar], key: label, prompt: What?}
   metric: Accuracy
 """
+
+ON_HUB = """\
+train_data:
+  mine: {prompt: What?, data: ["train/0.tar"], key: label, repo_id: me/corpus}
+"""
+WITH_ARGUMENT = EVAL.replace("Accuracy", "mAP") + "  metric_args: {num_classes: 3}\n"
 
 Write = Callable[[str], Path]
 
@@ -83,16 +99,20 @@ def test_the_published_training_form_as_it_stands(write: Write, catalogue: Catal
     assert mix.name == "own.yaml"
     assert mix.weights == (1.0,)
     assert mix.steps == catalogue.preset.steps["alone"]
-    assert (dataset.name, dataset.task, dataset.prompt, dataset.eval) == ("CustomDataName", OWN_TASK, "My prompt", None)
+    assert (dataset.name, dataset.task, dataset.eval) == ("CustomDataName", OWN_TASK, None)
+    assert dataset.prompts == ("My prompt",)
+    assert dataset.repository is None
     assert dataset.train is not None
     assert dataset.train.shards == tuple(str(Path.cwd() / f"PATH_TO_MY_TARS{number:02}.tar") for number in range(11))
     assert dataset.train.target_keys == ("DATAKEY",)
-    assert dataset.train.num_workers == 4
+    assert mix.num_workers == dataset.train.num_workers == 4
 
 
 def test_the_published_evaluation_form_as_it_stands(write: Write, catalogue: Catalogue) -> None:
     (dataset,) = read_own_evaluations(write(PUBLISHED_EVAL), catalogue)
-    assert (dataset.name, dataset.task, dataset.prompt, dataset.train) == ("eval_custom", OWN_TASK, "My prompt", None)
+    assert (dataset.name, dataset.task, dataset.train) == ("eval_custom", OWN_TASK, None)
+    assert dataset.prompts == ("My prompt",)
+    assert dataset.repository is None
     assert (dataset.metric, dict(dataset.metric_arguments)) == ("Accuracy", {})
     assert dataset.generation_batch_size == 4
     assert dataset.eval is not None
@@ -103,11 +123,154 @@ def test_the_published_evaluation_form_as_it_stands(write: Write, catalogue: Cat
 
 
 def test_what_may_be_left_out(write: Write, catalogue: Catalogue) -> None:
-    (dataset,) = read_own_mix(write(TRAIN), catalogue).datasets
-    assert dataset.train is not None
-    assert dataset.train.num_workers == 0
+    mix = read_own_mix(write(TRAIN), catalogue)
+    assert mix.datasets[0].train is not None
+    assert mix.num_workers is mix.datasets[0].train.num_workers is None
     (dataset,) = read_own_evaluations(write(EVAL), catalogue)
-    assert dataset.generation_batch_size is None
+    assert dataset.eval is not None
+    assert dataset.eval.num_workers is dataset.generation_batch_size is None
+
+
+def test_everything_that_a_training_may_say(write: Write, catalogue: Catalogue) -> None:
+    text = """\
+train_data:
+  local:
+    prompt: [What?, Which word?]
+    data: one.tar
+    key: [label, "text; caption"]
+    prob: 3
+  hub:
+    prompt: Who?
+    data: ["train/{00..02}.tar.gz", extra.tar]
+    key: speaker
+    prob: 0.5
+    repo_id: some-one/some.corpus_2
+num_training_workers: 0
+max_steps: 20
+"""
+    mix = read_own_mix(write(text), catalogue)
+    local, hub = mix.datasets
+    assert mix.weights == pytest.approx((6 / 7, 1 / 7))
+    assert (mix.steps, mix.num_workers) == (20, 0)
+    assert local.prompts == ("What?", "Which word?")
+    assert local.train is not None
+    assert hub.train is not None
+    assert local.train.target_keys == ("label", "text", "caption")
+    assert (local.repository, hub.repository) == (None, "some-one/some.corpus_2")
+    assert hub.train.shards == ("train/00.tar.gz", "train/01.tar.gz", "train/02.tar.gz", "extra.tar")
+
+
+def test_everything_that_an_evaluation_may_say(write: Write, catalogue: Catalogue) -> None:
+    text = """\
+labels:
+  data:
+    data: ["test/{a,b}.tar"]
+    key: label;labels
+    prompt:
+    - Which?
+    - Which ones?
+    repo_id: me/corpus
+  batch_size: 1
+  num_workers: 3
+  metric: mAP
+  metric_args: {num_classes: 7}
+  weight: 2.5
+"""
+    (dataset,) = read_own_evaluations(write(text), catalogue)
+    assert dataset.eval is not None
+    assert dataset.eval.shards == ("test/a.tar", "test/b.tar")
+    assert dataset.eval.target_keys == ("label", "labels")
+    assert dataset.eval.num_workers == 3
+    assert dataset.prompts == ("Which?", "Which ones?")
+    assert dataset.repository == "me/corpus"
+    assert (dataset.metric, dataset.metric_arguments) == ("mAP", {"num_classes": 7})
+    assert (dataset.weight, dataset.generation_batch_size) == (2.5, 1)
+
+
+@pytest.mark.parametrize("metric", sorted(set(METRICS) - {"mAP"}))
+def test_every_metric_may_be_asked_for(write: Write, catalogue: Catalogue, metric: str) -> None:
+    (dataset,) = read_own_evaluations(write(EVAL.replace("Accuracy", metric)), catalogue)
+    assert (dataset.metric, dataset.metric_arguments) == (metric, {})
+
+
+def test_a_key_without_value_counts_as_left_out(write: Write, catalogue: Catalogue) -> None:
+    mix = read_own_mix(
+        write(TRAIN.replace("label", "label, prob: , repo_id: ") + "max_steps:\nnum_training_workers:\n"), catalogue
+    )
+    assert (mix.weights, mix.num_workers, mix.datasets[0].repository) == ((1.0,), None, None)
+    assert mix.steps == catalogue.preset.steps["alone"]
+    read_own_evaluations(write(EVAL + "  metric_args:\n  weight:\n  batch_size:\n  num_workers:\n"), catalogue)
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(write: Write, catalogue: Catalogue) -> None:
+    path = write(TRAIN.replace("one.tar", "'corpus[1].tar'"))
+    Path("corpus1.tar").touch()
+    assert shards_of(path, catalogue) == ["corpus1.tar"]
+    Path("corpus[1].tar").touch()
+    assert shards_of(path, catalogue) == ["corpus[1].tar"]
+
+
+@pytest.mark.parametrize("repository", ["a/b", "A_1/b-c.d", f"{'o' * 96}/{'n' * 96}", "0/0"])
+def test_repositories(write: Write, catalogue: Catalogue, repository: str) -> None:
+    validate_repo_id(repository)
+    text = TRAIN.replace("label", f"label, repo_id: {repository}")
+    assert read_own_mix(write(text), catalogue).datasets[0].repository == repository
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "a--b/c",
+        "a/b..c",
+        "a/b.git",
+        "-a/b",
+        "a/b-",
+        ".a/b",
+        "a/b.",
+        "a/b/c",
+        "a b/c",
+        "é/b",
+        f"a/{'n' * 97}",
+        "/b",
+        "a/",
+    ],
+)
+def test_what_is_no_repository(write: Write, catalogue: Catalogue, repository: str) -> None:
+    with pytest.raises(HFValidationError):
+        validate_repo_id(repository)
+    text = TRAIN.replace("label", f"label, repo_id: '{repository}'")
+    said = ", expected OWNER/NAME of a dataset repository on the hub"
+    assert_refused(lambda: read_own_mix(write(text), catalogue), "train_data.mine.repo_id", said)
+
+
+def test_shards_of_two_repositories_may_not_share_a_path(write: Write, catalogue: Catalogue) -> None:
+    text = "train_data:\n" + "".join(
+        f"  {name}: {{prompt: What?, data: {data}, key: label, repo_id: {repository}}}\n"
+        for name, data, repository in (
+            ("first", "train/0.tar", "a/b"),
+            ("second", "[train/0.tar, train/1.tar]", "a/b"),
+            ("third", "[train/2.tar, train/1.tar]", "a/c"),
+        )
+    )
+    first, second, third = read_own_mix(write(text), catalogue).datasets
+    check_places([first, second])
+    check_places([first, third])
+    with pytest.raises(CatalogueError, match=r"^second of a/b and third of a/c both have a shard 'train/1\.tar', and"):
+        check_places([first, second, third])
+
+
+def test_public_and_local_shards_are_in_nobodys_way(write: Write, catalogue: Catalogue) -> None:
+    full = load_catalogue("full")
+    check_places([*full.datasets.values(), *catalogue.datasets.values(), *read_own_mix(write(TRAIN), full).datasets])
+    name = "GTZAN/test/gtzan_fold_9_0000000.tar.gz"
+    for repository in ("mispeech/xares_llm_data", "me/corpus"):
+        text = EVAL.replace("one.tar", name).replace("What?", f"What?, repo_id: {repository}")
+        datasets = [*full.datasets.values(), *read_own_evaluations(write(text), full)]
+        if repository == "me/corpus":
+            with pytest.raises(CatalogueError, match=r"^gtzan of mispeech/xares_llm_data and mine of me/corpus both"):
+                check_places(datasets)
+        else:
+            check_places(datasets)
 
 
 def test_steps_without_a_preset_for_a_single_dataset(write: Write) -> None:
@@ -134,6 +297,7 @@ def test_several_evaluations(write: Write, catalogue: Catalogue) -> None:
         ("label", ("label",)),
         ("text;caption;captions", ("text", "caption", "captions")),
         ("' text ; caption;'", ("text", "caption")),
+        ("[text, 'caption;captions', label]", ("text", "caption", "captions", "label")),
     ],
 )
 def test_keys_joined_by_semicolons(write: Write, catalogue: Catalogue, key: str, expected: tuple[str, ...]) -> None:
@@ -186,16 +350,37 @@ def test_absolute_paths_and_another_working_directory(
         ("train_data: [one.tar]\n", "train_data", "expected a mapping"),
         (TRAIN + "  mine: {prompt: a, data: one.tar, key: b}\n", "", "the key 'mine' stands there twice"),
         (TRAIN.replace("train_data", "training_data"), "training_data", "unknown key; expected one of train_data"),
-        (PUBLISHED_EVAL, "eval_custom", "unknown key; expected one of train_data, num_training_workers"),
+        (PUBLISHED_EVAL, "eval_custom", "expected one of train_data, num_training_workers, max_steps"),
         (TRAIN.replace("prompt: What?, ", ""), "train_data.mine.prompt", "missing"),
         (TRAIN.replace(", key: label", ""), "train_data.mine.key", "missing"),
         (TRAIN.replace("data: [one.tar], ", ""), "train_data.mine.data", "missing"),
-        (TRAIN.replace("What?", "3"), "train_data.mine.prompt", "found 3, expected a non-empty text"),
+        (TRAIN.replace("What?", "3"), "train_data.mine.prompt", "found 3, expected a non-empty text or a list of them"),
         (TRAIN.replace("What?", "''"), "train_data.mine.prompt", "found '', expected a non-empty text"),
-        (TRAIN.replace("label", "[a, b]"), "train_data.mine.key", "found ['a', 'b'], expected a non-empty text"),
+        (
+            TRAIN.replace("label", "[a, 3]"),
+            "train_data.mine.key",
+            "found ['a', 3], expected a non-empty text or a list",
+        ),
+        (TRAIN.replace("label", "['', a]"), "train_data.mine.key", "found ['', 'a'], expected a non-empty text or"),
+        (TRAIN.replace("label", "['; ']"), "train_data.mine.key", "found ['; '], expected a JSON field or several"),
+        (
+            TRAIN.replace("What?", "[]"),
+            "train_data.mine.prompt",
+            "found [], expected a non-empty text or a list of them",
+        ),
+        (TRAIN.replace("What?", "[a, ' ']"), "train_data.mine.prompt", "found ['a', ' '], expected a non-empty text"),
+        (TRAIN.replace("What?", "[a, [b]]"), "train_data.mine.prompt", "found ['a', ['b']], expected"),
         (TRAIN.replace("label", "';'"), "train_data.mine.key", "found ';', expected a JSON field"),
-        (TRAIN.replace("[one.tar]", "[]"), "train_data.mine.data", "found [], expected a text or a list of texts"),
-        (TRAIN.replace("[one.tar]", "{a: one.tar}"), "train_data.mine.data", "expected a text or a list of texts"),
+        (
+            TRAIN.replace("[one.tar]", "[]"),
+            "train_data.mine.data",
+            "found [], expected a non-empty text or a list of them",
+        ),
+        (
+            TRAIN.replace("[one.tar]", "{a: one.tar}"),
+            "train_data.mine.data",
+            "expected a non-empty text or a list of them",
+        ),
         (TRAIN.replace("one.tar", "absent.tar"), "train_data.mine.data", "no file matches 'absent.tar'"),
         (TRAIN.replace("one.tar", "'one{0..1}.tar'"), "train_data.mine.data", "no file matches 'one0.tar'"),
         (TRAIN.replace("one.tar", "'none*.tar'"), "train_data.mine.data", "no file matches 'none*.tar'"),
@@ -205,14 +390,69 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN.replace("one.tar", "'one{0-1}.tar'"), "train_data.mine.data", "bad brace pattern"),
         (TRAIN.replace("one.tar", "one.tar, ./one.tar"), "train_data.mine.data", "one.tar twice"),
         (TRAIN.replace("one.tar", "one.tar, '*.tar'"), "train_data.mine.data", "one.tar twice"),
-        (TRAIN.replace("mine", "gtzan"), "train_data.gtzan", "this is the name of a public dataset"),
-        (TRAIN.replace("mine", "../mine"), "train_data.../mine", "found the name '../mine', expected letters, digits"),
-        (TRAIN.replace("mine", "a b"), "train_data.a b", "expected letters, digits, - and _"),
+        (TRAIN.replace("one.tar", "'{0..999999}.tar'"), "train_data.mine.data", "stands for more than 100000 paths"),
+        (TRAIN.replace("mine", "gtzan"), "train_data.gtzan", "this is the name of a public dataset or of a mix"),
+        (TRAIN.replace("mine", "task1"), "train_data.task1", "this is the name of a public dataset or of a mix"),
+        (TRAIN.replace("mine", "all"), "train_data.all", "this is the name of a public dataset or of a mix"),
+        (TRAIN.replace("mine", "m" * 81), f"train_data.{shown('m' * 81)}", "expected at most 80 letters, digits"),
+        (TRAIN.replace("mine", "-mine"), "train_data.-mine", "not - first"),
+        (TRAIN.replace("mine", "'mine\\n'"), "train_data.mine\\n", "expected at most 80 letters"),
+        (
+            TRAIN.replace("mine", r'"my\ndata"'),
+            r"train_data.'my\ndata'",
+            r"found the name 'my\ndata', expected at most",
+        ),
+        (
+            TRAIN.replace("mine", "../mine"),
+            "train_data.../mine",
+            "found the name '../mine', expected at most 80 letters",
+        ),
+        (TRAIN.replace("mine", "a b"), "train_data.a b", "letters, digits, - and _, not - first"),
         (TRAIN + "num_training_workers: -1\n", "num_training_workers", "found -1, expected a whole number"),
         (TRAIN + "num_training_workers: many\n", "num_training_workers", "found 'many'"),
-        (TRAIN.replace("key: label", "key: label, prob: 0.5"), "train_data.mine.prob", "unknown key"),
-        (TRAIN.replace("key: label", "key: label, repo_id: a/b"), "train_data.mine.repo_id", "unknown key"),
-        (TRAIN + "max_steps: 10\n", "max_steps", "unknown key"),
+        (TRAIN + "num_training_workers: 1.5\n", "num_training_workers", "found 1.5, expected a whole number"),
+        (TRAIN + "max_steps: 0\n", "max_steps", "found 0, expected a whole number of at least 1"),
+        (TRAIN + "max_steps: 1e3\n", "max_steps", "found '1e3', expected a whole number"),
+        (TRAIN + "steps: 10\n", "steps", "unknown key; expected one of train_data, num_training_workers, max_steps"),
+        (
+            TRAIN.replace("label", "label, weight: 1"),
+            "train_data.mine.weight",
+            "expected one of prompt, data, key, prob",
+        ),
+        (TRAIN.replace("label", "label, prob: 0"), "train_data.mine.prob", "found 0, expected a finite number above 0"),
+        (TRAIN.replace("label", "label, prob: -1"), "train_data.mine.prob", "found -1, expected a finite number"),
+        (TRAIN.replace("label", "label, prob: .nan"), "train_data.mine.prob", "found nan, expected a finite number"),
+        (TRAIN.replace("label", "label, prob: 50%"), "train_data.mine.prob", "found '50%', expected a finite number"),
+        (TRAIN.replace("label", "label, prob: [1]"), "train_data.mine.prob", "found [1], expected a finite number"),
+        (
+            TRAIN.replace("label", "label, prob: 1") + "  other: {prompt: Who?, data: two.tar, key: a}\n",
+            "train_data",
+            "other has no prob and others have; give every dataset one, or none",
+        ),
+        (ON_HUB.replace("me/corpus", "corpus"), "train_data.mine.repo_id", "found 'corpus', expected OWNER/NAME"),
+        (ON_HUB.replace("me/corpus", "3"), "train_data.mine.repo_id", "found 3, expected a non-empty text"),
+        (ON_HUB.replace("me/corpus", "[me/corpus]"), "train_data.mine.repo_id", "expected a non-empty text"),
+        (
+            ON_HUB.replace("0.tar", "*.tar"),
+            "train_data.mine.data",
+            "found the glob 'train/*.tar', but files on the hub",
+        ),
+        (ON_HUB.replace("0.tar", "[01].tar"), "train_data.mine.data", "use braces, as in {00..10}"),
+        (ON_HUB.replace("train/", "/train/"), "train_data.mine.data", "found '/train/0.tar', expected a plain path"),
+        (
+            ON_HUB.replace("train/", "../train/"),
+            "train_data.mine.data",
+            "found '../train/0.tar', expected a plain path",
+        ),
+        (
+            ON_HUB.replace("train/", "a/../train/"),
+            "train_data.mine.data",
+            "expected a plain path inside the repository",
+        ),
+        (ON_HUB.replace("train/", "./train/"), "train_data.mine.data", "expected a plain path inside the repository"),
+        (ON_HUB.replace("train/", "train//"), "train_data.mine.data", "expected a plain path inside the repository"),
+        (ON_HUB.replace("0.tar", "{0..1.tar"), "train_data.mine.data", "bad brace pattern"),
+        (ON_HUB.replace("0.tar", "{0,0}.tar"), "train_data.mine.data", "names train/0.tar twice"),
     ],
 )
 def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, where: str, said: str) -> None:
@@ -232,8 +472,17 @@ def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, whe
         (EVAL.replace("Accuracy", "accuracy"), "mine.metric", "unknown metric 'accuracy'; known are"),
         (EVAL.replace("Accuracy", "[Accuracy]"), "mine.metric", "expected a non-empty text"),
         (EVAL.replace("Accuracy", "mAP"), "mine.metric", "requires the argument 'num_classes'"),
-        (EVAL.replace("Accuracy", "FENSE"), "mine.metric", "FENSE cannot be computed by this version; Accuracy"),
-        (EVAL.replace("Accuracy", "DATE"), "mine.metric", "DATE cannot be computed by this version"),
+        (EVAL.replace("Accuracy", "mAP"), "mine.metric", "a whole number of at least 1 (under metric_args)"),
+        (WITH_ARGUMENT.replace("metric: mAP", "metric: map"), "mine.metric", "unknown metric 'map'; known are"),
+        (WITH_ARGUMENT.replace("mAP", "iWER"), "mine.metric_args", "'iWER' does not take the argument 'num_classes'"),
+        (WITH_ARGUMENT.replace("num_classes", "classes"), "mine.metric_args", "does not take the argument 'classes'"),
+        (WITH_ARGUMENT.replace("3", "0"), "mine.metric_args", "'num_classes' of metric 'mAP' is 0; expected a whole"),
+        (WITH_ARGUMENT.replace("3", "true"), "mine.metric_args", "is True; expected a whole number of at least 1"),
+        (WITH_ARGUMENT.replace("3", "[3]"), "mine.metric_args.num_classes", "found [3], expected a text, a number"),
+        (WITH_ARGUMENT.replace("3", ""), "mine.metric_args.num_classes", "found nothing, expected a text, a number"),
+        (WITH_ARGUMENT.replace("{num_classes: 3}", "{}"), "mine.metric_args", "requires the argument 'num_classes'"),
+        (WITH_ARGUMENT.replace("{num_classes: 3}", "[3]"), "mine.metric_args", "found [3], expected a mapping"),
+        (WITH_ARGUMENT.replace("num_classes: 3", "name: mAP"), "mine.metric_args", "does not take the argument 'name'"),
         (EVAL.replace("data: {data: [one.tar],", "data: {"), "mine.data.data", "missing"),
         (EVAL.replace(", prompt: What?", ""), "mine.data.prompt", "missing"),
         (EVAL.replace("key: label, ", ""), "mine.data.key", "missing"),
@@ -242,16 +491,88 @@ def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, whe
         (EVAL + "  batch_size: 0\n", "mine.batch_size", "found 0, expected a whole number of at least 1"),
         (EVAL + "  batch_size: 2.5\n", "mine.batch_size", "found 2.5"),
         (EVAL + "  num_workers: -1\n", "mine.num_workers", "found -1, expected a whole number of at least 0"),
-        (EVAL + "  metric_args: {num_classes: 3}\n", "mine.metric_args", "unknown key"),
-        (EVAL + "  weight: 2\n", "mine.weight", "unknown key"),
+        (EVAL + "  metric_args: {num_classes: 3}\n", "mine.metric_args", "'Accuracy' does not take the argument"),
+        (EVAL + "  weight: 0\n", "mine.weight", "found 0, expected a finite number above 0"),
+        (EVAL + "  weight: -1.5\n", "mine.weight", "found -1.5, expected a finite number above 0"),
+        (EVAL + "  weight: heavy\n", "mine.weight", "found 'heavy', expected a finite number above 0"),
+        (
+            EVAL + "  prob: 1\n",
+            "mine.prob",
+            "unknown key; expected one of data, batch_size, num_workers, metric, metric_",
+        ),
+        (EVAL + "  repo_id: a/b\n", "mine.repo_id", "unknown key"),
         (EVAL + "  prompt: Twice?\n", "mine.prompt", "unknown key"),
-        (EVAL.replace("key: label", "key: label, repo_id: a/b"), "mine.data.repo_id", "unknown key"),
-        (EVAL.replace("mine", "esc-50"), "esc-50", "this is the name of a public dataset; choose another one"),
-        (EVAL.replace("mine", "my.set"), "my.set", "found the name 'my.set', expected letters, digits"),
+        (EVAL.replace("What?", "[]"), "mine.data.prompt", "found [], expected a non-empty text or a list of them"),
+        (
+            EVAL.replace("key: label", "key: label, repo_id: corpus"),
+            "mine.data.repo_id",
+            "found 'corpus', expected OWNER",
+        ),
+        (
+            EVAL.replace("key: label", "key: label, prob: 1"),
+            "mine.data.prob",
+            "expected one of data, key, prompt, repo_id",
+        ),
+        (
+            EVAL.replace("one.tar", "'*.tar'").replace("label", "label, repo_id: a/b"),
+            "mine.data.data",
+            "found the glob '*.tar', but files on the hub are not listed",
+        ),
+        (EVAL.replace("mine", "esc-50"), "esc-50", "this is the name of a public dataset or of a mix; choose another"),
+        (EVAL.replace("mine", "task2"), "task2", "this is the name of a public dataset or of a mix"),
+        (EVAL.replace("mine", "my.set"), "my.set", "found the name 'my.set', expected at most 80 letters"),
     ],
 )
 def test_wrong_evaluation_files(write: Write, catalogue: Catalogue, text: str, where: str, said: str) -> None:
     assert_refused(lambda: read_own_evaluations(write(text), catalogue), where, said)
+
+
+def test_the_page_for_users_works_as_it_is_written(write: Write, catalogue: Catalogue, tmp_path: Path) -> None:
+    blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (program,) = (text for language, text in blocks if language == "python")
+    (tmp_path / "sounds").mkdir()
+    suffixes = ("wav", "flac", "mp3", "ogg", "OPUS") * 300
+    files = [f"sounds/take.{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+    for file in files:
+        Path(file).write_bytes(file.encode())
+    Path("clips.csv").write_text("file,label\n" + "".join(f"{file},label of {file}\n" for file in files))
+    exec(compile(program, "docs/datasets.md", "exec"), {})  # as a reader would run it
+    tars = sorted(Path("tars").iterdir())
+    assert [tar.name for tar in tars] == ["train_00.tar", "train_01.tar"]
+    samples = [sample for tar in tars for sample in read_samples(shard_at(tar))]
+    assert {sample.problem for sample in samples} == {None}
+    assert sorted(str(sample.fields["file"]) for sample in samples) == sorted(files)
+    assert [sample.fields["file"] for sample in samples] != files
+    assert all(sample.audio == sample.fields["file"].encode() for sample in samples)
+    Path("tars/test_00.tar").touch()
+    yaml_files = [textwrap.dedent(text) for language, text in blocks if language == "yaml"]
+    mixes = [read_own_mix(write(text), catalogue) for text in yaml_files if text.startswith("train_data:")]
+    tests = [read_own_evaluations(write(text), catalogue) for text in yaml_files if text.startswith("eval_")]
+    assert [len(mix.datasets) for mix in mixes] == [1, 2]
+    assert [len(datasets) for datasets in tests] == [1, 1]
+    full = load_catalogue("full").datasets["gtzan"]
+    learnt, tested = mixes[1].datasets[1], tests[1][0]
+    assert (learnt.train, learnt.prompts, learnt.repository) == (full.train, full.prompts, full.repository)
+    assert (tested.eval, tested.prompts, tested.repository) == (full.eval, full.prompts, full.repository)
+
+
+def test_the_page_for_users_names_every_key_and_every_metric(write: Write, catalogue: Catalogue) -> None:
+    with pytest.raises(CatalogueError) as train:
+        read_own_mix(write("typing_error:\n"), catalogue)
+    with pytest.raises(CatalogueError) as train_dataset:
+        read_own_mix(write("train_data: {mine: {typing_error: 1}}\n"), catalogue)
+    with pytest.raises(CatalogueError) as evaluation:
+        read_own_evaluations(write("mine: {typing_error: 1}\n"), catalogue)
+    with pytest.raises(CatalogueError) as data:
+        read_own_evaluations(write("mine: {data: {typing_error: 1}}\n"), catalogue)
+    page = PAGE.read_text(encoding="utf-8")
+    for caught, prefix in ((train, ""), (train_dataset, ""), (evaluation, ""), (data, "data.")):
+        keys = str(caught.value).partition("expected one of ")[2].split(", ")
+        assert len(keys) >= 3
+        for key in keys:
+            assert f"\n| `{prefix}{key}` |" in page
+    for metric in METRICS:
+        assert f"\n| `{metric}` |" in page
 
 
 def test_missing_files(write: Write, catalogue: Catalogue) -> None:

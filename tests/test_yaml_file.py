@@ -24,18 +24,19 @@ def read(tmp_path: Path) -> Read:
     return read
 
 
-def message_of(call: Callable[[], object]) -> str:
+def message_of(call: Callable[[], object], *, at_most: int = 400) -> str:
     with pytest.raises(CatalogueError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message) < at_most
     return message
 
 
 def test_values_come_back_in_their_types(read: Read) -> None:
     section = read(
-        "text: a word\ntexts: [a, b]\nlone: c\ninteger: 3\nnumber: 2\nsmall: 1.0e-4\nempty:\nin: {deep: {x: 1}}"
+        "text: a word\ntexts: [a, b]\nlone: c\ninteger: 3\nnumber: 2\nsmall: 1.0e-4\nempty:\nin: {deep: {x: 1}}\n"
+        "'false': no\nmixed: {a: b, c: 3, 4: true}"
     )
     assert section.text("text") == "a word"
     assert section.texts("texts") == ("a", "b")
@@ -45,6 +46,8 @@ def test_values_come_back_in_their_types(read: Read) -> None:
     assert isinstance(section.number("number"), float)
     assert section.number("small") == 1e-4
     assert section.section("in").section("deep").integer("x", at_least=0) == 1
+    assert section.boolean("false") is False
+    assert section.section("mixed").scalars() == {"a": "b", "c": 3, "4": True}
     assert section.has("text")
     assert not section.has("empty")
     assert not section.has("absent")
@@ -62,7 +65,21 @@ def test_text_refuses(read: Read, value: str) -> None:
 def test_texts_refuses(read: Read, value: str) -> None:
     message = message_of(lambda: read(f"key: {value}").texts("key"))
     assert "some.yaml: key: found " in message
-    assert "expected a text or a list of texts" in message
+    assert "expected a non-empty text or a list of them" in message
+
+
+@pytest.mark.parametrize("value", ["0", "'no'", "[true]", ""])
+def test_boolean_refuses(read: Read, value: str) -> None:
+    message = message_of(lambda: read(f"key: {value}").boolean("key"))
+    assert "some.yaml: key: found " in message
+    assert message.endswith(", expected true or false")
+
+
+@pytest.mark.parametrize("value", ["[3]", "{b: 3}", "", "2024-01-31"])
+def test_scalars_refuses(read: Read, value: str) -> None:
+    message = message_of(lambda: read(f"outer: {{good: 3, bad: {value}}}").section("outer").scalars())
+    assert "some.yaml: outer.bad: found " in message
+    assert message.endswith(", expected a text, a number, true or false")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.0", "true", "'1'", "[1]", "", "1e3", ".nan"])
@@ -77,6 +94,14 @@ def test_number_refuses(read: Read, value: str) -> None:
     message = message_of(lambda: read(f"key: {value}").number("key", above=0))
     assert "some.yaml: key: found " in message
     assert "expected a finite number above 0" in message
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "0x" + "f" * 5000, "-0x" + "f" * 5000], ids=["decimal", "hex", "minus"])
+def test_numbers_beyond_every_range_are_refused_too(read: Read, value: str) -> None:
+    section = read(f"key: {value}")
+    assert "some.yaml: key: found " in message_of(lambda: section.number("key"))
+    assert "some.yaml: key: found " in message_of(lambda: section.integer("key", at_least=0))
+    assert "some.yaml: key: found " in message_of(lambda: section.text("key"))
 
 
 def test_number_without_bound(read: Read) -> None:
@@ -167,11 +192,16 @@ def test_a_repeated_key_is_an_error(read: Read, text: str, said: str) -> None:
         f"a: {'9' * 5000}\n",
         "a: \x00\n",
         "[" * 2000,
+        "[" * 200_000,
+        "- " * 2000,
+        "{a: " * 101 + "}" * 101,
+        f"*{'a' * 5000}",
+        f"a: 1\n? '{'b' * 5000}'\n: 2\n? '{'b' * 5000}'\n: 3\n",
     ],
-    ids=range(15),
+    ids=range(20),
 )
 def test_what_is_not_yaml_is_said_in_one_line(read: Read, text: str) -> None:
-    assert "some.yaml: not a valid YAML file: " in message_of(lambda: read(text))
+    assert "some.yaml: not a valid YAML file: " in message_of(lambda: read(text), at_most=1200)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +223,21 @@ def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path}: cannot be read as UTF-8 text: ")
 
 
+def test_a_shard_given_for_a_yaml_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "large.tar"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole, which takes no room
+    assert message_of(lambda: read_yaml(path, CatalogueError)) == (
+        f"{path}: larger than 4 MiB, expected a YAML file written by hand"
+    )
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "notepad.yaml"
+    path.write_bytes(b"\xef\xbb\xbftrain_data: here\r\n")
+    assert read_yaml(path, CatalogueError).text("train_data") == "here"
+
+
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("prompt: café\n".encode("latin-1"))
@@ -205,3 +250,41 @@ def test_anchors_and_merges_are_fine(read: Read) -> None:
     assert section.section("two").values == {"prompt": "a", "key": "b"}
     assert section.section("three").values == {"prompt": "a", "key": "c"}
     assert math.isclose(read("x: &x 2.5\ny: *x\n").number("y"), 2.5)
+
+
+def test_a_merge_may_come_before_what_it_merges_is_built(read: Read) -> None:
+    section = read("outer:\n  inner: &inner\n    <<: &base {x: 1, y: 2}\n    x: 3\nlast: {<<: [*inner, *base], z: 4}\n")
+    assert section.section("outer").section("inner").values == {"x": 3, "y": 2}
+    assert section.section("last").values == {"x": 3, "y": 2, "z": 4}
+
+
+def test_a_repeated_key_is_found_behind_an_alias_too(read: Read) -> None:
+    text = "outer: {inner: &inner {x: 1, x: 2}}\nlast: {<<: *inner}\n"
+    assert "the key 'x' stands there twice" in message_of(lambda: read(text))
+
+
+def test_aliases_that_stand_for_billions_of_words_cost_nothing(read: Read) -> None:
+    lists = ["a0: &a0 [word, word]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]
+    section = read("\n".join(lists))
+    for refuse in (section.text, section.texts, section.number, section.boolean, section.section):
+        assert "some.yaml: a11: found [" in message_of(lambda refuse=refuse: refuse("a11"))  # type: ignore[misc]
+    assert "some.yaml: a0: unknown key" in message_of(lambda: section.only("b"))
+    assert message_of(section.scalars).endswith("expected a text, a number, true or false")
+
+
+def test_merges_that_stand_for_billions_of_keys_cost_nothing(read: Read) -> None:
+    merges = ["a0: &a0 {x: 1, y: 2}"]
+    merges += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}], z: {n}}}" for n in range(1, 12)]
+    assert read("\n".join(merges)).section("a11").values == {"x": 1, "y": 2, "z": 11}
+
+
+def test_what_holds_itself_is_refused_like_anything_else(read: Read) -> None:
+    assert "found [[" in message_of(lambda: read("a: &a [*a]").texts("a"))
+    assert read("a: &a {<<: *a, x: 1}").section("a").values == {"x": 1}
+
+
+@pytest.mark.parametrize("key", [r'"a\nb"', "k" * 5000, r'"\e[31m"', "0x" + "f" * 5000])
+def test_odd_keys_are_named_on_one_line(read: Read, key: str) -> None:
+    message = message_of(lambda: read(f"outer:\n  ? {key}\n  : 1\n").section("outer").only("a"))
+    assert "unknown key; expected one of a" in message
+    assert message.isprintable()

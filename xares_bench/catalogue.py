@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ from typing import Any
 from xares_bench.errors import CatalogueError, UsageError
 from xares_bench.metrics import check_metric
 from xares_bench.recipe import Recipe, read_recipe
-from xares_bench.yaml_file import Section, read_yaml
+from xares_bench.yaml_file import Section, read_yaml, shown
 
 DATA_FOLDER = Path(__file__).parent / "data"
 REPOSITORY_ROOT = Path(__file__).parent.parent
+
+# More paths in one pattern are a slip of the keyboard, which must not fill the memory.
+_MAX_PATHS = 100_000
+_NUMBER_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTER_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +35,22 @@ class Split:
     Attributes:
         shards: Paths, braces expanded, relative to the data folder unless absolute.
         target_keys: Fields to look a target up in; the first one present wins.
-        num_workers: Threads that decode audio; 0: as many as there are processors.
+        num_workers: Threads that decode; None: one per processor; 0: none, the main one does it.
     """
 
     shards: tuple[str, ...]
     target_keys: tuple[str, ...]
-    num_workers: int = 0
+    num_workers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One named set of shards with a prompt, target keys and a metric.
+    """One named set of shards with prompts, target keys and a metric.
 
     Attributes:
         name: Its id, e.g. `esc-50`.
         task: The task that it is scored in.
-        prompt: What the language model is asked about every clip.
+        prompts: What the language model is asked about a clip; at least one, and one of them is drawn per sample.
         metric: Name of the metric.
         metric_arguments: Arguments of the metric, e.g. `num_classes`.
         train: Training split; None for a dataset that is only evaluated.
@@ -54,12 +60,12 @@ class Dataset:
         mix_weight_all: Sampling weight in the mix of all; None: its share of the training shards.
         steps_alone: Optimiser steps when it is trained alone.
         generation_batch_size: Clips that are generated for at once, where it is not the recipe's.
-        repository: Hub repository that holds the shards, or None for local files.
+        repository: Hub dataset repository that the shards' paths lie in; None: they are files that are there.
     """
 
     name: str
     task: str
-    prompt: str
+    prompts: tuple[str, ...]
     metric: str
     metric_arguments: Mapping[str, Any]
     train: Split | None
@@ -81,12 +87,14 @@ class Mix:
         weights: Sampling weight per dataset, in a fixed order.
         datasets: The datasets, in that order.
         steps: Optimiser steps.
+        num_workers: Processes that decode; None: one per processor, within reason; 0: none, the main process does it.
     """
 
     name: str
     datasets: tuple[Dataset, ...]
     weights: tuple[float, ...]
     steps: int
+    num_workers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,8 @@ class Preset:
         decoder: Hugging Face name, or an absolute folder.
         recipe: The preset's own recipe.
         steps: Optimiser steps of the mixes.
+        keep_features: Whether every clip's features are made once and kept, or made anew at every draw.
+        needs_gpu: Whether training without a GPU is to be insisted on.
     """
 
     name: str
@@ -108,6 +118,8 @@ class Preset:
     decoder: str
     recipe: Recipe
     steps: Mapping[str, int]
+    keep_features: bool
+    needs_gpu: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +136,11 @@ class Catalogue:
         for dataset in self.datasets.values():
             tasks[dataset.task] = (*tasks.get(dataset.task, ()), dataset.name)
         return tasks
+
+    @property
+    def mix_names(self) -> tuple[str, ...]:
+        """Everything that `mix` knows: every task, all, every dataset."""
+        return (*self.tasks, "all", *self.datasets)
 
     def mix(self, name: str) -> Mix:
         """The mix of a task, of all, or of one dataset.
@@ -142,7 +159,7 @@ class Catalogue:
         if name in self.tasks:
             datasets = tuple(self.datasets[dataset] for dataset in self.tasks[name])
             return make_mix(name, datasets, [dataset.mix_weight for dataset in datasets], self.preset.steps[name])
-        expected = ", ".join(("auto", *sorted(self.tasks), "all", *sorted(self.datasets)))
+        expected = ", ".join(("auto", *self.mix_names))
         raise CatalogueError(f"--train={name}: no such mix; expected a YAML file or one of {expected}")
 
 
@@ -158,7 +175,7 @@ def load_catalogue(
     if preset not in presets.values:
         raise CatalogueError(f"--preset={preset}: no such preset; expected one of {', '.join(sorted(presets.values))}")
     section = presets.section(preset)
-    section.only("summary", "data", "decoder", "steps", "metrics", "recipe")
+    section.only("summary", "data", "decoder", "keep_features", "needs_gpu", "steps", "metrics", "recipe")
     data = section.section("data")
     data.only("folder", "train", "eval")
     metrics = section.section("metrics")
@@ -176,11 +193,19 @@ def load_catalogue(
     return Catalogue(preset=_read_preset(preset, section, data, steps), datasets=datasets)
 
 
-def make_mix(name: str, datasets: Iterable[Dataset], weights: Iterable[float], steps: int) -> Mix:
+def make_mix(
+    name: str, datasets: Iterable[Dataset], weights: Iterable[float], steps: int, num_workers: int | None = None
+) -> Mix:
     """A mix with weights normalised to a sum of 1."""
     weights = tuple(weights)
     total = math.fsum(weights)
-    return Mix(name=name, datasets=tuple(datasets), weights=tuple(weight / total for weight in weights), steps=steps)
+    return Mix(
+        name=name,
+        datasets=tuple(datasets),
+        weights=tuple(weight / total for weight in weights),
+        steps=steps,
+        num_workers=num_workers,
+    )
 
 
 def expand_braces(pattern: str) -> tuple[str, ...]:
@@ -190,16 +215,18 @@ def expand_braces(pattern: str) -> tuple[str, ...]:
     ('fold_08.tar', 'fold_09.tar', 'fold_10.tar')
 
     Raises:
-        ValueError: A brace has no partner, or what it encloses is neither a range nor a list.
+        ValueError: A brace has no partner, what it encloses is neither a range nor a list, or there are too many paths.
     """
     from braceexpand import braceexpand
 
+    if _num_paths(pattern) > _MAX_PATHS:
+        raise ValueError(f"{shown(pattern)} stands for more than {_MAX_PATHS} paths")
     try:
         paths = tuple(braceexpand(pattern))
     except ValueError:  # unbalanced
         paths = (pattern,)
     if any("{" in path or "}" in path for path in paths):
-        raise ValueError(f"bad brace pattern {pattern!r}; expected a range like {{00..10}} or a list like {{a,b}}")
+        raise ValueError(f"bad brace pattern {shown(pattern)}; expected a range like {{00..10}} or a list like {{a,b}}")
     return paths
 
 
@@ -213,6 +240,8 @@ def _read_preset(name: str, section: Section, data: Section, steps: Section) -> 
         decoder=str(REPOSITORY_ROOT / decoder) if (REPOSITORY_ROOT / decoder).is_dir() else decoder,
         recipe=read_recipe(recipe),
         steps={str(mix): steps.integer(str(mix), at_least=1) for mix in steps.values},
+        keep_features=section.boolean("keep_features"),
+        needs_gpu=section.boolean("needs_gpu"),
     )
 
 
@@ -222,7 +251,7 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
     targets.only("train", "eval")
     weight = section.section("mix_weight")
     weight.only("task", "all")
-    metric, arguments = read_metric(metrics.section(name) if metrics else section.section("metric"))
+    metric, arguments = _read_metric(metrics.section(name) if metrics else section.section("metric"))
     shards = section.section("shards")
     shards.only("train", "eval")
     splits = {}
@@ -236,7 +265,7 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
     return Dataset(
         name=name,
         task=section.text("task"),
-        prompt=section.text("prompt"),
+        prompts=section.texts("prompt"),
         metric=metric,
         metric_arguments=arguments,
         train=splits["train"],
@@ -244,14 +273,14 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
         mix_weight=weight.number("task", above=0),
         mix_weight_all=weight.number("all", above=0) if weight.has("all") else None,
         steps_alone=section.integer("steps_alone", at_least=1),
-        repository=section.text("repository"),
+        repository=None if data.has("folder") else section.text("repository"),
     )
 
 
-def read_metric(section: Section) -> tuple[str, dict[str, Any]]:
+def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a metric, checked, from a mapping `{name: NAME, ARGUMENT: VALUE, ...}`."""
     name = section.text("name")
-    arguments = {key: value for key, value in section.values.items() if key != "name"}
+    arguments = {key: value for key, value in section.scalars().items() if key != "name"}
     try:
         check_metric(name, arguments)
     except UsageError as cause:
@@ -264,6 +293,28 @@ def _expand(section: Section, key: str, pattern: str) -> tuple[str, ...]:
         return expand_braces(pattern)
     except ValueError as cause:
         section.fail(key, str(cause))
+
+
+def _num_paths(pattern: str) -> int:
+    """How many paths a brace pattern stands for, or a little more, counted without making them."""
+    # For every open brace, outermost first: paths of its finished alternatives, and of the one being read.
+    counts = [[0, 1]]
+    for part in re.split(r"([{},])", pattern):
+        if part == "{":
+            counts.append([0, 1])
+        elif len(counts) == 1:
+            continue
+        elif part == "}":
+            finished, current = counts.pop()
+            counts[-1][1] *= finished + current
+        elif part == ",":
+            counts[-1] = [sum(counts[-1]), 1]
+        elif numbers := _NUMBER_RANGE.fullmatch(part):
+            start, end, step = (int(number or 1) for number in numbers.groups())
+            counts[-1][1] *= abs(end - start) // (step or 1) + 1
+        elif _LETTER_RANGE.fullmatch(part):
+            counts[-1][1] *= abs(ord(part[0]) - ord(part[3])) + 1
+    return math.prod(sum(count) for count in counts)
 
 
 def _weights_of_all(datasets: tuple[Dataset, ...]) -> list[float]:

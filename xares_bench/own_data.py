@@ -10,51 +10,75 @@
                                            num_workers: 0
                                            metric: Accuracy
 
-Paths may hold braces and globs; relative ones start at the current directory.
+More keys, all optional: `prob` and `repo_id` beside a training dataset's `prompt`, `max_steps` beside `train_data`;
+`metric_args` and `weight` beside an evaluation's `metric`, `repo_id` beside its `prompt`. `prompt` and `key` may be
+lists.
+
+Paths may hold braces and globs; relative ones start at the current directory. With `repo_id` they are paths inside that
+dataset repository of the hub, whose files are not listed here, so that globs are refused.
 """
 
 from __future__ import annotations
 
 import glob
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from xares_bench.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix, read_metric
-from xares_bench.errors import CatalogueError
-from xares_bench.metrics import computable
-from xares_bench.yaml_file import Section, read_yaml
+from xares_bench.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix
+from xares_bench.errors import CatalogueError, UsageError
+from xares_bench.metrics import METRICS, check_metric
+from xares_bench.yaml_file import Section, read_yaml, shown
 
 # The task that own datasets are scored in.
 OWN_TASK = "custom"
 
+# A name becomes a file's name, a line of a table and a test's id.
+_MAX_NAME_LENGTH = 80
+_NAME = re.compile(r"\w[\w-]*")
+# As the hub allows it, save that an owner is required.
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{,94}\w)?/\w([\w.-]{,94}\w)?", re.ASCII)
+
 
 def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
-    """The mix of a `train_data` YAML; every dataset in it is drawn equally often.
+    """The mix of a `train_data` YAML; without `prob`, every dataset in it is drawn equally often.
 
     Raises:
         CatalogueError: The file is ill-formed, or a path in it matches no file.
     """
     file = read_yaml(path, CatalogueError)
-    file.only("train_data", "num_training_workers")
-    num_workers = file.integer("num_training_workers", at_least=0) if file.has("num_training_workers") else 0
+    file.only("train_data", "num_training_workers", "max_steps")
+    num_workers = file.integer("num_training_workers", at_least=0) if file.has("num_training_workers") else None
+    steps = catalogue.preset.steps.get("alone", catalogue.preset.steps["all"])
+    if file.has("max_steps"):
+        steps = file.integer("max_steps", at_least=1)
     datasets = []
+    weights = []
     for name, section in file.section("train_data").sections():
-        section.only("prompt", "data", "key")
+        section.only("prompt", "data", "key", "prob", "repo_id")
         _check_name(section, name, catalogue)
+        weights.append(section.number("prob", above=0) if section.has("prob") else None)
         datasets.append(
             Dataset(
                 name=name,
                 task=OWN_TASK,
-                prompt=section.text("prompt"),
+                prompts=section.texts("prompt"),
                 metric="",
                 metric_arguments={},
                 train=_read_split(section, num_workers),
                 eval=None,
+                repository=_read_repository(section),
             )
         )
     if not datasets:
         file.fail("train_data", "found no dataset, expected at least one")
-    steps = catalogue.preset.steps.get("alone", catalogue.preset.steps["all"])
-    return make_mix(path.name, datasets, [1.0] * len(datasets), steps)
+    given = [weight for weight in weights if weight is not None]
+    if given and len(given) < len(weights):
+        without = datasets[weights.index(None)].name
+        file.fail("train_data", f"{without} has no prob and others have; give every dataset one, or none")
+    return make_mix(path.name, datasets, given or [1.0] * len(datasets), steps, num_workers)
 
 
 def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...]:
@@ -66,25 +90,24 @@ def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...
     datasets = []
     file = read_yaml(path, CatalogueError)
     for name, section in file.sections():
-        section.only("data", "batch_size", "num_workers", "metric")
+        section.only("data", "batch_size", "num_workers", "metric", "metric_args", "weight")
         data = section.section("data")
-        data.only("data", "key", "prompt")
+        data.only("data", "key", "prompt", "repo_id")
         _check_name(section, name, catalogue)
-        metric, arguments = read_metric(
-            Section(path, f"{name}.metric", {"name": section.text("metric")}, CatalogueError)
-        )
-        if metric not in computable():
-            section.fail("metric", f"{metric} cannot be computed by this version; {', '.join(computable())} can")
+        metric, arguments = _read_metric(section)
+        num_workers = section.integer("num_workers", at_least=0) if section.has("num_workers") else None
         datasets.append(
             Dataset(
                 name=name,
                 task=OWN_TASK,
-                prompt=data.text("prompt"),
+                prompts=data.texts("prompt"),
                 metric=metric,
                 metric_arguments=arguments,
                 train=None,
-                eval=_read_split(data, section.integer("num_workers", at_least=0) if section.has("num_workers") else 0),
+                eval=_read_split(data, num_workers),
+                weight=section.number("weight", above=0) if section.has("weight") else 1.0,
                 generation_batch_size=section.integer("batch_size", at_least=1) if section.has("batch_size") else None,
+                repository=_read_repository(data),
             )
         )
     if not datasets:
@@ -92,14 +115,62 @@ def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...
     return tuple(datasets)
 
 
+def check_places(datasets: Iterable[Dataset]) -> None:
+    """Refuse datasets whose shards would overwrite each other, as a shard keeps its path inside its repository.
+
+    Raises:
+        CatalogueError: Two repositories have a shard of the same path.
+    """
+    owners: dict[str, Dataset] = {}
+    for dataset in datasets:
+        shards = [shard for split in (dataset.train, dataset.eval) if split is not None for shard in split.shards]
+        for shard in shards if dataset.repository is not None else ():
+            owner = owners.setdefault(shard, dataset)
+            if owner.repository != dataset.repository:
+                raise CatalogueError(
+                    f"{owner.name} of {owner.repository} and {dataset.name} of {dataset.repository} both have a shard "
+                    f"{shown(shard)}, and a data folder holds one file of that path; rename one in its repository"
+                )
+
+
 def _check_name(section: Section, name: str, catalogue: Catalogue) -> None:
-    if name in catalogue.datasets:
-        section.fail(None, "this is the name of a public dataset; choose another one")
-    if not name.replace("-", "").replace("_", "").isalnum():
-        section.fail(None, f"found the name {name!r}, expected letters, digits, - and _ (it becomes a file's name)")
+    if name in ("auto", *catalogue.mix_names):
+        section.fail(None, "this is the name of a public dataset or of a mix; choose another one")
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
+        section.fail(
+            None,
+            f"found the name {shown(name)}, expected at most {_MAX_NAME_LENGTH} letters, digits, - and _, not - first "
+            "(it becomes a file's name)",
+        )
 
 
-def _read_split(section: Section, num_workers: int) -> Split:
+def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of an evaluation's metric, checked."""
+    name = section.text("metric")
+    arguments = section.section("metric_args").scalars() if section.has("metric_args") else None
+    try:
+        check_metric(name, arguments or {})
+    except UsageError as cause:
+        if name not in METRICS:
+            section.fail("metric", str(cause))
+        if arguments is None:
+            section.fail("metric", f"{cause} (under metric_args)")
+        section.fail("metric_args", str(cause))
+    return name, arguments or {}
+
+
+def _read_repository(section: Section) -> str | None:
+    if not section.has("repo_id"):
+        return None
+    repository = section.text("repo_id")
+    if not _REPOSITORY.fullmatch(repository):
+        section.fail("repo_id", f"found {shown(repository)}, expected OWNER/NAME of a dataset repository on the hub")
+    return repository
+
+
+def _read_split(section: Section, num_workers: int | None) -> Split:
+    """Shards and target keys; paths of a repository are taken as they are, local ones are looked up."""
+    find = _find_in_repository if section.has("repo_id") else _find_files
     shards: list[str] = []
     for pattern in section.texts("data"):
         try:
@@ -107,22 +178,33 @@ def _read_split(section: Section, num_workers: int) -> Split:
         except ValueError as cause:
             section.fail("data", str(cause))
         for path in expanded:
-            found = _matches(path)
-            if not found:
-                section.fail("data", f"no file matches {path!r} (relative paths start at {Path.cwd()})")
-            shards.extend(str(Path(file).resolve()) for file in found)
-    twice = sorted({shard for shard in shards if shards.count(shard) > 1})
+            shards.extend(find(section, path))
+    twice = [shard for shard, count in Counter(shards).items() if count > 1]
     if twice:
         section.fail("data", f"names {twice[0]} twice")
-    keys = tuple(key.strip() for key in section.text("key").split(";") if key.strip())
+    keys = tuple(key.strip() for text in section.texts("key") for key in text.split(";") if key.strip())
     if not keys:
-        section.fail("key", f"found {section.values['key']!r}, expected a JSON field or several joined by ;")
+        section.fail("key", f"found {shown(section.values['key'])}, expected a JSON field or several joined by ;")
     return Split(shards=tuple(shards), target_keys=keys, num_workers=num_workers)
 
 
-def _matches(path: str) -> list[str]:
-    """Files that a path, which may hold a glob, stands for, in order."""
+def _find_in_repository(section: Section, path: str) -> list[str]:
+    """A path inside a repository, checked in its form only."""
     if glob.has_magic(path):
-        found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
-        return [file for file in found if Path(file).is_file()]
-    return [path] if Path(path).is_file() else []
+        section.fail(
+            "data", f"found the glob {shown(path)}, but files on the hub are not listed; use braces, as in {{00..10}}"
+        )
+    if PurePosixPath(path).is_absolute() or ".." in path.split("/") or str(PurePosixPath(path)) != path:
+        section.fail("data", f"found {shown(path)}, expected a plain path inside the repository, e.g. train/00.tar")
+    return [path]
+
+
+def _find_files(section: Section, path: str) -> list[str]:
+    """The files that a local path, which may hold a glob, stands for, in order."""
+    found = [path] if Path(path).is_file() else []
+    if not found and glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+        found = [match for match in matches if Path(match).is_file()]
+    if not found:
+        section.fail("data", f"no file matches {shown(path)} (relative paths start at {Path.cwd()})")
+    return [str(Path(file).resolve()) for file in found]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xares_bench.errors import CatalogueError
-from xares_bench.yaml_file import Section
+from xares_bench.yaml_file import Section, shown
 
 Adaptation = Literal["lora", "full"]
 
@@ -130,12 +130,10 @@ def _read_values(section: Section, part: type[TrainingRecipe] | type[GenerationR
                     bound = "0 or more and below 1" if name in _BELOW_ONE else "0 or more"
                     section.fail(name, f"found {value!r}, expected {bound}")
             case "bool":
-                if not isinstance(value, bool):
-                    section.fail(name, f"found {value!r}, expected true or false")
-                values[name] = value
+                values[name] = section.boolean(name)
             case "Adaptation":
                 if value not in get_args(Adaptation):
-                    section.fail(name, f"found {value!r}, expected one of {', '.join(get_args(Adaptation))}")
+                    section.fail(name, f"found {shown(value)}, expected one of {', '.join(get_args(Adaptation))}")
                 values[name] = value
             case _:
                 raise AssertionError(field)
