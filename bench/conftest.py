@@ -39,12 +39,18 @@ def contract(bench: BenchSession) -> ContractReport:
     return bench.suite.contract
 
 
-@pytest.fixture
-def lalm(bench: BenchSession, contract: ContractReport, dataset: str) -> Entry:
-    """The LALM that the dataset is evaluated with, trained when it is first asked for."""
+@pytest.fixture(scope="session")
+def data(bench: BenchSession, contract: ContractReport) -> None:
+    """The shards that the selected tests need, fetched where they are not there."""
     if contract.failure is not None:
         clause, message = contract.failure
         pytest.skip(f"the encoder breaks its contract, clause {clause}: {message}")
+    bench.suite.fetch(bench.selected)
+
+
+@pytest.fixture
+def lalm(bench: BenchSession, data: None, dataset: str) -> Entry:
+    """The LALM that the dataset is evaluated with, trained when it is first asked for."""
     return bench.suite.lalm(bench.plan.mix_for(dataset))
 
 

@@ -21,7 +21,7 @@ from transformers import ByT5Tokenizer, LlamaConfig
 
 from xares_bench.batches import Encoding
 from xares_bench.catalogue import load_catalogue
-from xares_bench.features import Clip
+from xares_bench.clips import Clip, StoredFrames
 from xares_bench.recipe import Recipe
 from xares_bench.suite import Suite  # noqa: F401
 
@@ -80,8 +80,7 @@ def make_clips(tmp_path: Path) -> MakeClips:
                 duration_s=length / 10,
                 num_frames=length,
                 fields={"label": f"label {index}"},
-                file=file,
-                start=start,
+                features=StoredFrames(file=file, start=start, num_frames=length),
             )
             for index, (length, start) in enumerate(zip(lengths, starts, strict=True))
         ]

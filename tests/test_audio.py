@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,13 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from tests.shard_factory import Waveform, encode, tone
-from xares_bench.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, crop, decode
+from xares_bench.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra
+from xares_bench.audio import decode as decode_as
+
+
+def decode(data: bytes) -> Waveform:
+    """The waveform of a file that libsndfile reads."""
+    return decode_as(data, "wav")
 
 
 def chirp(duration_s: float = 1.0, *, rate_hz: int = SAMPLE_RATE_HZ, to_hz: float = 3000.0) -> Waveform:
@@ -47,7 +54,8 @@ def test_every_container_gives_back_what_went_in(suffix: str, at_least: float) -
 
 
 def test_every_suffix_is_tested_above() -> None:
-    assert sorted(AUDIO_SUFFIXES) == ["flac", "mp3", "ogg", "opus", "wav"]
+    assert sorted({*AUDIO_SUFFIXES} - {*EXTRA_SUFFIXES}) == ["flac", "mp3", "ogg", "opus", "wav"]
+    assert sorted(EXTRA_SUFFIXES) == ["m4a", "wma"]
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
@@ -179,7 +187,7 @@ def test_a_truncated_file_is_refused(suffix: str, share: float) -> None:
         decode(data[: int(share * len(data))])
 
 
-@pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "ogg", "opus", "wav"])
 def test_damage_to_a_header_is_survived_or_refused(suffix: str) -> None:
     """Also where it claims thousands of millions of samples."""
     original = encode(chirp(0.05), suffix)
@@ -194,6 +202,55 @@ def test_damage_to_a_header_is_survived_or_refused(suffix: str) -> None:
                 assert str(cause).startswith(("unreadable audio: ", "audio "))  # noqa: PT017  # either outcome is fine
                 num_refused += 1
     assert num_refused > 0 or suffix == "mp3"
+
+
+def encode_with_av(waveform: Waveform, suffix: str, rate_hz: int) -> bytes:
+    """An M4A (AAC) or WMA file of `[channels, samples]`."""
+    av = pytest.importorskip("av", reason="M4A and WMA need the extra [m4a]")
+    buffer = io.BytesIO()
+    container_format, codec = {"m4a": ("ipod", "aac"), "wma": ("asf", "wmav2")}[suffix]
+    with av.open(buffer, mode="w", format=container_format) as container:
+        layout = "mono" if len(waveform) == 1 else "stereo"
+        stream = container.add_stream(codec, rate=rate_hz, layout=layout)
+        stream.bit_rate = 96_000
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform), format="fltp", layout=layout)
+        frame.rate = rate_hz
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", EXTRA_SUFFIXES)
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_m4a_and_wma_give_back_what_went_in(suffix: str, rate_hz: int, num_channels: int) -> None:
+    # Silence around it, because these codecs add or lose some milliseconds at either end.
+    original = np.pad(chirp(1.0, rate_hz=rate_hz, to_hz=1000.0), rate_hz // 4)
+    waveform = decode_as(encode_with_av(np.stack([original] * num_channels), suffix, rate_hz), suffix)
+    assert_clip(waveform)
+    assert abs(len(waveform) - 1.5 * SAMPLE_RATE_HZ) < 0.15 * SAMPLE_RATE_HZ
+    expected = chirp(1.0, to_hz=1000.0)
+    lag = int(np.argmax(scipy.signal.correlate(waveform, expected, mode="valid")))
+    assert abs(lag - 0.25 * SAMPLE_RATE_HZ) < 0.1 * SAMPLE_RATE_HZ
+    assert correlation(waveform[lag : lag + len(expected)], expected) > 0.97
+
+
+@pytest.mark.parametrize("suffix", EXTRA_SUFFIXES)
+def test_garbage_is_no_m4a_and_no_wma(suffix: str) -> None:
+    pytest.importorskip("av", reason="M4A and WMA need the extra [m4a]")
+    for data in (b"", b"garbage" * 100, encode_with_av(chirp(0.5)[None], suffix, 16_000)[:300]):
+        with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)") as caught:
+            decode_as(data, suffix)
+        assert "\n" not in str(caught.value)
+
+
+def test_m4a_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert missing_extra("flac") is None
+    assert "pip install 'xares-bench[m4a]'" in str(missing_extra("m4a"))
+    with pytest.raises(ValueError, match=r"xares-bench\[m4a\]"):
+        decode_as(b"", "wma")
 
 
 def test_a_short_clip_is_not_cropped() -> None:

@@ -397,7 +397,9 @@ WRONG_COMMANDS = {
     "limited gate": ([f"--encoder={ENCODER}", "--limit=2", "--baseline=b.yaml"], "--limit leaves clips out"),
     "limited baseline": ([f"--encoder={ENCODER}", "--limit=2", "--save-baseline=b.yaml"], "--limit leaves clips out"),
     "two seeds": ([f"--encoder={ENCODER}", "--seed=1", "--set", "seed=2"], "both name the seed"),
-    "option of a later edition": ([f"--encoder={ENCODER}", "--decoder=x"], "unrecognized arguments"),
+    "option of a later edition": ([f"--encoder={ENCODER}", "--seeds=2"], "unrecognized arguments"),
+    "missing decoder": ([f"--encoder={ENCODER}", "--decoder=./x"], "--decoder=./x: no such folder"),
+    "bad revision": ([f"--encoder={ENCODER}", "--data-revision=@"], "--data-revision=@"),
 }
 
 
@@ -421,6 +423,8 @@ def test_listing_needs_no_encoder_no_data_and_no_torch(tmp_path: Path) -> None:
     assert "loaded []" in listed.stdout
     assert "test_task1.py::test_dataset[esc-50]" in listed.stdout
     assert "41 tests collected" in listed.stdout
+    assert "mixes (--train): auto, task1, task2, all, " in listed.stdout
+    assert "metrics: Accuracy, DATE, FENSE, chrF, iCER, iWER, mAP" in listed.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

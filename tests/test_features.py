@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from tests.shard_factory import shard_at, tone, write_members, write_shard
+from xares_bench.clips import Clip, ClipEncoder, StoredFrames
 from xares_bench.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import FrozenEncoder, load_encoder
 from xares_bench.errors import EncoderError
 from xares_bench.features import FeatureStore
+from xares_bench.records import DroppedSample
 from xares_bench.shards import Shard
 from xares_bench.store import Store
 
@@ -51,6 +54,34 @@ def load(folder: Path, source: str) -> FrozenEncoder:
     return load_encoder(parse_encoder_spec(str(file), None), torch.device("cpu"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a feature store says of a shard."""
+
+    clips: list[Clip]
+    dropped: list[DroppedSample]
+    reused: bool
+
+
+def obtain(
+    store: Store,
+    encoder: FrozenEncoder,
+    shard: Shard,
+    *,
+    honours_mask: bool = False,
+    max_audio_s: float | None = None,
+    max_clips: int | None = None,
+) -> Read:
+    features = FeatureStore(store, ClipEncoder(encoder=encoder, honours_mask=honours_mask))
+    entry = features.obtain(shard, max_audio_s=max_audio_s, max_clips=max_clips, num_workers=None)
+    samples = list(features.read(shard, max_audio_s=max_audio_s, max_clips=max_clips, num_workers=None))
+    return Read(
+        clips=[sample for sample in samples if isinstance(sample, Clip)],
+        dropped=[sample for sample in samples if isinstance(sample, DroppedSample)],
+        reused=entry.reused,
+    )
+
+
 def calls(encoder: FrozenEncoder) -> list[tuple[tuple[int, int], bool]]:
     made: list[tuple[tuple[int, int], bool]] = getattr(type(encoder.module), "calls")  # noqa: B009
     return made
@@ -75,7 +106,7 @@ def test_every_clip_has_the_features_of_the_clip_alone(
 ) -> None:
     durations_s = [0.3, 0.05, 0.3, 0.121, 0.3]
     shard = shard_of(tmp_path / "a.tar.gz", durations_s)
-    features = FeatureStore(Store(root=tmp_path / "store"), encoder, honours_mask=honours_mask).obtain(shard)
+    features = obtain(Store(root=tmp_path / "store"), encoder, shard, honours_mask=honours_mask)
     assert [clip.key for clip in features.clips] == [f"c{i}" for i in range(5)]
     assert [clip.fields["label"] for clip in features.clips] == list("01234")
     for index, (clip, duration_s) in enumerate(zip(features.clips, durations_s, strict=True)):
@@ -91,28 +122,28 @@ def test_every_clip_has_the_features_of_the_clip_alone(
 def test_features_are_made_once_and_follow_everything_they_depend_on(encoder: FrozenEncoder, tmp_path: Path) -> None:
     store = Store(root=tmp_path / "store")
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2])
-    first = FeatureStore(store, encoder, honours_mask=False).obtain(shard)
+    first = obtain(store, encoder, shard)
     num_calls = len(calls(encoder))
-    again = FeatureStore(store, encoder, honours_mask=False).obtain(shard)
+    again = obtain(store, encoder, shard)
     assert (first.reused, again.reused, len(calls(encoder))) == (False, True, num_calls)
     assert [clip.key for clip in again.clips] == ["c0", "c1"]
     assert torch.equal(first.clips[1].frames(), again.clips[1].frames())
 
     moved = shard_at(shard.path.rename(tmp_path / "another-name.tar"))
-    assert FeatureStore(store, encoder, honours_mask=False).obtain(moved).reused
+    assert obtain(store, encoder, moved).reused
     changed = shard_of(tmp_path / "a.tar", [0.1, 0.3])
-    assert not FeatureStore(store, encoder, honours_mask=False).obtain(changed).reused
-    assert not FeatureStore(store, encoder, honours_mask=False).obtain(moved, max_audio_s=0.15).reused
-    assert not FeatureStore(store, encoder, honours_mask=False).obtain(moved, max_clips=1).reused
+    assert not obtain(store, encoder, changed).reused
+    assert not obtain(store, encoder, moved, max_audio_s=0.15).reused
+    assert not obtain(store, encoder, moved, max_clips=1).reused
     edited = load(tmp_path, ENCODER + "\nx = 1")
-    assert not FeatureStore(store, edited, honours_mask=False).obtain(moved).reused
+    assert not obtain(store, edited, moved).reused
 
 
 def test_long_clips_are_cropped_only_where_asked(encoder: FrozenEncoder, tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.5, 0.1])
-    features = FeatureStore(Store(root=tmp_path / "store"), encoder, honours_mask=False)
-    assert [clip.num_frames for clip in features.obtain(shard, max_audio_s=0.2).clips] == [20, 10]
-    assert [clip.num_frames for clip in features.obtain(shard).clips] == [50, 10]
+    store = Store(root=tmp_path / "store")
+    assert [clip.num_frames for clip in obtain(store, encoder, shard, max_audio_s=0.2).clips] == [20, 10]
+    assert [clip.num_frames for clip in obtain(store, encoder, shard).clips] == [50, 10]
 
 
 def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, tmp_path: Path) -> None:
@@ -130,7 +161,7 @@ def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, 
     shard = shard_at(write_members(tmp_path / "bad.tar", members))
     store = Store(root=tmp_path / "store")
     for reused in (False, True):  # also when they are read back
-        features = FeatureStore(store, encoder, honours_mask=False).obtain(shard)
+        features = obtain(store, encoder, shard)
         assert features.reused is reused
         assert [clip.key for clip in features.clips] == ["good"]
         assert [(sample.clip, sample.shard) for sample in features.dropped] == [
@@ -149,7 +180,7 @@ def test_a_clip_that_breaks_the_encoder_is_named_and_nothing_is_kept(tmp_path: P
     clips = [("fine", tone(0.1), {"label": "x"}), ("loud", tone(0.2, amplitude=0.95), {"label": "x"})]
     shard = shard_at(write_shard(tmp_path / "a.tar", clips))
     with pytest.raises(EncoderError, match=r"loud of a\.tar") as raised:
-        FeatureStore(Store(root=tmp_path / "store"), encoder, honours_mask=False).obtain(shard)
+        obtain(Store(root=tmp_path / "store"), encoder, shard)
     assert raised.value.clause == "features-finite"
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -159,9 +190,7 @@ def test_random_encoders_draw_the_same_for_the_same_shard_and_leave_the_generato
     encoder = load(tmp_path, source)
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2])
     state = torch.get_rng_state()
-    first, second = (
-        FeatureStore(Store(root=tmp_path / name), encoder, honours_mask=False).obtain(shard) for name in "ab"
-    )
+    first, second = (obtain(Store(root=tmp_path / name), encoder, shard) for name in "ab")
     assert torch.equal(first.clips[0].frames(), second.clips[0].frames())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -169,16 +198,17 @@ def test_random_encoders_draw_the_same_for_the_same_shard_and_leave_the_generato
 def test_half_precision_features_stay_half_precision(tmp_path: Path) -> None:
     encoder = load(tmp_path, ENCODER.replace("dim=-1)\n", "dim=-1).bfloat16()\n", 1))
     shard = shard_of(tmp_path / "a.tar", [0.1])
-    clip = FeatureStore(Store(root=tmp_path / "store"), encoder, honours_mask=False).obtain(shard).clips[0]
+    clip = obtain(Store(root=tmp_path / "store"), encoder, shard).clips[0]
     assert clip.frames().dtype == torch.bfloat16
 
 
-def test_chunks_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
-    whole = FeatureStore(Store(root=tmp_path / "a"), encoder, honours_mask=False).obtain(shard)
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
-    chunked = FeatureStore(Store(root=tmp_path / "b"), encoder, honours_mask=False).obtain(shard)
-    assert len({clip.file for clip in chunked.clips}) == 3
+    whole = obtain(Store(root=tmp_path / "a"), encoder, shard)
+    monkeypatch.setattr("xares_bench.clips._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features._FILE_BYTES", 200)
+    chunked = obtain(Store(root=tmp_path / "b"), encoder, shard)
+    assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
     for a, b in zip(whole.clips, chunked.clips, strict=True):
         assert a.key == b.key
         torch.testing.assert_close(a.frames(), b.frames())
@@ -194,8 +224,6 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
     norm = encoder.module.norm
     assert isinstance(norm, nn.BatchNorm1d)
     before = norm.running_mean.clone()  # type: ignore[union-attr]
-    FeatureStore(Store(root=tmp_path / "s"), encoder, honours_mask=False).obtain(
-        shard_of(tmp_path / "a.tar", [0.1, 0.1])
-    )
+    obtain(Store(root=tmp_path / "s"), encoder, shard_of(tmp_path / "a.tar", [0.1, 0.1]))
     assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
     assert not any(value.requires_grad for value in encoder.module.parameters())

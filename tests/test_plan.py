@@ -38,8 +38,11 @@ def plan(*changes: str, **options: Any) -> Plan:
         "evaluate": None,
         "changes": changes,
         "seed": None,
+        "decoder": None,
         "limit": None,
         "data_home": None,
+        "data_revisions": (),
+        "allow_cpu": False,
         "runs_dir": "runs",
     }
     return make_plan(**{**defaults, **options})
@@ -180,7 +183,7 @@ def test_own_evaluations_of_a_public_mix() -> None:
 
 def test_both_yaml_suffixes_are_files() -> None:
     for name in ("train.yaml", "train.yml"):
-        mix = plan(train=name).mix
+        mix = plan(train=name, evaluate="eval.yaml").mix
         assert mix is not None
         assert [dataset.name for dataset in mix.datasets] == ["mine"]
 
@@ -189,6 +192,7 @@ def test_both_yaml_suffixes_are_files() -> None:
     ("options", "said"),
     [
         ({"evaluate": "eval.yaml"}, r"^--eval needs --train: name the mix whose LALM"),
+        ({"train": "train.yaml"}, r"^--train=train\.yaml needs --eval: no public dataset is among"),
         ({"evaluate": "absent.yaml", "train": "task1"}, r"^absent\.yaml: no such file$"),
         ({"train": "absent.yaml"}, r"^absent\.yaml: no such file$"),
         ({"train": "task3"}, r"^--train=task3: no such mix; expected a YAML file or one of auto, task1, task2, all"),
@@ -239,9 +243,41 @@ def test_planning_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom xares_bench.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
-        " changes=['steps=3'], seed=1, limit=2, data_home=None, runs_dir='runs')\n"
+        " changes=['steps=3'], seed=1, decoder=None, limit=2, data_home=None, data_revisions=(),"
+        " allow_cpu=False, runs_dir='runs')\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'webdataset', 'numpy', 'soundfile', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_another_decoder_is_a_deviation(tmp_path: Path) -> None:
+    folder = tmp_path / "decoder"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    preset = plan().catalogue.preset.decoder
+    assert plan().decoder == preset
+    for text, expected in (
+        ("decoder", str(folder)),
+        ("./decoder", str(folder)),
+        ("owner/name", "owner/name"),
+        ("owner/name@v1", "owner/name@v1"),
+        ("gpt2", "gpt2"),
+    ):
+        made = plan(decoder=text)
+        assert made.decoder == expected
+        assert made.deviations == {"decoder": (preset, expected)}
+
+
+@pytest.mark.parametrize("text", ["", "./absent", "/absent/decoder", "a/b/c", "enc.py", "empty"])
+def test_what_is_no_decoder(text: str) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(UsageError, match=rf"^--decoder={text}: "):
+        plan(decoder=text)
+
+
+def test_shards_of_the_hub_go_to_the_data_home_whatever_the_preset(tmp_path: Path) -> None:
+    for preset in ("mini", "full"):
+        assert plan(preset=preset).data_home == tmp_path / "xares_data"
+        assert plan(preset=preset, data_home="here").data_home == tmp_path / "here"

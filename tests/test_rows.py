@@ -1,21 +1,109 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
 from tests.conftest import MakeClips
-from xares_bench.catalogue import Split
-from xares_bench.rows import FALLBACK_TARGET_KEYS, make_rows
+from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
+from xares_bench.catalogue import Dataset, Split
+from xares_bench.clips import Clip
+from xares_bench.errors import DataError
+from xares_bench.records import DroppedSample
+from xares_bench.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
+from xares_bench.shards import Shard
+
+SPLIT = Split(shards=(), target_keys=("label",))
+DATASET = Dataset(
+    name="mine", task="custom", prompts=("?",), metric="Accuracy", metric_arguments={}, train=None, eval=SPLIT
+)
 
 
-def test_rows_are_clips_times_targets_and_clips_without_a_target_are_named(make_clips: MakeClips) -> None:
+class Samples:
+    """A reader of clips that are there already."""
+
+    def __init__(self, *samples: Clip | DroppedSample) -> None:
+        self.samples = samples
+
+    def read(
+        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
+    ) -> Iterator[Clip | DroppedSample]:
+        yield from self.samples[:max_clips]
+
+
+def a_shard(name: str = "shard") -> Shard:
+    return Shard(path=Path(name), name=name, digest=name)
+
+
+def tally(max_dropped_share: float = 0.5) -> Tally:
+    return Tally(dataset="mine", max_dropped_share=max_dropped_share)
+
+
+def test_rows_are_clips_times_targets_and_samples_that_are_of_no_use_are_named(make_clips: MakeClips) -> None:
     first, second, third = make_clips([1, 1, 1])
     object.__setattr__(first, "fields", {"captions": ["a", "b"]})
     object.__setattr__(second, "fields", {"other": "x"})
     object.__setattr__(third, "fields", {"label": 3})
-    rows, dropped = make_rows([first, second, third], Split(shards=(), target_keys=("label",)))
-    assert [(row.clip.key, row.target) for row in rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
-    assert [(sample.clip, sample.shard) for sample in dropped] == [("clip-1", "shard")]
-    assert "label" in dropped[0].reason
-    assert "other" in dropped[0].reason
+    silent = DroppedSample(shard="shard", clip="silent", reason="no audio")
+    counted = tally()
+    (part,) = read_parts(Samples(first, silent, second, third), SPLIT, [a_shard()], limit=None, tally=counted)
+    assert [(row.clip.key, row.target) for row in part.rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
+    assert part.clips == (first, third)
+    assert counted.num_samples == 4
+    assert [sample.clip for sample in counted.dropped] == ["silent", "clip-1"]
+    assert "label" in counted.dropped[1].reason
+    assert "other" in counted.dropped[1].reason
+
+
+def test_parts_hold_a_bounded_number_of_clips_and_seconds(
+    make_clips: MakeClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = make_clips([10, 10, 50, 10, 10])  # of 1 s, 1 s, 5 s, 1 s, 1 s
+    monkeypatch.setattr("xares_bench.rows._PART_CLIPS", 3)
+    monkeypatch.setattr("xares_bench.rows._PART_S", 5.0)
+    parts = list(read_parts(Samples(*clips), SPLIT, [a_shard(), a_shard("two")], limit=8, tally=tally()))
+    assert [[clip.duration_s for clip in part.clips] for part in parts] == [[1, 1, 5], [1, 1, 1], [1, 5]]
+
+
+def test_more_unusable_samples_than_allowed_are_an_error_that_names_some() -> None:
+    counted = tally(0.01)
+    counted.num_samples = 100
+    counted.dropped += [DroppedSample(shard="s.tar", clip=f"c{i}", reason="silent") for i in range(2)]
+    counted.check(complete=False)  # two of the first hundred may be chance
+    with pytest.raises(DataError, match=r"^mine: 2 of 100 samples are unusable, .*1\.0% \(c0 of s\.tar: silent; c1 of"):
+        counted.check(complete=True)
+    counted.dropped += counted.dropped * 2
+    with pytest.raises(DataError, match="6 of 100"):
+        counted.check(complete=False)
+
+
+def test_no_sample_at_all_is_an_error_at_the_end_only() -> None:
+    tally().check(complete=False)
+    with pytest.raises(DataError, match="mine: its shards hold no sample"):
+        tally().check(complete=True)
 
 
 def test_fallback_keys_are_the_published_ones() -> None:
     assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
+    assert targets_of({"text": "x", "caption": "y"}, SPLIT) == ("y",)
+    assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
+
+
+def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xares_bench.rows.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None)
+    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
+    apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))
+    check_first_samples(DATASET, SPLIT, [good])
+    with pytest.raises(DataError, match=r"^mine: b of apple\.tar: install it$"):
+        check_first_samples(DATASET, SPLIT, [good, apple])
+
+
+def test_shards_without_any_usable_first_sample_are_refused(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes]] = [("a.wav", encode(tone(0.1))), ("a.json", b'{"other": "x"}')]
+    nameless = shard_at(write_members(tmp_path / "nameless.tar", list(members)))
+    empty = shard_at(write_members(tmp_path / "empty.tar", []))
+    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
+    check_first_samples(DATASET, SPLIT, [nameless, empty, good])
+    with pytest.raises(DataError, match=r"^mine: a of nameless\.tar: none of the keys .*; the same of 1 more shards"):
+        check_first_samples(DATASET, SPLIT, [nameless, empty])

@@ -79,7 +79,7 @@ def test_compression_is_told_by_content_not_by_name(written: Callable[..., Path]
     compressed = tmp_path / "named_wrongly.tar"
     compressed.write_bytes(gzip.compress(path.read_bytes()))
     plain = path.rename(tmp_path / "plain.tar.gz")
-    assert read(compressed) == read(plain) == [Sample(key="k", audio=b"audio", fields={})]
+    assert read(compressed) == read(plain) == [Sample(key="k", audio=b"audio", suffix="wav", fields={})]
 
 
 @pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
@@ -87,7 +87,10 @@ def test_every_audio_suffix_in_any_case_and_order(written: Callable[..., Path], 
     path = written(
         ("a.json", b'{"x": 1}'), (f"a.{suffix}", b"1"), (f"b.{suffix.upper()}", b"2"), ("b.JSON", b'{"x": 2}')
     )
-    assert read(path) == [Sample(key="a", audio=b"1", fields={"x": 1}), Sample(key="b", audio=b"2", fields={"x": 2})]
+    assert read(path) == [
+        Sample(key="a", audio=b"1", suffix=suffix.lower(), fields={"x": 1}),
+        Sample(key="b", audio=b"2", suffix=suffix.lower(), fields={"x": 2}),
+    ]
 
 
 def test_keys_are_paths_up_to_the_first_dot_of_the_name(written: Callable[..., Path]) -> None:
@@ -110,8 +113,8 @@ def test_other_members_of_a_sample_are_no_problem(written: Callable[..., Path]) 
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([("k.json", b"{}")], "no audio member (found json; expected one of flac, mp3, wav, ogg, opus)"),
-        ([("k.m4a", b"1"), ("k.json", b"{}")], "no audio member (found json, m4a; expected one of"),
+        ([("k.json", b"{}")], "no audio member (found json; expected one of flac, mp3, wav, ogg, opus, m4a, wma)"),
+        ([("k.aac", b"1"), ("k.json", b"{}")], "no audio member (found aac, json; expected one of"),
         ([("k.wav", b"1")], "no .json member"),
         ([("k.wav", b"1"), ("k.json", b"")], "unreadable .json member: "),
         ([("k.wav", b"1"), ("k.json", b'{"label": ')], "unreadable .json member: "),

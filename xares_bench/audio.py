@@ -1,10 +1,12 @@
 """Audio: the bytes of a tar member become a mono waveform at 16 kHz.
 
-Decoding is libsndfile's (through soundfile), resampling soxr's; no system FFmpeg is needed.
+Decoding is libsndfile's (through soundfile), resampling soxr's; no system FFmpeg is needed. M4A and WMA, which libsndfile
+does not know, are decoded by PyAV, whose wheel carries its own FFmpeg libraries; it comes with the extra `[m4a]`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from typing import TYPE_CHECKING
 
@@ -14,32 +16,32 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE_HZ = 16_000
 
-# What libsndfile decodes without help, by the extension of the tar member.
-AUDIO_SUFFIXES = ("flac", "mp3", "wav", "ogg", "opus")
+# By the extension of the tar member: what PyAV decodes, and what libsndfile decodes without help.
+EXTRA_SUFFIXES = ("m4a", "wma")
+AUDIO_SUFFIXES = ("flac", "mp3", "wav", "ogg", "opus", *EXTRA_SUFFIXES)
 
 
-def decode(data: bytes) -> NDArray[np.float32]:
+def decode(data: bytes, suffix: str) -> NDArray[np.float32]:
     """The waveform of an encoded clip.
 
     Channels are averaged, the result is resampled to 16 kHz and divided by its peak where that exceeds 1.
 
     Args:
-        data: A whole FLAC, MP3, WAV or Ogg (Vorbis, Opus) file.
+        data: A whole audio file.
+        suffix: Its extension, one of `AUDIO_SUFFIXES`. It only chooses the library; FLAC, MP3, WAV and Ogg (Vorbis,
+            Opus) are told apart by their bytes.
 
     Returns:
         `[samples]`, float32, at least one sample, finite, within -1 and 1.
 
     Raises:
-        ValueError: The bytes are no such file, hold no sample, or hold NaN or infinite samples.
+        ValueError: The bytes are no such file, hold no sample, or hold NaN or infinite samples; or the extra that
+            decodes them is not installed.
     """
     import numpy as np
-    import soundfile
     import soxr
 
-    try:
-        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError, MemoryError) as cause:  # a damaged header may claim any length
-        raise ValueError(f"unreadable audio: {cause}") from None
+    samples, rate_hz = (_read_with_av if suffix in EXTRA_SUFFIXES else _read_with_soundfile)(data, suffix)
     if len(samples) == 0:
         raise ValueError("audio without a sample")
     if not np.isfinite(samples).all():
@@ -55,15 +57,54 @@ def decode(data: bytes) -> NDArray[np.float32]:
     return waveform / peak if peak > 1 else waveform
 
 
-def crop(waveform: NDArray[np.float32], max_audio_s: float, key: str) -> NDArray[np.float32]:
-    """A window of at most that many seconds, its place drawn from the clip's key.
+def missing_extra(suffix: str) -> str | None:
+    """What is to be installed before such files can be decoded, or None."""
+    if suffix in EXTRA_SUFFIXES and importlib.util.find_spec("av") is None:
+        return f".{suffix} files are decoded by PyAV, which is not installed: pip install 'xares-bench[m4a]'"
+    return None
 
-    The place is random over clips and the same at every draw of one clip, so that the window's features can be kept.
-    """
+
+def crop(waveform: NDArray[np.float32], max_audio_s: float, seed: str) -> NDArray[np.float32]:
+    """A window of at most that many seconds, its place drawn from the seed; a shorter waveform as it is."""
     num_samples = round(max_audio_s * SAMPLE_RATE_HZ)
     if len(waveform) <= num_samples:
         return waveform
     import random
 
-    start = random.Random(key).randint(0, len(waveform) - num_samples)
+    start = random.Random(seed).randint(0, len(waveform) - num_samples)
     return waveform[start : start + num_samples]
+
+
+def _read_with_soundfile(data: bytes, suffix: str) -> tuple[NDArray[np.float32], int]:
+    """Samples `[samples, channels]` and their rate in Hz."""
+    import soundfile
+
+    try:
+        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError, MemoryError) as cause:  # a damaged header may claim any length
+        raise ValueError(f"unreadable audio: {cause}") from None
+    return samples, rate_hz
+
+
+def _read_with_av(data: bytes, suffix: str) -> tuple[NDArray[np.float32], int]:
+    """Samples `[samples, channels]` and their rate in Hz, of the file's first audio stream."""
+    problem = missing_extra(suffix)
+    if problem is not None:
+        raise ValueError(problem)
+    import av
+    import numpy as np
+
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            if not container.streams.audio:
+                raise ValueError("unreadable audio: the file holds no audio stream")
+            to_float = av.AudioResampler(format="fltp")
+            parts = [
+                planes.to_ndarray() for frame in container.decode(audio=0) for planes in to_float.resample(frame)
+            ]
+            rate_hz = container.streams.audio[0].rate
+    except (av.FFmpegError, MemoryError) as cause:
+        raise ValueError(f"unreadable audio: {cause}") from None
+    if not parts:
+        return np.zeros((0, 1), dtype=np.float32), rate_hz
+    return np.concatenate(parts, axis=1).T, rate_hz

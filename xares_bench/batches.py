@@ -8,9 +8,10 @@ Shapes: B sequences, L positions, N audio frames of all sequences together, D `o
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +19,9 @@ import torch
 import webdataset
 from transformers import PreTrainedTokenizerBase
 
-from xares_bench.catalogue import Dataset, Mix
-from xares_bench.features import Clip
+from xares_bench.clips import Clip, ClipEncoder, Recording
+from xares_bench.draws import Draw
 from xares_bench.recipe import TrainingRecipe
-from xares_bench.rows import Row
 
 # What the loss passes over.
 IGNORED_LABEL = -100
@@ -29,7 +29,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One sequence before it is padded: where its audio features are, and its tokens.
+    """One sequence before it is padded: its clip and its tokens.
 
     Attributes:
         clip: The clip that the sequence starts with.
@@ -45,6 +45,15 @@ class Utterance:
     def num_positions(self) -> int:
         """Length of the sequence."""
         return self.clip.num_frames + len(self.prompt_ids) + len(self.target_ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """A sequence to learn from that may not be encoded yet; attributes are those of `Utterance`."""
+
+    clip: Clip | Recording
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
 
     @property
     def sort_length(self) -> float:
@@ -92,6 +101,8 @@ class Encoding:
         if tokenizer.eos_token_id is None:
             raise ValueError("the decoder's tokeniser has no EOS token")
         self._tokenizer = tokenizer
+        # Prompts and labels come again and again.
+        self._tokens = functools.lru_cache(maxsize=8192)(self._tokenise)
         self.eos_id = int(tokenizer.eos_token_id)
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
@@ -99,10 +110,10 @@ class Encoding:
         """A sequence to continue."""
         return Utterance(clip=clip, prompt_ids=self._tokens(prompt), target_ids=())
 
-    def example(self, row: Row, prompt: str) -> Utterance:
+    def example(self, draw: Draw) -> Example:
         """A sequence to learn from."""
-        target_ids = (*self._tokens(row.target), self.eos_id)
-        return Utterance(clip=row.clip, prompt_ids=self._tokens(prompt), target_ids=target_ids)
+        target_ids = (*self._tokens(draw.target), self.eos_id)
+        return Example(clip=draw.clip, prompt_ids=self._tokens(draw.prompt), target_ids=target_ids)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of generated tokens, special tokens left out."""
@@ -110,7 +121,7 @@ class Encoding:
         assert isinstance(text, str)
         return text.strip()
 
-    def _tokens(self, text: str) -> tuple[int, ...]:
+    def _tokenise(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -148,28 +159,26 @@ def collate(sequences: Sequence[Utterance], *, pad_id: int, padding: Literal["le
 
 
 def training_batches(
-    mix: Mix, rows: Mapping[str, Sequence[Row]], encoding: Encoding, recipe: TrainingRecipe
+    draws: Iterator[Draw], clips: ClipEncoder, encoding: Encoding, recipe: TrainingRecipe
 ) -> Iterator[Batch]:
-    """Endless batches of a mix, in an order that depends on the recipe's seed alone.
+    """Endless batches of endless draws, in an order that depends on the draws and the recipe's seed alone.
 
-    Each draw picks a dataset by its weight, then that dataset's next row (all rows in a new order at every pass).
     Draws are shuffled in a buffer and sorted by length within a window, longest first; an incomplete batch is dropped.
-    Only places of clips move through this, features are read when a batch is put together.
+    Recordings are encoded a window at a time; of clips whose features are kept only their places move through this.
+
+    Args:
+        draws: Rows with clips or recordings.
+        clips: Encodes the recordings.
+        encoding: Makes tokens of prompts and targets.
+        recipe: Sizes of buffer, window and batch, and the seed.
+
+    Raises:
+        EncoderError: The encoder breaks its contract on one of the recordings.
     """
-    tokens: dict[tuple[str, str, str], Utterance] = {}
-
-    def tokenise(draws: Iterable[tuple[Dataset, Row]]) -> Iterator[Utterance]:
-        for dataset, row in draws:
-            key = (dataset.name, row.clip.key, row.target)
-            if key not in tokens:
-                tokens[key] = encoding.example(row, dataset.prompt)
-            yield tokens[key]
-
     stages: list[object] = [
-        lambda: _draw(mix, rows, random.Random(f"{recipe.seed} draw")),
-        tokenise,
+        lambda: map(encoding.example, draws),
         webdataset.shuffle(recipe.shuffle_buffer, initial=recipe.shuffle_buffer, rng=random.Random(recipe.seed)),
-        lambda sequences: _sort_by_length(sequences, recipe.sort_window),
+        lambda examples: _encode_windows(examples, recipe, clips),
         webdataset.batched(recipe.batch_size, partial=False, collation_fn=_collation(encoding.pad_id)),
     ]
     yield from webdataset.DataPipeline(*stages)
@@ -179,19 +188,19 @@ def _collation(pad_id: int) -> Callable[[list[Utterance]], Batch]:
     return lambda sequences: collate(sequences, pad_id=pad_id, padding="right")
 
 
-def _draw(mix: Mix, rows: Mapping[str, Sequence[Row]], rng: random.Random) -> Iterator[tuple[Dataset, Row]]:
-    next_rows = {dataset.name: _passes(rows[dataset.name], rng) for dataset in mix.datasets}
-    while True:
-        dataset = rng.choices(mix.datasets, mix.weights)[0]
-        yield dataset, next(next_rows[dataset.name])
-
-
-def _passes(rows: Sequence[Row], rng: random.Random) -> Iterator[Row]:
-    """Every row once, in a new order, for ever."""
-    while True:
-        yield from rng.sample(rows, len(rows))
-
-
-def _sort_by_length(sequences: Iterator[Utterance], window: int) -> Iterator[Utterance]:
-    while group := list(itertools.islice(sequences, window)):
-        yield from sorted(group, key=lambda sequence: -sequence.sort_length)
+def _encode_windows(examples: Iterator[Example], recipe: TrainingRecipe, clips: ClipEncoder) -> Iterator[Utterance]:
+    """Examples sorted by length within a window, longest first, with their recordings encoded."""
+    for number in itertools.count():
+        window = list(itertools.islice(examples, recipe.sort_window))
+        if not window:
+            return
+        window.sort(key=lambda example: -example.sort_length)
+        # Rows of one clip share its recording.
+        recordings = {id(example.clip): example.clip for example in window if isinstance(example.clip, Recording)}
+        encoded: dict[int, Clip] = {}
+        if recordings:
+            made = clips.encode(list(recordings.values()), f"{recipe.seed} window {number}")
+            encoded = dict(zip(recordings, made, strict=True))
+        for example in window:
+            clip = encoded[id(example.clip)] if isinstance(example.clip, Recording) else example.clip
+            yield Utterance(clip=clip, prompt_ids=example.prompt_ids, target_ids=example.target_ids)

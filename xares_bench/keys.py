@@ -10,23 +10,22 @@ and of the code and the libraries that make it. A key is known before any work i
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from xares_bench.catalogue import Mix, Split
+from xares_bench.catalogue import Dataset, Mix, Split
+from xares_bench.clips import ClipEncoder
 from xares_bench.digests import code_digest, digest_of, library_versions
 from xares_bench.errors import DataError
-from xares_bench.features import FeatureStore
-from xares_bench.lalm import decoder_digest
+from xares_bench.features import features_parts
+from xares_bench.metrics import metric_identity
 from xares_bench.plan import Plan
-from xares_bench.shards import Shard, ShardFolder
+from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
 _READING = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.rows", "xares_bench.shards", "xares_bench.suite")
-_TRAINING = (*_READING, "xares_bench.training")
+_TRAINING = (*_READING, "xares_bench.decoding", "xares_bench.draws", "xares_bench.training")
 _SCORING = (*_READING, "xares_bench.generation", "xares_bench.metrics")
 TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
 SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
@@ -39,14 +38,16 @@ class Keys:
     Attributes:
         plan: What is to be done.
         shards: Digests of the data.
-        features: Keys of the features.
+        clips: How features are made.
+        decoder: Digest of the decoder.
         device_type: `cpu`, `cuda`, ...
         precision: Mixed precision of the training, `no` for float32.
     """
 
     plan: Plan
-    shards: ShardFolder
-    features: FeatureStore
+    shards: ShardSource
+    clips: ClipEncoder
+    decoder: str
     device_type: str
     precision: str
 
@@ -57,7 +58,12 @@ class Keys:
             DataError: A training shard is missing, or is not what its manifest promises.
         """
         parts = [
-            {"name": dataset.name, "weight": weight, "prompt": dataset.prompt, "train": self._split(dataset.train)}
+            {
+                "name": dataset.name,
+                "weight": weight,
+                "prompts": list(dataset.prompts),
+                "train": self._split(dataset, dataset.train),
+            }
             for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
         ]
         return digest_of(
@@ -66,7 +72,8 @@ class Keys:
                 "num_steps": self.plan.num_steps(mix),
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.recipe.training),
-                "features": self._any_features,
+                "features": features_parts(self.clips, self.plan.recipe.training.max_audio_s),
+                "keep_features": self.plan.catalogue.preset.keep_features,
                 "decoder": self.decoder,
                 "device": self.device_type,
                 "precision": self.precision,
@@ -88,9 +95,9 @@ class Keys:
                 "dataset": name,
                 "task": dataset.task,
                 "weight": dataset.weight,
-                "prompt": dataset.prompt,
-                "eval": self._split(dataset.eval),
-                "metric": [dataset.metric, dict(dataset.metric_arguments)],
+                "prompts": list(dataset.prompts),
+                "eval": self._split(dataset, dataset.eval),
+                "metric": [dataset.metric, dict(dataset.metric_arguments), metric_identity(dataset.metric)],
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.generation_recipe(dataset)),
                 "max_dropped_share": self.plan.recipe.training.max_dropped_share,
@@ -105,23 +112,16 @@ class Keys:
 
     def data(self, names: Iterable[str]) -> str:
         """Digest of the test data of these datasets, also where some are missing."""
-        return digest_of([_key_or_problem(self._split, self.plan.dataset(name).eval) for name in names])
+        return digest_of([_key_or_problem(self._eval_split, name) for name in names])
 
-    @functools.cached_property
-    def decoder(self) -> str:
-        """Digest of the decoder's files."""
-        return decoder_digest(self.plan.catalogue.preset.decoder)
+    def _eval_split(self, name: str) -> dict[str, Any]:
+        dataset = self.plan.dataset(name)
+        return self._split(dataset, dataset.eval)
 
-    @functools.cached_property
-    def _any_features(self) -> str:
-        """Digest of how training features are made, whatever the shard."""
-        nothing = Shard(path=Path(), name="", digest="")
-        return self.features.key(nothing, self.plan.recipe.training.max_audio_s, self.plan.limit)
-
-    def _split(self, split: Split | None) -> dict[str, Any]:
+    def _split(self, dataset: Dataset, split: Split | None) -> dict[str, Any]:
         assert split is not None
-        shards = [shard.digest for shard in self.shards.locate(split)]
-        return {"shards": shards, "target_keys": list(split.target_keys)}
+        digests = self.shards.digests(split, dataset.repository)
+        return {"shards": list(digests), "target_keys": list(split.target_keys)}
 
 
 def _key_or_problem(make: Callable[[Any], Any], of: Any) -> Any:

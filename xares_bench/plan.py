@@ -15,7 +15,8 @@ import yaml
 from xares_bench.catalogue import Catalogue, Dataset, Mix, load_catalogue
 from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.errors import CatalogueError, UsageError
-from xares_bench.own_data import OWN_TASK, read_own_evaluations, read_own_mix
+from xares_bench.hub import parse_data_revisions
+from xares_bench.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.recipe import GenerationRecipe, Recipe
 
 
@@ -29,8 +30,12 @@ class Plan:
         own_datasets: Datasets of `--eval`.
         mix: The one mix to train on; None: each task's tests use the LALM trained on that task's mix.
         recipe: The preset's recipe with the changes of this run.
+        decoder: The decoder's folder, or its name on the hub.
         limit: At most this many clips per dataset and split.
-        data_folder: Where the shards lie.
+        data_folder: Where local shards lie.
+        data_home: Where shards of hub repositories lie.
+        data_revisions: Revision per hub repository; None: of every other one.
+        allow_cpu: Whether a full-size training may start without a GPU.
         runs_folder: Where results go.
     """
 
@@ -39,14 +44,19 @@ class Plan:
     own_datasets: Mapping[str, Dataset]
     mix: Mix | None
     recipe: Recipe
+    decoder: str
     limit: int | None
     data_folder: Path
+    data_home: Path
+    data_revisions: Mapping[str | None, str]
+    allow_cpu: bool
     runs_folder: Path
 
     @property
     def deviations(self) -> dict[str, tuple[Any, Any]]:
-        """Values of the recipe that are not the preset's, as `{key: (preset's, this run's)}`."""
-        preset, own = self.catalogue.preset.recipe.values(), self.recipe.values()
+        """What is not the preset's, decoder and recipe, as `{key: (preset's, this run's)}`."""
+        preset = {**self.catalogue.preset.recipe.values(), "decoder": self.catalogue.preset.decoder}
+        own = {**self.recipe.values(), "decoder": self.decoder}
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
 
     @property
@@ -92,8 +102,11 @@ def make_plan(
     evaluate: str | None,
     changes: Sequence[str],
     seed: int | None,
+    decoder: str | None,
     limit: int | None,
     data_home: str | None,
+    data_revisions: Sequence[str],
+    allow_cpu: bool,
     runs_dir: str,
 ) -> Plan:
     """Read and check what the command line says.
@@ -107,20 +120,29 @@ def make_plan(
     own = read_own_evaluations(Path(evaluate), catalogue) if evaluate else ()
     if own and train == "auto":
         raise UsageError("--eval needs --train: name the mix whose LALM its datasets are evaluated with")
+    mix = _read_mix(train, catalogue)
+    if mix is not None and mix.name not in catalogue.mix_names and not own:
+        raise UsageError(f"--train={train} needs --eval: no public dataset is among what it trains for")
+    check_places([*catalogue.datasets.values(), *(mix.datasets if mix else ()), *own])
     values = dict(_parse_change(change) for change in changes)
     if seed is not None:
         if "seed" in values:
             raise UsageError(f"--seed={seed} and --set seed={values['seed']} both name the seed; give one of them")
         values["seed"] = seed
-    folder = Path(data_home) if data_home else catalogue.preset.folder
+    home = Path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
+    folder = Path(data_home) if data_home else catalogue.preset.folder or home
     return Plan(
         encoder=None if encoder is None else parse_encoder_spec(encoder, encoder_arguments),
         catalogue=catalogue,
         own_datasets={dataset.name: dataset for dataset in own},
-        mix=_read_mix(train, catalogue),
+        mix=mix,
         recipe=catalogue.preset.recipe.replace(values),
+        decoder=catalogue.preset.decoder if decoder is None else _read_decoder(decoder),
         limit=limit,
-        data_folder=(folder or Path(os.environ.get("XARES_DATA_HOME") or "xares_data")).absolute(),
+        data_folder=folder.absolute(),
+        data_home=home,
+        data_revisions=parse_data_revisions(data_revisions),
+        allow_cpu=allow_cpu,
         runs_folder=Path(runs_dir).absolute(),
     )
 
@@ -131,6 +153,19 @@ def _read_mix(train: str, catalogue: Catalogue) -> Mix | None:
     if train.endswith((".yaml", ".yml")):
         return read_own_mix(Path(train), catalogue)
     return catalogue.mix(train)
+
+
+def _read_decoder(text: str) -> str:
+    """The absolute path of a folder, or a name on the hub."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"--decoder={text}: that folder holds no config.json; give a model's folder or hub name")
+        return str(path.absolute())
+    name, _, _ = text.partition("@")
+    if not text.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+        raise UsageError(f"--decoder={text}: no such folder, and no OWNER/NAME[@REVISION] of the hub either")
+    return text
 
 
 def _parse_change(change: str) -> tuple[str, Any]:

@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--encoder",
         dest="xares_encoder",
         metavar="SPEC",
-        help="the encoder: FILE.py (its one class ending in Encoder), FILE.py::CLASS or package.module.CLASS",
+        help="the encoder: FILE.py (its one class ending in Encoder), FILE.py::CLASS, package.module.CLASS, or "
+        "hf:NAME_OR_FOLDER[@REVISION] for an audio model of the hub",
     )
     add("--encoder-args", dest="xares_encoder_args", metavar="JSON", help="keyword arguments of its constructor")
     add(
@@ -41,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--eval", dest="xares_eval", metavar="FILE", help="evaluate the datasets of a YAML file, too")
     add(
+        "--decoder",
+        dest="xares_decoder",
+        metavar="NAME",
+        help="another decoder: OWNER/NAME[@REVISION] of a causal language model on the hub, or its folder",
+    )
+    add(
         "--set",
         dest="xares_set",
         action="append",
@@ -54,7 +61,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--data-home",
         dest="xares_data_home",
         metavar="DIR",
-        help="where the shards lie; default: the preset's own folder, else $XARES_DATA_HOME, else ./xares_data",
+        help="where the shards lie and are fetched to; default: the preset's own folder, else $XARES_DATA_HOME, else "
+        "./xares_data",
+    )
+    add(
+        "--data-revision",
+        dest="xares_data_revision",
+        action="append",
+        default=[],
+        metavar="[REPO@]REV",
+        help="commit, tag or branch of the hub's data, for all repositories or one; later runs keep it; repeatable",
+    )
+    add(
+        "--allow-cpu",
+        dest="xares_allow_cpu",
+        action="store_true",
+        help="let a preset made for a GPU train without one, however long it takes",
     )
     add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="where results go; default: ./runs")
     add("--baseline", dest="xares_baseline", metavar="NAME", help="fail scores below these: a shipped name or a file")

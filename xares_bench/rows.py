@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from xares_bench.audio import missing_extra
 from xares_bench.catalogue import Dataset, Split
+from xares_bench.clips import Clip, ClipReader
 from xares_bench.errors import DataError
-from xares_bench.features import Clip, FeatureStore
-from xares_bench.progress import Progress
+from xares_bench.progress import Advance, Progress
 from xares_bench.records import DroppedSample
-from xares_bench.shards import ShardFolder, find_targets
+from xares_bench.shards import Shard, find_targets, read_samples
 
 # Where a target is looked for after a dataset's own keys.
 FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
+
+# Clips that are generated for at a time, and their seconds: features in memory are bounded by them.
+_PART_CLIPS = 1024
+_PART_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,97 +30,186 @@ class Row:
     target: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitRows:
-    """What there is to train on or to evaluate in a split.
+@dataclass(kw_only=True)
+class Tally:
+    """What became of the samples of one split.
 
     Attributes:
-        rows: (clip, target) pairs, in the order of the shards.
-        clips: The clips that have a target.
-        dropped: The samples that could not be used.
-    """
-
-    rows: tuple[Row, ...]
-    clips: tuple[Clip, ...]
-    dropped: tuple[DroppedSample, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowReader:
-    """Reads splits, by way of the feature store.
-
-    Attributes:
-        shards: Where the shards are.
-        features: Where the features are, or are made.
-        limit: At most this many samples of a split; None: all.
+        dataset: Names the split in messages.
         max_dropped_share: More unusable samples than this share are an error.
-        progress: Shows the shards that are done.
+        num_samples: Samples that were seen.
+        dropped: Those of them that could not be used.
     """
 
-    shards: ShardFolder
-    features: FeatureStore
-    limit: int | None
+    dataset: str
     max_dropped_share: float
-    progress: Progress
+    num_samples: int = 0
+    dropped: list[DroppedSample] = field(default_factory=list)
 
-    def read(self, dataset: Dataset, split: Split, max_audio_s: float | None) -> SplitRows:
-        """The rows of a split of a dataset; features that are not there are made.
+    def check(self, *, complete: bool) -> None:
+        """Raise if too many samples were unusable.
 
         Args:
-            dataset: Names the split in messages.
-            split: Its shards and target keys.
-            max_audio_s: Longer clips are cropped to this many seconds; None: never.
+            complete: Whether all samples were seen. If not, chance is given room: three standard deviations.
 
         Raises:
-            DataError: A shard is missing or damaged, or too many samples are unusable.
-            EncoderError: The encoder breaks its contract on one of the clips.
+            DataError: There is no sample, or too many are unusable.
         """
-        clips: list[Clip] = []
-        dropped: list[DroppedSample] = []
-        shards = self.shards.locate(split)
-        with self.progress.bar(f"features of {dataset.name}", len(shards)) as advance:
-            for shard in shards:
-                num_left = None if self.limit is None else self.limit - len(clips) - len(dropped)
-                if num_left == 0:
-                    break
-                features = self.features.obtain(
-                    shard, max_audio_s=max_audio_s, max_clips=num_left, num_workers=split.num_workers
+        if self.num_samples == 0:
+            if complete:
+                raise DataError(
+                    f"{self.dataset}: its shards hold no sample; restore them, or name the right --data-home"
                 )
-                clips.extend(features.clips)
-                dropped.extend(features.dropped)
-                advance()
-        num_samples = len(clips) + len(dropped)
-        rows, without_target = make_rows(clips, split)
-        dropped.extend(without_target)
-        self._check_dropped(dataset, dropped, num_samples)
-        unusable = {(sample.shard, sample.clip) for sample in without_target}
-        return SplitRows(
-            rows=tuple(rows),
-            clips=tuple(clip for clip in clips if (clip.shard, clip.key) not in unusable),
-            dropped=tuple(dropped),
-        )
-
-    def _check_dropped(self, dataset: Dataset, dropped: list[DroppedSample], num_samples: int) -> None:
-        if num_samples == 0:
-            raise DataError(f"{dataset.name}: its shards hold no sample; restore them, or name the right --data-home")
-        if len(dropped) == num_samples or len(dropped) > self.max_dropped_share * num_samples:
-            named = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in dropped[:3])
-            more = "; ..." if len(dropped) > 3 else ""
+            return
+        allowed = self.max_dropped_share * self.num_samples
+        if not complete:
+            allowed += 3 * allowed**0.5
+        num_dropped = len(self.dropped)
+        if num_dropped > allowed or num_dropped == self.num_samples:
+            named = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in self.dropped[:3])
+            more = "; ..." if num_dropped > 3 else ""
             raise DataError(
-                f"{dataset.name}: {len(dropped)} of {num_samples} samples are unusable, more than the allowed share of "
-                f"{self.max_dropped_share:.1%} ({named}{more}); mend the shards, or allow more with "
+                f"{self.dataset}: {num_dropped} of {self.num_samples} samples are unusable, more than the allowed "
+                f"share of {self.max_dropped_share:.1%} ({named}{more}); mend the shards, or allow more with "
                 "--set max_dropped_share=SHARE"
             )
 
 
-def make_rows(clips: Iterable[Clip], split: Split) -> tuple[list[Row], list[DroppedSample]]:
-    """The rows of clips, one per clip and target, and the clips without a target."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some neighbouring clips of a split.
+
+    Attributes:
+        clips: Those that have a target.
+        rows: Their (clip, target) pairs, in the order of the shards.
+    """
+
+    clips: tuple[Clip, ...]
+    rows: tuple[Row, ...]
+
+
+def read_parts(
+    clips: ClipReader, split: Split, shards: Sequence[Shard], *, limit: int | None, tally: Tally
+) -> Iterator[Part]:
+    """The clips and rows of a split, part by part, so that it need not fit into memory.
+
+    Args:
+        clips: Reads the shards' clips.
+        split: Names the target keys.
+        shards: The split's shards.
+        limit: At most this many samples; None: all.
+        tally: Counts them.
+
+    Raises:
+        DataError: A shard is damaged, or (at the end) too many samples are unusable.
+        EncoderError: The encoder breaks its contract on one of the clips.
+    """
+    held: list[Clip] = []
     rows: list[Row] = []
-    dropped = []
-    keys = tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS)))
-    for clip in clips:
+    duration_s = 0.0
+    for clip, targets in _usable_clips(clips, split, shards, None, limit, tally):
+        held.append(clip)
+        rows.extend(Row(clip=clip, target=target) for target in targets)
+        duration_s += clip.duration_s
+        if len(held) == _PART_CLIPS or duration_s >= _PART_S:
+            yield Part(clips=tuple(held), rows=tuple(rows))
+            held, rows, duration_s = [], [], 0.0
+    tally.check(complete=True)
+    if held:
+        yield Part(clips=tuple(held), rows=tuple(rows))
+
+
+def tally_samples(
+    clips: ClipReader,
+    split: Split,
+    shards: Sequence[Shard],
+    *,
+    max_audio_s: float | None,
+    limit: int | None,
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """Read a split to its end, so that its features are made and its samples counted; arguments as of `read_parts`.
+
+    Raises:
+        DataError: A shard is damaged, or too many samples are unusable.
+        EncoderError: The encoder breaks its contract on one of the clips.
+    """
+    with progress.bar(f"features of {tally.dataset}", len(shards)) as advance:
+        for _ in _usable_clips(clips, split, shards, max_audio_s, limit, tally, advance):
+            pass
+    tally.check(complete=True)
+
+
+def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
+    """Look at the first sample of every shard, so that what cannot work is said before anything is trained.
+
+    Raises:
+        DataError: A shard holds files that a missing extra decodes, or no first sample at all could be used.
+    """
+    problems = []
+    num_shards = 0
+    for shard in shards:
         try:
-            rows.extend(Row(clip=clip, target=target) for target in find_targets(clip.fields, keys))
-        except ValueError as cause:
-            dropped.append(DroppedSample(shard=clip.shard, clip=clip.key, reason=str(cause)))
-    return rows, dropped
+            sample = next(read_samples(shard), None)
+        except DataError:
+            continue  # damaged: whoever reads it in full will say so
+        num_shards += 1
+        if sample is None:
+            problems.append(f"{shard.name} is empty")
+            continue
+        missing = missing_extra(sample.suffix)
+        if missing is not None:
+            raise DataError(f"{dataset.name}: {sample.key} of {shard.name}: {missing}")
+        problem = sample.problem or target_problem(sample.fields, split)
+        if problem is not None:
+            problems.append(f"{sample.key} of {shard.name}: {problem}")
+    if problems and len(problems) == num_shards:
+        more = f"; the same of {num_shards - 1} more shards" if num_shards > 1 else ""
+        raise DataError(f"{dataset.name}: {problems[0]}{more}; mend the shards, or name their key")
+
+
+def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
+    """The targets of a clip, by the split's own keys and then by the usual ones.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
+
+
+def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
+    """Why a clip has no target, or None."""
+    try:
+        targets_of(fields, split)
+    except ValueError as cause:
+        return str(cause)
+    return None
+
+
+def _usable_clips(
+    clips: ClipReader,
+    split: Split,
+    shards: Sequence[Shard],
+    max_audio_s: float | None,
+    limit: int | None,
+    tally: Tally,
+    advance: Advance | None = None,
+) -> Iterator[tuple[Clip, tuple[str, ...]]]:
+    for shard in shards:
+        num_left = None if limit is None else limit - tally.num_samples
+        if num_left == 0:
+            return
+        for sample in clips.read(shard, max_audio_s=max_audio_s, max_clips=num_left, num_workers=split.num_workers):
+            tally.num_samples += 1
+            if isinstance(sample, DroppedSample):
+                tally.dropped.append(sample)
+                continue
+            try:
+                targets = targets_of(sample.fields, split)
+            except ValueError as cause:
+                tally.dropped.append(DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)))
+                continue
+            yield sample, targets
+        if advance is not None:
+            advance()

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from xares_bench import caption_files
 from xares_bench.baselines import check_comparable, check_new_baseline, load_baseline, write_baseline
 from xares_bench.errors import EncoderError, UsageError, XaresError
 from xares_bench.gate import Gate
+from xares_bench.metrics import METRICS
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
 from xares_bench.records import RunManifest, ScoreRecord
@@ -61,8 +63,11 @@ class BenchSession:
             evaluate=option.xares_eval,
             changes=option.xares_set,
             seed=option.xares_seed,
+            decoder=option.xares_decoder,
             limit=option.xares_limit,
             data_home=option.xares_data_home,
+            data_revisions=option.xares_data_revision,
+            allow_cpu=option.xares_allow_cpu,
             runs_dir=option.xares_runs_dir,
         )
         if option.xares_tolerance is not None and option.xares_baseline is None:
@@ -139,18 +144,12 @@ class BenchSession:
         """Refuse what cannot run, before anything is collected."""
         if self._config.option.collectonly:
             return
-        preset = self.plan.catalogue.preset.name
         if self.plan.encoder is None:
             raise pytest.UsageError(
                 "the bench tests need an encoder:\n"
                 "  pytest bench --preset=mini --encoder=examples/logmel_encoder.py\n"
                 "  pytest bench --preset=mini --encoder=my/enc.py::MyEncoder --encoder-args='{\"layer\": 6}' -k task1\n"
                 "  pytest bench --collect-only -q      lists the tests; it needs no encoder"
-            )
-        if preset == "full":
-            raise pytest.UsageError(
-                "--preset=full, the published benchmark, cannot be run yet: its data are not fetched from the hub. "
-                "Use --preset=mini"
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise pytest.UsageError(
@@ -168,15 +167,20 @@ class BenchSession:
 
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note what is selected, and refuse a baseline that cannot judge it."""
+        """Note what is selected, and refuse what cannot be done before anything is fetched or trained."""
         names = (_parameters(item).get("dataset") for item in session.items)
         self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
-        baseline = self.gate.baseline
-        if baseline is not None and not _is_worker(self._config) and not self._config.option.collectonly:
-            try:
-                check_comparable(baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
-            except UsageError as error:
-                raise pytest.UsageError(str(error)) from None
+        if self._config.option.collectonly or _is_worker(self._config):
+            return
+        try:
+            if self.gate.baseline is not None:
+                check_comparable(self.gate.baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
+            if self._selected and self.suite.contract.failure is None:
+                self.suite.check(self._selected)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+        except XaresError:
+            pass  # the header says it, and every test that it concerns fails with it
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
@@ -227,8 +231,10 @@ class BenchSession:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show the table, where the files are, and what is missing."""
+        """Show the table, where the files are, and what is missing; of a listing, what has no test of its own."""
         if self._config.option.collectonly:
+            terminalreporter.write_line(f"mixes (--train): auto, {', '.join(self.plan.catalogue.mix_names)}, FILE.yaml")
+            terminalreporter.write_line(f"metrics: {', '.join(sorted(METRICS))}")
             return
         results = self._results()
         if results is not None:
@@ -302,12 +308,11 @@ def _header(session: BenchSession) -> list[str]:
     plan, preset = session.plan, session.plan.catalogue.preset
     lines = [f"xares-bench: preset {preset.name}, {preset.summary}"]
     try:
-        encoder = session.suite.encoder
+        encoder, run = session.suite.encoder, session.run
     except EncoderError as error:
         return [*lines, f"encoder: breaks its contract, clause {error.clause}: {error}"]
     except XaresError as error:
-        return [*lines, f"data: {error}"]
-    run = session.run
+        return [*lines, f"not ready: {error}"]
     described = run.encoder
     lines.append(
         f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
@@ -315,10 +320,16 @@ def _header(session: BenchSession) -> list[str]:
     )
     if not session.selected:
         return lines
-    lines.append(f"decoder: {run.decoder['name']} {run.decoder['fingerprint'][:12]}, on {session.suite.device}")
-    lines.append(f"data: {run.data['folder']}, revision {run.data['revision']}")
+    commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
+    precision = "" if run.environment["precision"] == "no" else f" in {run.environment['precision']}"
+    lines.append(f"decoder: {run.decoder['name']}{commit}, on {session.suite.device}{precision}")
+    lines.extend(_data_lines(session))
     changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
-    lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}")
+    mixes = {mix.name: mix for mix in map(plan.mix_for, session.selected)}
+    steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
+    lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
+    if any(METRICS[plan.dataset(name).metric].judged for name in session.selected):
+        lines.extend(f"captions: {deviation}" for deviation in caption_files.deviations())
     if plan.limit is not None:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
     baseline = session.gate.baseline
@@ -330,14 +341,28 @@ def _header(session: BenchSession) -> list[str]:
     return lines
 
 
+def _data_lines(session: BenchSession) -> list[str]:
+    """Where the data are, which they are, and what of them is still to be fetched."""
+    data = session.run.data
+    lines = [f"data: {data['folder']}, revision {data['revision']}"]
+    for repository, commit in data["repositories"].items():
+        lines.append(f"data: {repository} at {commit or 'a commit that is not known (the hub was not asked)'}")
+    try:
+        survey = session.suite.needs.survey(session.selected)
+    except XaresError as error:
+        return [*lines, f"data: {error}"]
+    return lines if survey is None else [*lines, f"data: {survey.summary}"]
+
+
 def _kept(session: BenchSession) -> str:
     """What the session finds finished, or which shard keeps it from knowing."""
     try:
-        reuse = session.suite.reuse(session.selected)
+        reuse = session.suite.needs.reuse(session.selected)
     except XaresError as error:
         return f"not known: {error}"
     parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
-    parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
+    if reuse.num_shards:
+        parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
     parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
     return ", ".join(parts)
 

@@ -22,6 +22,7 @@ from xares_bench.audio import AUDIO_SUFFIXES
 from xares_bench.catalogue import Split
 from xares_bench.digests import file_digest
 from xares_bench.errors import DataError
+from xares_bench.hub import DataHome
 
 MANIFEST_NAME = "manifest.json"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -51,12 +52,14 @@ class Sample:
     Attributes:
         key: The members' common name, e.g. `esc-50_train_0007`.
         audio: The encoded audio; None where something is wrong.
+        suffix: The audio member's extension, e.g. `flac`; empty where something is wrong.
         fields: The JSON object; empty where something is wrong.
         problem: What is wrong with it, or None.
     """
 
     key: str
     audio: bytes | None
+    suffix: str = ""
     fields: Mapping[str, Any]
     problem: str | None = None
 
@@ -104,6 +107,38 @@ class ShardFolder:
                 )
             self._shards[name] = Shard(path=path, name=name, digest=digest)
         return self._shards[name]
+
+
+class ShardSource:
+    """Finds the shards of every split: in a local folder, or in the data home where a hub repository holds them."""
+
+    def __init__(self, local: ShardFolder, home: DataHome) -> None:
+        """Keep both places."""
+        self._local = local
+        self._home = home
+
+    def digests(self, split: Split, repository: str | None) -> tuple[str, ...]:
+        """SHA-256 of every shard; those of a repository need not be on disk.
+
+        Raises:
+            DataError: A shard is missing, or is not the one that was promised.
+        """
+        if repository is None:
+            return tuple(shard.digest for shard in self._local.locate(split))
+        return tuple(self._home.digest(repository, path) for path in split.shards)
+
+    def locate(self, split: Split, repository: str | None) -> tuple[Shard, ...]:
+        """The shards, all of them on disk.
+
+        Raises:
+            DataError: A shard is missing, or is not the one that was promised.
+        """
+        if repository is None:
+            return self._local.locate(split)
+        return tuple(
+            Shard(path=self._home.file(repository, path), name=path, digest=self._home.digest(repository, path))
+            for path in split.shards
+        )
 
 
 def read_samples(shard: Shard) -> Iterator[Sample]:
@@ -177,7 +212,7 @@ def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
             problem = "the .json member holds no object"
     if problem is not None:
         return Sample(key=key, audio=None, fields={}, problem=problem)
-    return Sample(key=key, audio=members[audio[0]], fields=fields)
+    return Sample(key=key, audio=members[audio[0]], suffix=audio[0], fields=fields)
 
 
 def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:

@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import platform
+import random
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix, Split
+from xares_bench.clips import Clip, ClipEncoder, ClipReader
 from xares_bench.contract import ContractReport, check_contract
+from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.digests import library_versions
+from xares_bench.draws import TrainingData, stored_draws, streamed_draws
 from xares_bench.encoders import FrozenEncoder
-from xares_bench.errors import EncoderError
+from xares_bench.errors import EncoderError, UsageError
 from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
+from xares_bench.hub import DataHome
 from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
 from xares_bench.lalm import LALM, build_lalm, load_tokenizer
-from xares_bench.metrics import evaluate
+from xares_bench.metrics import METRICS, evaluate, metric_identity
+from xares_bench.needs import Needs
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
-from xares_bench.records import DroppedSample, Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.rows import Row, RowReader
-from xares_bench.shards import ShardFolder
+from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.rows import Tally, read_parts, tally_samples
+from xares_bench.shards import Shard, ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
-from xares_bench.training import train
+from xares_bench.training import open_accelerator, train
 
 _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LOSS_FILE = "loss.tsv"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reuse:
-    """What a session will find finished.
-
-    Attributes:
-        mixes: Whether there is a LALM, per mix.
-        num_shards: Shards that the mixes and datasets need.
-        num_shards_reused: Those of them whose features are there.
-        num_scores: Datasets to score.
-        num_scores_reused: Those of them whose scores are there.
-    """
-
-    mixes: Mapping[str, bool]
-    num_shards: int
-    num_shards_reused: int
-    num_scores: int
-    num_scores_reused: int
+# Processes that decode while a LALM is trained, unless told otherwise.
+_MAX_WORKERS = 4
 
 
 class Suite:
@@ -67,14 +57,19 @@ class Suite:
     """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
-        """Find the device; nothing else is done before it is asked for."""
+        """Find the device; nothing else is done before it is asked for.
+
+        Raises:
+            UsageError: The precision that the launcher asks for does not exist on this device.
+        """
         assert plan.encoder is not None
         self.plan = plan
         self._progress = progress
-        self._accelerator = Accelerator()
+        self._accelerator = open_accelerator()
         self.device: torch.device = self._accelerator.device
         self._store = Store(root=plan.runs_folder / "store")
-        self._shards = ShardFolder(plan.data_folder)
+        self._home = DataHome(plan.data_home, plan.data_revisions)
+        self._shards = ShardSource(ShardFolder(plan.data_folder), self._home)
         self._lalms: dict[str, LALM] = {}
 
     @functools.cached_property
@@ -98,6 +93,25 @@ class Suite:
             raise EncoderError(*report.failure)
         assert report.encoder is not None
         return report.encoder
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse what cannot work, before anything is fetched or trained.
+
+        Raises:
+            UsageError: A preset made for a GPU and none found, a metric's extra or model missing, too little disk.
+            DataError: The hub cannot be asked.
+        """
+        preset = self.plan.catalogue.preset
+        if preset.needs_gpu and self.device.type == "cpu" and not self.plan.allow_cpu:
+            raise UsageError(
+                f"--preset={preset.name} is made for a GPU and none was found. Use --preset=mini, or insist with "
+                "--allow-cpu (the published number of steps takes weeks on a CPU)"
+            )
+        self.needs.check(names)
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Bring here what these datasets need; see `Needs.fetch`."""
+        self.needs.fetch(names, self._progress)
 
     def lalm(self, mix: Mix) -> Entry:
         """The finished LALM of a mix in the store, trained now if need be.
@@ -126,28 +140,6 @@ class Suite:
         assert entry is not None, name
         return entry.folder / PREDICTIONS_FILE
 
-    def reuse(self, names: Iterable[str]) -> Reuse:
-        """What a session that evaluates these datasets will find finished."""
-        names = list(names)
-        mixes = {mix.name: mix for mix in map(self.plan.mix_for, names)}
-        splits: list[tuple[Split | None, float | None]] = [
-            (dataset.train, self.plan.recipe.training.max_audio_s) for mix in mixes.values() for dataset in mix.datasets
-        ]
-        splits.extend((self.plan.dataset(name).eval, None) for name in names)
-        keys = {
-            self._features.key(shard, max_audio_s, self.plan.limit)
-            for split, max_audio_s in splits
-            if split is not None
-            for shard in self._shards.locate(split)
-        }
-        return Reuse(
-            num_shards=len(keys),
-            num_shards_reused=sum(self._store.find("features", key) is not None for key in keys),
-            mixes={name: self._store.find("lalms", self._keys.lalm(mix)) is not None for name, mix in mixes.items()},
-            num_scores=len(names),
-            num_scores_reused=sum(self._store.find("scores", self._keys.score(name)) is not None for name in names),
-        )
-
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Name and describe the run that evaluates these datasets; the same run has the same name."""
         names = tuple(names)
@@ -168,12 +160,19 @@ class Suite:
                 "warnings": dict(report.warnings),
             },
             preset=preset.name,
-            decoder={"name": _relative(preset.decoder), "fingerprint": self._keys.decoder},
+            decoder={
+                "name": _relative(self._decoder.name),
+                "commit": self._decoder.commit,
+                "fingerprint": self._decoder.digest,
+            },
             recipe=self.plan.recipe.values(),
             deviations={key: list(values) for key, values in self.plan.deviations.items()},
             data={
                 "folder": _relative(str(self.plan.data_folder)) if self.plan.uses_public(names) else "own tar files",
                 "revision": self._keys.data(names)[:12],
+                "repositories": {
+                    repository: self._home.commit(repository) for repository in self.needs.repositories(names)
+                },
                 "limit": self.plan.limit,
             },
             tasks=self.plan.tasks,
@@ -183,60 +182,95 @@ class Suite:
                 "threads": torch.get_num_threads(),
                 "platform": platform.platform(),
                 "python": platform.python_version(),
+                "judges": {
+                    metric: metric_identity(metric)
+                    for metric in sorted({self.plan.dataset(name).metric for name in names})
+                    if METRICS[metric].judged
+                },
                 **library_versions(_REPORTED_LIBRARIES),
             },
         )
 
     @functools.cached_property
-    def _features(self) -> FeatureStore:
-        return FeatureStore(self._store, self.encoder, honours_mask=self.contract.honours_mask)
+    def needs(self) -> Needs:
+        """What datasets need before their tests can run."""
+        return Needs(
+            plan=self.plan,
+            home=self._home,
+            shards=self._shards,
+            keys=self._keys,
+            store=self._store,
+            features=self._features,
+        )
 
     @functools.cached_property
-    def _rows(self) -> RowReader:
-        return RowReader(
-            shards=self._shards,
-            features=self._features,
-            limit=self.plan.limit,
-            max_dropped_share=self.plan.recipe.training.max_dropped_share,
-            progress=self._progress,
-        )
+    def _clips(self) -> ClipEncoder:
+        return ClipEncoder(encoder=self.encoder, honours_mask=self.contract.honours_mask)
+
+    @functools.cached_property
+    def _features(self) -> FeatureStore:
+        return FeatureStore(self._store, self._clips)
+
+    @functools.cached_property
+    def _reader(self) -> ClipReader:
+        return self._features if self.plan.catalogue.preset.keep_features else self._clips
 
     @functools.cached_property
     def _keys(self) -> Keys:
         return Keys(
             plan=self.plan,
             shards=self._shards,
-            features=self._features,
+            clips=self._clips,
+            decoder=self._decoder.digest,
             device_type=self.device.type,
             precision=self._accelerator.mixed_precision,
         )
 
     @functools.cached_property
+    def _decoder(self) -> Decoder:
+        return locate_decoder(self.plan.decoder, self.plan.data_home, self._progress)
+
+    @functools.cached_property
     def _encoding(self) -> Encoding:
-        return Encoding(load_tokenizer(self.plan.catalogue.preset.decoder))
+        return Encoding(load_tokenizer(self._decoder.folder))
 
     def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
         """Train the LALM of a mix and write it into a folder."""
         started = time.perf_counter()
         recipe = self.plan.recipe.training
-        rows: dict[str, tuple[Row, ...]] = {}
-        dropped: list[DroppedSample] = []
-        for dataset in mix.datasets:
-            assert dataset.train is not None
-            read = self._rows.read(dataset, dataset.train, recipe.max_audio_s)
-            rows[dataset.name] = read.rows
-            dropped.extend(read.dropped)
-        features_s = time.perf_counter() - started
-        lalm = build_lalm(self.plan.catalogue.preset.decoder, self.encoder.output_dim, recipe)
-        losses = train(
-            lalm,
-            training_batches(mix, rows, self._encoding, recipe),
-            num_steps=self.plan.num_steps(mix),
-            recipe=recipe,
-            accelerator=self._accelerator,
-            progress=self._progress,
-            description=f"training {mix.name}",
+        splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
+        data = TrainingData(
+            mix=mix,
+            shards={dataset.name: self._shards.locate(split, dataset.repository) for dataset, split in splits},
+            tallies={dataset.name: self._tally(dataset) for dataset in mix.datasets},
+            seed=recipe.seed,
+            max_audio_s=recipe.max_audio_s,
+            limit=self.plan.limit,
         )
+        if self.plan.catalogue.preset.keep_features:
+            counted = {
+                dataset.name: self._keep_features(dataset, split, data.shards[dataset.name])
+                for dataset, split in splits
+            }
+            draws = stored_draws(data, self._features)
+        else:
+            counted = data.tallies  # filled by the draws
+            num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if mix.num_workers is None else mix.num_workers
+            draws = streamed_draws(data, num_workers)
+        features_s = time.perf_counter() - started
+        lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, recipe)
+        with contextlib.closing(training_batches(draws, self._clips, self._encoding, recipe)) as batches:
+            losses = train(
+                lalm,
+                batches,
+                num_steps=self.plan.num_steps(mix),
+                recipe=recipe,
+                accelerator=self._accelerator,
+                progress=self._progress,
+                description=f"training {mix.name}",
+            )
+        for tally in counted.values():
+            tally.check(complete=False)
         lalm.save(folder)
         curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
         (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
@@ -244,8 +278,8 @@ class Suite:
         return {
             "mix": mix.name,
             "num_steps": len(losses),
-            "num_rows": {name: len(rows[name]) for name in rows},
-            "dropped": [dataclasses.asdict(sample) for sample in dropped],
+            "num_samples": {name: tally.num_samples for name, tally in counted.items()},
+            "dropped": [dataclasses.asdict(sample) for tally in counted.values() for sample in tally.dropped],
             "features_s": features_s,
             "training_s": time.perf_counter() - started - features_s,
         }
@@ -255,39 +289,48 @@ class Suite:
         entry = self.lalm(mix)
         assert dataset.eval is not None
         started = time.perf_counter()
-        read = self._rows.read(dataset, dataset.eval, None)
-        features_s = time.perf_counter() - started
-        texts = generate(
-            self._loaded_lalm(mix, entry),
-            [self._encoding.prompt(clip, dataset.prompt) for clip in read.clips],
-            encoding=self._encoding,
-            recipe=self.plan.generation_recipe(dataset),
-            device=self.device,
-            progress=self._progress,
-            description=f"evaluating {dataset.name}",
-        )
-        said = {(clip.shard, clip.key): text for clip, text in zip(read.clips, texts, strict=True)}
-        hypotheses = [said[row.clip.shard, row.clip.key] for row in read.rows]
-        result = evaluate(
-            dataset.metric, [row.target for row in read.rows], hypotheses, **dict(dataset.metric_arguments)
-        )
-        predictions = [
-            Prediction(clip=row.clip.key, reference=row.target, hypothesis=hypothesis, value=value)
-            for row, hypothesis, value in zip(read.rows, hypotheses, result.row_values, strict=True)
-        ]
+        generation_s = 0.0
+        shards = self._shards.locate(dataset.eval, dataset.repository)
+        if self.plan.catalogue.preset.keep_features:
+            self._keep_features(dataset, dataset.eval, shards)
+        tally = self._tally(dataset)
+        num_clips, duration_s = 0, 0.0
+        rows: list[tuple[str, str, str]] = []  # clip, target, text
+        for part in read_parts(self._reader, dataset.eval, shards, limit=self.plan.limit, tally=tally):
+            generating = time.perf_counter()
+            texts = generate(
+                self._loaded_lalm(mix, entry),
+                [self._encoding.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
+                encoding=self._encoding,
+                recipe=self.plan.generation_recipe(dataset),
+                device=self.device,
+                progress=self._progress,
+                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
+            )
+            said = dict(zip(map(id, part.clips), texts, strict=True))
+            rows.extend((row.clip.key, row.target, said[id(row.clip)]) for row in part.rows)
+            num_clips += len(part.clips)
+            duration_s += sum(clip.duration_s for clip in part.clips)
+            generation_s += time.perf_counter() - generating
+        scoring = time.perf_counter()
+        self._make_room(dataset.metric)
+        clips, targets, hypotheses = zip(*rows, strict=True)
+        result = evaluate(dataset.metric, targets, hypotheses, **dict(dataset.metric_arguments))
+        predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
+        generation_s += time.perf_counter() - scoring
         record = ScoreRecord(
             dataset=dataset.name,
             task=dataset.task,
             metric=dataset.metric,
             score=float(result.score),
             weight=dataset.weight,
-            num_rows=len(read.rows),
-            num_clips=len(read.clips),
-            duration_s=sum(clip.duration_s for clip in read.clips),
-            features_s=features_s,
-            generation_s=time.perf_counter() - started - features_s,
-            dropped=read.dropped,
+            num_rows=len(rows),
+            num_clips=num_clips,
+            duration_s=duration_s,
+            features_s=time.perf_counter() - started - generation_s,
+            generation_s=generation_s,
+            dropped=tuple(tally.dropped),
             mix=mix.name,
             key=self._keys.score(dataset.name),
             lalm_key=self._keys.lalm(mix),
@@ -296,14 +339,46 @@ class Suite:
         )
         return {"record": record.to_json()}
 
+    def _keep_features(self, dataset: Dataset, split: Split, shards: Sequence[Shard]) -> Tally:
+        """Make the features of a split where they are not there, and count its samples."""
+        tally = self._tally(dataset)
+        tally_samples(
+            self._features,
+            split,
+            shards,
+            max_audio_s=None if split is dataset.eval else self.plan.recipe.training.max_audio_s,
+            limit=self.plan.limit,
+            tally=tally,
+            progress=self._progress,
+        )
+        return tally
+
+    def _tally(self, dataset: Dataset) -> Tally:
+        return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
+
     def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
         """The LALM of a mix on the device; one is held at a time."""
         if mix.name not in self._lalms:
             self._lalms.clear()
-            lalm = build_lalm(self.plan.catalogue.preset.decoder, self.encoder.output_dim, self.plan.recipe.training)
+            lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, self.plan.recipe.training)
             lalm.load(entry.folder)
-            self._lalms[mix.name] = lalm.to(self.device).eval()
-        return self._lalms[mix.name]
+            self._lalms[mix.name] = lalm.eval()
+        return self._lalms[mix.name].to(self.device)
+
+    def _make_room(self, metric: str) -> None:
+        """Take the LALM off the device where the metric brings models of its own."""
+        if METRICS[metric].judged:
+            for lalm in self._lalms.values():
+                lalm.to("cpu")
+
+
+def _prompt_for(clip: Clip, dataset: Dataset) -> str:
+    """One of a dataset's prompts, the same one whenever the clip is asked about."""
+    return random.Random(clip.key).choice(dataset.prompts)
+
+
+def _prediction(clip: str, reference: str, hypothesis: str, value: float | None) -> Prediction:
+    return Prediction(clip=clip, reference=reference, hypothesis=hypothesis, value=value)
 
 
 def _relative(path: str) -> str:

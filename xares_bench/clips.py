@@ -1,0 +1,255 @@
+"""Clips: samples of a shard, decoded and encoded, in batches that leave every clip's features its own.
+
+Shapes: B clips, S samples at 16 kHz, T frames, D `output_dim`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from safetensors import safe_open
+
+from xares_bench.audio import SAMPLE_RATE_HZ, crop, decode
+from xares_bench.digests import digest_of
+from xares_bench.encoders import FrozenEncoder
+from xares_bench.errors import EncoderError
+from xares_bench.records import DroppedSample
+from xares_bench.shards import Sample, Shard, read_samples
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Samples of audio in one call of the encoder, padding included (2 minutes), and rows.
+_BATCH_SAMPLES = 120 * SAMPLE_RATE_HZ
+_BATCH_CLIPS = 32
+# Clips that are held decoded, sorted by length and encoded together, and their seconds: what bounds the memory.
+_CHUNK_CLIPS = 256
+_CHUNK_S = 2400.0
+_DECODED_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFrames:
+    """Frames on disk: `num_frames` rows from `start` on of a safetensors file's tensor `frames`."""
+
+    file: Path
+    start: int
+    num_frames: int
+
+    def read(self) -> torch.Tensor:
+        """The frames, `[T, D]`; nothing else of the file is read."""
+        # Opened anew for every clip (some 60 microseconds): a file that stays open stays mapped, and counts as memory.
+        with safe_open(self.file, framework="pt") as opened:
+            frames: torch.Tensor = opened.get_slice("frames")[self.start : self.start + self.num_frames]
+        return frames
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """One usable clip: its features, in memory or on disk, and its JSON fields.
+
+    Attributes:
+        key: Name of the sample in its shard.
+        shard: Name of the shard.
+        duration_s: Seconds of audio that were encoded.
+        num_frames: Feature frames.
+        fields: The sample's JSON object.
+        features: The frames, or where they are.
+    """
+
+    key: str
+    shard: str
+    duration_s: float
+    num_frames: int
+    fields: Mapping[str, Any]
+    features: torch.Tensor | StoredFrames
+
+    def frames(self) -> torch.Tensor:
+        """The clip's features, `[num_frames, output_dim]`, in the encoder's dtype."""
+        return self.features if isinstance(self.features, torch.Tensor) else self.features.read()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recording:
+    """One clip that is decoded and not yet encoded.
+
+    Attributes:
+        key: Name of the sample in its shard.
+        shard: Name of the shard.
+        fields: The sample's JSON object.
+        waveform: `[S]`, float32.
+    """
+
+    key: str
+    shard: str
+    fields: Mapping[str, Any]
+    waveform: NDArray[np.float32]
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of audio."""
+        return len(self.waveform) / SAMPLE_RATE_HZ
+
+
+class ClipReader(Protocol):
+    """Reads the clips of shards, with their features."""
+
+    def read(
+        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
+    ) -> Iterator[Clip | DroppedSample]:
+        """The clips of a shard in order, and the samples among them that cannot be used.
+
+        Args:
+            shard: The shard.
+            max_audio_s: Longer clips are cropped to a window of this many seconds; None: never.
+            max_clips: Only the first so many samples; None: all.
+            num_workers: Threads that decode; None: one per processor.
+
+        Raises:
+            DataError: The shard is damaged.
+            EncoderError: The encoder does not keep its contract on one of the clips, which is named.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEncoder:
+    """Makes clips of recordings, many at a time; a `ClipReader` that keeps nothing.
+
+    Attributes:
+        encoder: Makes the features.
+        honours_mask: Whether recordings of different lengths may be padded and encoded together. If not, only those
+            of equal length share a batch.
+    """
+
+    encoder: FrozenEncoder
+    honours_mask: bool
+
+    def read(
+        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
+    ) -> Iterator[Clip | DroppedSample]:
+        """The clips of a shard in order, decoded and encoded now; see `ClipReader`."""
+        for number, chunk in enumerate(_chunks(_recordings(shard, max_audio_s, max_clips, num_workers))):
+            clips = iter(
+                self.encode([item for item in chunk if isinstance(item, Recording)], f"{shard.digest} {number}")
+            )
+            yield from (next(clips) if isinstance(item, Recording) else item for item in chunk)
+
+    def encode(self, recordings: Sequence[Recording], seed: str) -> list[Clip]:
+        """The clips of recordings, in the order given; features in memory.
+
+        Args:
+            recordings: Any number of them.
+            seed: An encoder that draws random numbers draws the same ones for the same seed.
+
+        Raises:
+            EncoderError: The encoder does not keep its contract on one of the recordings, which is named.
+        """
+        clips: list[Clip | None] = [None] * len(recordings)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(digest_of(seed)[:15], 16))
+            for batch in self._batches(recordings):
+                for index, features_TD in zip(batch, self._encode([recordings[i] for i in batch]), strict=True):
+                    recording = recordings[index]
+                    clips[index] = Clip(
+                        key=recording.key,
+                        shard=recording.shard,
+                        duration_s=recording.duration_s,
+                        num_frames=len(features_TD),
+                        fields=recording.fields,
+                        features=features_TD,
+                    )
+        return [clip for clip in clips if clip is not None]
+
+    def _encode(self, batch: Sequence[Recording]) -> list[torch.Tensor]:
+        """Features of every recording of a batch, `[T, D]` each, without the frames that the encoder masks out."""
+        lengths = [len(recording.waveform) for recording in batch]
+        audio_BS = torch.zeros(len(batch), max(lengths))
+        for row, recording in enumerate(batch):
+            audio_BS[row, : lengths[row]] = torch.from_numpy(recording.waveform)
+        padded = min(lengths) < max(lengths)
+        mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] if padded else None
+        try:
+            features_BTD, mask_BT = self.encoder(audio_BS, mask_BS)
+        except EncoderError as cause:
+            names = ", ".join(f"{recording.key} of {recording.shard}" for recording in batch[:3])
+            more = ", ..." if len(batch) > 3 else ""
+            raise EncoderError(cause.clause, f"{cause} (on {names}{more})") from cause
+        return [
+            (features_BTD[row] if mask_BT is None else features_BTD[row][mask_BT[row].bool()]).cpu().clone()
+            for row in range(len(batch))
+        ]
+
+    def _batches(self, recordings: Sequence[Recording]) -> Iterator[list[int]]:
+        """Indices of recordings to encode together: of equal length, or of like length where padding is harmless."""
+        lengths = [len(recording.waveform) for recording in recordings]
+        order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+        batch: list[int] = []
+        for index in order:
+            longest = lengths[batch[0]] if batch else 0
+            fits = len(batch) < _BATCH_CLIPS and (len(batch) + 1) * longest <= _BATCH_SAMPLES
+            if batch and not (fits and (self.honours_mask or lengths[index] == longest)):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+
+def decode_sample(sample: Sample, shard: str, max_audio_s: float | None, seed: str) -> Recording | DroppedSample:
+    """The recording of a sample, or what is wrong with it.
+
+    Args:
+        sample: As the shard has it.
+        shard: Name of the shard.
+        max_audio_s: A longer recording is cropped to a window of this many seconds; None: never.
+        seed: Decides where the window lies.
+    """
+    if sample.audio is None:
+        return DroppedSample(shard=shard, clip=sample.key, reason=sample.problem or "no audio")
+    try:
+        waveform = decode(sample.audio, sample.suffix)
+    except ValueError as cause:
+        return DroppedSample(shard=shard, clip=sample.key, reason=str(cause))
+    if max_audio_s is not None:
+        waveform = crop(waveform, max_audio_s, seed)
+    return Recording(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform)
+
+
+def _recordings(
+    shard: Shard, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
+) -> Iterator[Recording | DroppedSample]:
+    """The samples of a shard in order, decoded by a few threads (libsndfile and soxr let other threads run)."""
+
+    def decode_one(sample: Sample) -> Recording | DroppedSample:
+        return decode_sample(sample, shard.name, max_audio_s, sample.key)
+
+    samples = itertools.islice(read_samples(shard), max_clips)
+    if num_workers == 0:
+        yield from map(decode_one, samples)
+        return
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        while group := list(itertools.islice(samples, _DECODED_AT_ONCE)):
+            yield from pool.map(decode_one, group)
+
+
+def _chunks(items: Iterable[Recording | DroppedSample]) -> Iterator[list[Recording | DroppedSample]]:
+    """Neighbouring samples, as many as may be held decoded."""
+    chunk: list[Recording | DroppedSample] = []
+    duration_s = 0.0
+    for item in items:
+        chunk.append(item)
+        duration_s += item.duration_s if isinstance(item, Recording) else 0
+        if len(chunk) == _CHUNK_CLIPS or duration_s >= _CHUNK_S:
+            yield chunk
+            chunk, duration_s = [], 0.0
+    if chunk:
+        yield chunk
+
