@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_memory.py -s
 
-Whole processes, as users start them: features made at every draw (the full preset) and features kept (mini). Every shard
-is read at least once. Peaks are of the main process; decoding workers hold a few clips each.
+Whole processes, as users start them: features made at every draw (the full preset) and features kept (mini). Every
+shard is read at least once. Peaks are of the main process; decoding workers hold a few clips each.
 """
 
 from __future__ import annotations

@@ -13,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.captions.factory import random_captions, write_judges
 from xares_bench import metrics
+from xares_bench.captions.files import FOLDER_VARIABLE
 from xares_bench.errors import UsageError
-from xares_bench.metrics import METRICS, check_metric, computable, evaluate, normalise, score
+from xares_bench.metrics import METRICS, check_available, check_metric, evaluate, metric_identity, normalise, score
 
-MEASURED = computable()
+# Of strings alone; the others are judged by models.
+MEASURED = sorted(name for name, metric in METRICS.items() if not metric.judged)
+JUDGED = sorted(name for name, metric in METRICS.items() if metric.judged)
 ARGUMENTS: dict[str, dict[str, int]] = {name: {"num_classes": 40} if name == "mAP" else {} for name in MEASURED}
 LABELS = [f"label {index}" for index in range(12)]
 WORDS = [
@@ -328,6 +332,102 @@ def test_map_splits_and_strips_and_takes_a_label_once() -> None:
     assert score("mAP", ["dog's", "cat"], ["dogs", "cat"], num_classes=2) == 0.75
 
 
+# --- metrics that are judged by models (the models are tested in test_captions.py)
+
+
+@pytest.fixture(scope="module")
+def judges_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_judges(tmp_path_factory.mktemp("judges"))
+
+
+@pytest.fixture
+def judged(judges_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny judges stand in for the published ones."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(judges_folder))
+
+
+def test_the_judged_metrics_are_the_captions_ones() -> None:
+    assert JUDGED == ["DATE", "FENSE"]
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_judged_score_is_the_mean_of_its_rows(name: str) -> None:
+    references, hypotheses = random_captions(0, 40)
+    result = evaluate(name, references, hypotheses)
+    assert len(set(result.row_values)) > 20
+    assert all(type(value) is float for value in result.row_values)
+    assert result.score == pytest.approx(np.mean([value for value in result.row_values if value is not None]))
+    assert type(result.score) is float
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_judged_score_does_not_depend_on_the_order_of_rows(name: str) -> None:
+    references, hypotheses = random_captions(1, 40)
+    order = random.Random(1).sample(range(40), 40)
+    straight = evaluate(name, references, hypotheses)
+    shuffled = evaluate(name, [references[row] for row in order], [hypotheses[row] for row in order])
+    assert shuffled.score == straight.score  # to the last bit
+    assert shuffled.row_values == tuple(straight.row_values[row] for row in order)
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("name", JUDGED)
+def test_judges_see_normalised_strings(name: str) -> None:
+    references, hypotheses = random_captions(2, 20)
+    untidy = [f" {text.upper()}! " for text in hypotheses]
+    assert evaluate(name, references, untidy) == evaluate(name, [f"{text}." for text in references], hypotheses)
+
+
+@pytest.mark.usefixtures("judged")
+def test_judges_prefer_the_reference_to_something_else() -> None:
+    references = random_captions(3, 30)[0]
+    others = references[1:] + references[:1]
+    assert score("FENSE", references, references) > score("FENSE", references, others)
+    assert score("DATE", references, references) > 2 * score("DATE", references, others)
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_row_of_fense_stands_for_itself_and_one_of_date_does_not() -> None:
+    references, hypotheses = random_captions(4, 60)
+    values = {name: evaluate(name, references, hypotheses).row_values[:30] for name in JUDGED}
+    of_half = {name: evaluate(name, references[:30], hypotheses[:30]).row_values for name in JUDGED}
+    assert of_half["FENSE"] == pytest.approx(values["FENSE"], abs=1e-5)
+    assert of_half["DATE"] != pytest.approx(values["DATE"], abs=1e-3)
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("name", JUDGED)
+def test_an_empty_hypothesis_is_judged_like_any_other(name: str) -> None:
+    for hypotheses in (["", "a dog barks"], ["!", ""]):
+        result = evaluate(name, ["a dog", "rain"], hypotheses)
+        assert all(value is not None and np.isfinite(value) for value in result.row_values)
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("name", JUDGED)
+def test_judged_metrics_say_whether_they_can_be_had_and_what_with(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_available(name)
+    assert len(metric_identity(name)) > 5
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        check_available(name)
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        metric_identity(name)
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        evaluate(name, ["a"], ["a"])
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_metrics_of_strings_alone_need_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    check_available(name)
+    assert metric_identity(name) == {}
+
+
 # --- what is refused
 
 
@@ -337,20 +437,20 @@ def test_more_labels_than_classes_names_both_numbers() -> None:
     assert score("mAP", ["a;b", "c"], ["a;b", "c"], num_classes=3) == 1.0
 
 
-@pytest.mark.parametrize("name", ["mAP", "iWER", "iCER", "chrF"])
+@pytest.mark.parametrize("name", ["mAP", "iWER", "iCER", "chrF", "FENSE", "DATE"])
 def test_references_without_content_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="none of the 2 references holds a"):
-        score(name, [" ; ", ""], ["", "x"], **ARGUMENTS[name])
+        score(name, [" ; ", ""], ["", "x"], **ARGUMENTS.get(name, {}))
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", sorted(METRICS))
 def test_sequences_that_are_not_one_string_per_row_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no rows"):
-        score(name, [], [], **ARGUMENTS[name])
+        score(name, [], [], **ARGUMENTS.get(name, {}))
     with pytest.raises(ValueError, match="2 references but 1 hypotheses"):
-        score(name, ["a", "b"], ["a"], **ARGUMENTS[name])
+        score(name, ["a", "b"], ["a"], **ARGUMENTS.get(name, {}))
     with pytest.raises(TypeError, match="one per row"):
-        score(name, "abc", "abc", **ARGUMENTS[name])
+        score(name, "abc", "abc", **ARGUMENTS.get(name, {}))
 
 
 def test_map_itself_refuses_zero_classes() -> None:
@@ -381,13 +481,6 @@ def test_check_metric_refuses(name: str, arguments: dict[str, object], message: 
         evaluate(name, ["a"], ["a"], **arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name not in MEASURED])
-def test_a_metric_that_is_only_named_yet_says_so(name: str) -> None:
-    check_metric(name, {})  # so that the published catalogue can be listed
-    with pytest.raises(UsageError, match=name):
-        evaluate(name, ["a"], ["a"])
-
-
 # --- the module
 
 
@@ -398,9 +491,8 @@ def test_examples_in_docstrings() -> None:
 
 
 def test_importing_the_module_loads_no_scoring_library() -> None:
-    program = (
-        "import sys, xares_bench.metrics; print(sorted({'jiwer', 'sacrebleu', 'numpy', 'torch'} & set(sys.modules)))"
-    )
+    heavy = {"jiwer", "numpy", "sacrebleu", "torch", "transformers"}
+    program = f"import sys, xares_bench.metrics; print(sorted({heavy} & set(sys.modules)))"
     root = Path(metrics.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

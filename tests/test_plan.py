@@ -281,3 +281,12 @@ def test_shards_of_the_hub_go_to_the_data_home_whatever_the_preset(tmp_path: Pat
     for preset in ("mini", "full"):
         assert plan(preset=preset).data_home == tmp_path / "xares_data"
         assert plan(preset=preset, data_home="here").data_home == tmp_path / "here"
+
+
+def test_revisions_are_those_of_repositories_that_are_used() -> None:
+    made = plan(preset="full", data_revisions=["main", "mispeech/MECAT-Caption@v1"])
+    assert made.data_revisions == {None: "main", "mispeech/MECAT-Caption": "v1"}
+    with pytest.raises(UsageError, match=r"^--data-revision=me/mine: no such repository is used here; found misp"):
+        plan(preset="full", data_revisions=["me/mine@v1"])
+    with pytest.raises(UsageError, match=r"found no repository at all"):
+        plan(data_revisions=["a/b@v1"])

@@ -1,7 +1,7 @@
 """Audio: the bytes of a tar member become a mono waveform at 16 kHz.
 
-Decoding is libsndfile's (through soundfile), resampling soxr's; no system FFmpeg is needed. M4A and WMA, which libsndfile
-does not know, are decoded by PyAV, whose wheel carries its own FFmpeg libraries; it comes with the extra `[m4a]`.
+Decoding is libsndfile's (through soundfile), resampling soxr's; no system FFmpeg is needed. M4A and WMA, which
+libsndfile does not know, are decoded by PyAV, whose wheel carries its own FFmpeg; it comes with the extra `[m4a]`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Baseline:
     Attributes:
         name: What the user called it: a shipped name or a file.
         preset: The preset that the scores were measured with.
-        scores: Score within 0 and 1 by dataset.
+        scores: Score within -1 and 1 by dataset.
         overalls: Mean score by task, only of tasks all of whose datasets have a score here.
         note: Where the scores come from; may be empty.
         fingerprints: What they were measured on, by part; may be empty.
@@ -121,8 +121,8 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         if not isinstance(dataset, str):
             scores_section.fail(str(dataset), "found a key that is no text; put the dataset's name in quotes")
         value = scores_section.number(dataset)
-        if not 0 <= value <= 1:
-            scores_section.fail(dataset, f"found {value!r}, expected a score within 0 and 1")
+        if not -1 <= value <= 1:
+            scores_section.fail(dataset, f"found {value!r}, expected a score within -1 and 1")
         scores[dataset] = value
     fingerprints = {}
     if section.has("fingerprints"):
@@ -217,22 +217,22 @@ def write_baseline(
     Args:
         path: A file that does not exist yet; missing folders above it are created.
         preset: The preset that the scores were measured with.
-        scores: Score within 0 and 1 by dataset.
+        scores: Score within -1 and 1 by dataset.
         note: Where the scores come from.
         fingerprints: What they were measured on, by part.
 
     Raises:
         UsageError: The file exists or cannot be written.
-        BaselineError: There is no score, or one is not a finite number within 0 and 1.
+        BaselineError: There is no score, or one is not a finite number within -1 and 1.
     """
     check_new_baseline(path)
     if not scores:
         raise BaselineError(f"{path} is not written: there is no score to save")
     for dataset, value in scores.items():
         # A comparison with NaN is false, so this refuses it.
-        if not 0 <= value <= 1:
+        if not -1 <= value <= 1:
             raise BaselineError(
-                f"{path} is not written: the score of {dataset} is {value}, expected a number within 0 and 1"
+                f"{path} is not written: the score of {dataset} is {value}, expected a number within -1 and 1"
             )
     content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
     if note:

@@ -2,7 +2,8 @@
 
 A row is one (clip, target) pair; `references[i]` and `hypotheses[i]` belong to row `i`. Every metric is a pure function
 that normalises its strings first, and does not depend on the order of the rows. `METRICS` knows them by the names that
-the catalogue and users' YAML files use; one more entry there is all that another metric needs.
+the catalogue and users' YAML files use; one more entry there is all that another metric needs. FENSE and DATE are
+judged by models, which `captions` loads when they are first asked for; the others need nothing but the strings.
 
 Example:
     >>> score("iWER", ["The cat sat."], ["the cat sits"])
@@ -32,9 +33,9 @@ class MetricResult:
     """What a metric says about a dataset's rows.
 
     Attributes:
-        score: Between 0 and 1, higher is better.
+        score: Between 0 and 1, higher is better; FENSE and DATE of hopeless hypotheses can be a little below 0.
         row_values: One per row, in the rows' order; None where the metric says nothing about a row by itself. Their
-            mean is the score for Accuracy only: the other metrics sum over the corpus before they divide.
+            mean is the score for Accuracy, FENSE and DATE: the other metrics sum over the corpus before they divide.
     """
 
     score: float
@@ -58,18 +59,19 @@ class Metric:
 
     Attributes:
         name: Its name in the catalogue, in YAML files and in results.
-        function: `(references, hypotheses, **arguments) -> MetricResult`; None where this version knows of the metric
-            and cannot compute it.
+        function: `(references, hypotheses, **arguments) -> MetricResult`.
         arguments: The arguments it requires, by name; it takes no others.
+        judged: Whether it needs the models of `captions`.
     """
 
     name: str
-    function: Callable[..., MetricResult] | None
+    function: Callable[..., MetricResult]
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+    judged: bool = False
 
 
 def score(name: str, references: Sequence[str], hypotheses: Sequence[str], **arguments: int) -> float:
-    """Return the score of one dataset, between 0 and 1.
+    """Return the score of one dataset, between 0 and 1; see `MetricResult`.
 
     Args:
         name: A key of `METRICS`.
@@ -78,7 +80,8 @@ def score(name: str, references: Sequence[str], hypotheses: Sequence[str], **arg
         arguments: What the metric requires, such as `num_classes` of mAP.
 
     Raises:
-        UsageError: The metric is unknown, its arguments are wrong, or the references cannot be scored with it.
+        UsageError: The metric is unknown, its arguments are wrong, the references cannot be scored with it, or a model
+            that it needs is absent.
         ValueError: There are no rows, or the two sequences differ in length.
 
     Example:
@@ -96,15 +99,7 @@ def evaluate(name: str, references: Sequence[str], hypotheses: Sequence[str], **
         MetricResult(score=0.75, row_values=(None, None))
     """
     check_metric(name, arguments)
-    function = METRICS[name].function
-    if function is None:
-        raise UsageError(f"metric {name!r} cannot be computed by this version; {', '.join(computable())} can")
-    return function(references, hypotheses, **arguments)
-
-
-def computable() -> tuple[str, ...]:
-    """Names of the metrics that this version computes."""
-    return tuple(sorted(name for name, metric in METRICS.items() if metric.function is not None))
+    return METRICS[name].function(references, hypotheses, **arguments)
 
 
 def check_metric(name: str, arguments: Mapping[str, object]) -> None:
@@ -131,6 +126,35 @@ def check_metric(name: str, arguments: Mapping[str, object]) -> None:
         # bool is an int to Python, but `num_classes: yes` is a mistake.
         if not isinstance(value, int) or isinstance(value, bool) or value < argument.minimum:
             raise UsageError(f"argument {key!r} of metric {name!r} is {value!r}; expected {wanted}")
+
+
+def check_available(name: str) -> None:
+    """Have all that a metric needs at hand, models fetched and loaded, so that no score fails after hours of training.
+
+    Raises:
+        UsageError: A model is absent and cannot be fetched, or cannot be used.
+    """
+    if METRICS[name].judged:
+        from xares_bench.captions import judges
+
+        judges.check_available()
+
+
+def metric_identity(name: str) -> dict[str, str]:
+    """Names and SHA-256 of the model files that a metric judges with; empty for a metric of strings alone.
+
+    Raises:
+        UsageError: A model is absent.
+
+    Example:
+        >>> metric_identity("chrF")
+        {}
+    """
+    if not METRICS[name].judged:
+        return {}
+    from xares_bench.captions.files import identity
+
+    return identity()
 
 
 def normalise(text: str, *, keep_punctuation: bool = False) -> str:
@@ -306,6 +330,45 @@ def chrf(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResult:
     return MetricResult(score=metric.corpus_score(outputs, [targets]).score / 100, row_values=row_values)
 
 
+def fense(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResult:
+    """Return the mean over the rows of the likeness in meaning, a tenth of it for hypotheses that are not fluent.
+
+    Likeness is the cosine of the normalised strings' embeddings by `paraphrase-TinyBERT-L6-v2`; not fluent is what
+    `echecker_clotho_audiocaps_base` gives more than 0.9 for. It is the figure of mecat 1.1.0 with one reference per
+    row, which that package rounds to four digits. A row's value does not depend on the other rows. It can be negative,
+    as a cosine can. An empty hypothesis is compared like any other.
+
+    Raises:
+        UsageError: All normalised references are empty, or a model is absent.
+        ValueError: There are no rows, or the two sequences differ in length.
+    """
+    targets, outputs = _captions(references, hypotheses, "FENSE")
+    from xares_bench.captions import judges
+
+    return _mean_of_rows(judges.fense_row_values(targets, outputs))
+
+
+def date(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResult:
+    """Return the mean over the rows of the harmonic mean of likeness and of telling the rows' references apart.
+
+    Likeness is as in FENSE, but over embeddings in which a text's rarer words count more. Telling apart is the share of
+    all references that are clearly less like the hypothesis than its own (`captions.formulas.date_values`). It is the
+    figure of mecat 1.1.0 for the subtask "long" with one reference per row, which that package rounds to four digits.
+
+    Both parts depend on the whole set of rows: a row's value holds within its set only, and a score over some of a
+    dataset's rows is not comparable with the score over all. The definition clips nothing: a row whose likeness is
+    negative can have a large value of either sign, where the two parts nearly cancel in the denominator.
+
+    Raises:
+        UsageError: All normalised references are empty, or a model is absent.
+        ValueError: There are no rows, or the two sequences differ in length.
+    """
+    targets, outputs = _captions(references, hypotheses, "DATE")
+    from xares_bench.captions import judges
+
+    return _mean_of_rows(judges.date_row_values(targets, outputs))
+
+
 def _inverse_error_rate(measured: WordOutput | CharacterOutput, *, unit: str) -> MetricResult:
     lengths = [len(reference) for reference in measured.references]
     edits = [
@@ -339,6 +402,21 @@ def _normalised(texts: Sequence[str]) -> list[str]:
     return [normalise(text) for text in texts]
 
 
+def _captions(references: Sequence[str], hypotheses: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Normalised references and hypotheses, for the judges."""
+    _check_rows(references, hypotheses)
+    targets = _normalised(references)
+    if not any(targets):
+        raise UsageError(
+            f"none of the {len(targets)} references holds a character; {name} is not defined. Check the key."
+        )
+    return targets, _normalised(hypotheses)
+
+
+def _mean_of_rows(row_values: list[float]) -> MetricResult:
+    return MetricResult(score=math.fsum(row_values) / len(row_values), row_values=tuple(row_values))
+
+
 def _check_rows(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     # A string is itself a sequence of strings and would be scored letter by letter.
     if isinstance(references, str) or isinstance(hypotheses, str):
@@ -357,8 +435,7 @@ METRICS: Mapping[str, Metric] = {
         Metric(name="iWER", function=inverse_word_error_rate),
         Metric(name="iCER", function=inverse_character_error_rate),
         Metric(name="chrF", function=chrf),
-        # The caption metrics of the published benchmark, which need models from the hub.
-        Metric(name="FENSE", function=None),
-        Metric(name="DATE", function=None),
+        Metric(name="FENSE", function=fense, judged=True),
+        Metric(name="DATE", function=date, judged=True),
     )
 }

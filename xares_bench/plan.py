@@ -123,7 +123,14 @@ def make_plan(
     mix = _read_mix(train, catalogue)
     if mix is not None and mix.name not in catalogue.mix_names and not own:
         raise UsageError(f"--train={train} needs --eval: no public dataset is among what it trains for")
-    check_places([*catalogue.datasets.values(), *(mix.datasets if mix else ()), *own])
+    datasets = [*catalogue.datasets.values(), *(mix.datasets if mix else ()), *own]
+    check_places(datasets)
+    revisions = parse_data_revisions(data_revisions)
+    repositories = sorted({dataset.repository for dataset in datasets if dataset.repository is not None})
+    for repository in revisions:
+        if not repositories or repository not in (None, *repositories):
+            found = ", ".join(repositories) or "no repository at all"
+            raise UsageError(f"--data-revision={repository or ''}: no such repository is used here; found {found}")
     values = dict(_parse_change(change) for change in changes)
     if seed is not None:
         if "seed" in values:
@@ -141,7 +148,7 @@ def make_plan(
         limit=limit,
         data_folder=folder.absolute(),
         data_home=home,
-        data_revisions=parse_data_revisions(data_revisions),
+        data_revisions=revisions,
         allow_cpu=allow_cpu,
         runs_folder=Path(runs_dir).absolute(),
     )

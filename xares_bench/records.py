@@ -46,7 +46,7 @@ class ScoreRecord:
         dataset: Its id, e.g. `esc-50`.
         task: The task that it is averaged into, e.g. `task1`.
         metric: Name of the metric.
-        score: The metric over all rows, within 0 and 1.
+        score: The metric over all rows, at most 1; FENSE and DATE can be a little below 0, the others cannot.
         weight: Weight in the task's overall score.
         num_rows: (clip, target) pairs that were scored.
         num_clips: Clips that were generated for.

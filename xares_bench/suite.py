@@ -145,6 +145,7 @@ class Suite:
         names = tuple(names)
         preset = self.plan.catalogue.preset
         report = self.contract
+        commit = getattr(self.encoder.module, "commit", None)  # of a model of the hub
         return RunManifest(
             name=f"{self.encoder.name}-{preset.name}-{self._keys.run(names)[:10]}",
             datasets=names,
@@ -153,6 +154,7 @@ class Suite:
                 "name": self.encoder.name,
                 "arguments": dict(self.encoder.spec.arguments),
                 "fingerprint": self.encoder.fingerprint,
+                "commit": commit if isinstance(commit, str) else None,
                 "output_dim": self.encoder.output_dim,
                 "honours_mask": report.honours_mask,
                 "frames_per_second": report.frames_per_second,
