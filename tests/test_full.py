@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
+from tests.captions.factory import write_judges
 from tests.conftest import REPOSITORY
 from tests.hub.machine import Machine
 from tests.hub.server import Hub, serve_hub
@@ -27,16 +28,16 @@ BRIEFLY = ["--set", "steps=4", "--set", "shuffle_buffer=8", "--set", "sort_windo
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, decoder_folder: str) -> Iterator[Hub]:
-    """A hub with all shards of esc-50 and fsd50k, three tones each, and a small decoder under the preset's name."""
+    """A hub with all shards of three datasets, three tones each, and a small decoder under the preset's name."""
     folder = tmp_path_factory.mktemp("hub")
     shards = {}
     catalogue = load_catalogue("full")
-    for dataset in (catalogue.datasets["esc-50"], catalogue.datasets["gtzan"]):
+    for dataset in map(catalogue.datasets.__getitem__, ("esc-50", "gtzan", "clotho")):
         for split in (dataset.train, dataset.eval):
             assert split is not None
             for path in split.shards:
                 clips = [
-                    (f"clip-{i}", tone(0.2 + 0.05 * i, 150 + 40 * i), {split.target_keys[0]: f"word {i}"})
+                    (f"clip-{i}", tone(0.2 + 0.05 * i, 150 + 40 * i), {split.target_keys[0]: _targets(dataset.name, i)})
                     for i in range(3)
                 ]
                 shards[path] = write_shard(folder / path, clips).read_bytes()
@@ -50,6 +51,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory, decoder_folder: str) -> Iterat
         yield hub
 
 
+def _targets(dataset: str, number: int) -> str | list[str]:
+    """One label, or several captions."""
+    return [f"a dog {number}", f"dog number {number}"] if dataset == "clotho" else f"word {number}"
+
+
 @pytest.fixture
 def machine(tmp_path: Path, hub: Hub) -> Machine:
     return Machine(tmp_path, hub)
@@ -59,7 +65,8 @@ def bench(machine: Machine, *options: object, status: int = 0, **environment: st
     """Run `pytest bench` on the machine; its output."""
     command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", *BRIEFLY]
     command += [f"--encoder={ENCODER}", *map(str, options)]
-    process = machine.spawn(command, XARES_DATA_HOME=str(machine.folder), OMP_NUM_THREADS="1", **environment)
+    environment |= {"XARES_DATA_HOME": str(machine.folder), "OMP_NUM_THREADS": "1"}
+    process = machine.spawn(command, prepare=None, **environment)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == status, output + errors
     assert "Traceback" not in output + errors
@@ -175,3 +182,22 @@ def test_mixed_precision_through_the_launcher(machine: Machine, hub: Hub) -> Non
             assert process.returncode != 0
             assert "--mixed-precision=fp16: " in errors
             assert "fp16 needs a GPU, found the device cpu" in errors
+
+
+def test_captions_are_generated_once_a_clip_and_judged_against_each_reference(machine: Machine, tmp_path: Path) -> None:
+    options = ["--allow-cpu", "--train=clotho", "-k", "clotho"]
+    refused = bench(machine, *options, status=4, XARES_CAPTION_MODELS=str(tmp_path / "nowhere"))
+    assert "FENSE and DATE need" in refused
+    assert not list(machine.folder.rglob("*.tar.gz")), "before anything is fetched"
+    judges = write_judges(tmp_path / "judges")
+    output = bench(machine, *options, XARES_CAPTION_MODELS=str(judges))
+    assert "captions: the fluency detector" in output, "that these are not the published models is said"
+    (results,) = results_of(machine)
+    (record,) = results["scores"]
+    assert (record["metric"], record["num_clips"], record["num_rows"]) == ("FENSE", 15, 30)
+    (file,) = machine.folder.parent.glob("runs/*/predictions/clotho.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["reference"] for row in rows[:2]] == ["a dog 0", "dog number 0"]
+    assert all(one["hypothesis"] == other["hypothesis"] for one, other in zip(rows[::2], rows[1::2], strict=True))
+    assert sum(row["value"] for row in rows) / 30 == pytest.approx(record["score"])
+    assert results["run"]["environment"]["judges"]["FENSE"]

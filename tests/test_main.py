@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.captions.factory import write_judges
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub
 from xares_bench.catalogue import Catalogue, load_catalogue
@@ -42,9 +43,16 @@ def repository(hub: Hub) -> Repository:
     return hub.repository(f"datasets/{SHARDS}")
 
 
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_judges(tmp_path_factory.mktemp("judges"))
+
+
 @pytest.fixture
-def machine(tmp_path: Path, hub: Hub) -> Machine:
-    return Machine(tmp_path, hub)
+def machine(tmp_path: Path, hub: Hub, judges: Path) -> Machine:
+    machine = Machine(tmp_path, hub)
+    machine.environment["XARES_CAPTION_MODELS"] = str(judges)
+    return machine
 
 
 def download(machine: Machine, *arguments: str, **environment: str) -> tuple[int, list[str], list[str]]:
@@ -98,7 +106,7 @@ def test_the_shards_of_a_split_of_a_dataset_and_the_decoder_are_fetched(
 def test_tasks_and_datasets_add_up_and_nothing_is_fetched_twice(
     machine: Machine, hub: Hub, catalogue: Catalogue
 ) -> None:
-    arguments = ("task2", "esc-50", "esc-50", "--no-decoder", "--data-home", "elsewhere")
+    arguments = ("task2", "esc-50", "esc-50", "--no-models", "--data-home", "elsewhere")
     status, output, errors = download(machine, *arguments)
     assert (status, errors) == (0, [])
     wanted = {
@@ -131,7 +139,7 @@ def test_another_decoder_and_another_revision_of_the_data(machine: Machine, hub:
         (["esc50"], "esc50: no such task or dataset; expected some of task1, task2, all, aishell-1"),
         (["gtzan", "--data-revision", "a@b"], "--data-revision=a@b: expected"),
         (["gtzan", "--data-revision", "a/b@c"], "--data-revision=a/b@c: nothing is wanted of this repository"),
-        (["gtzan", "--no-decoder", "--decoder", "x"], "--decoder=x and --no-decoder contradict each other"),
+        (["gtzan", "--no-models", "--decoder", "x"], "--decoder=x and --no-models contradict each other"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(machine: Machine, hub: Hub, arguments: list[str], said: str) -> None:
@@ -143,7 +151,7 @@ def test_wrong_usage_is_one_line_and_status_2(machine: Machine, hub: Hub, argume
 
 def test_what_cannot_be_had_is_one_line_and_status_1(machine: Machine, hub: Hub, repository: Repository) -> None:
     hub.faults[".tar.gz"] = [Fault(status=404, headers={"X-Error-Code": "EntryNotFound"})] * 2
-    status, _, errors = download(machine, "esc-50", "--no-decoder")
+    status, _, errors = download(machine, "esc-50", "--no-models")
     assert (status, len(errors)) == (1, 1)
     assert "has no such file" in errors[0]
     assert errors[0].endswith(" (and 1 more)")
@@ -175,3 +183,19 @@ def test_it_takes_no_torch(machine: Machine) -> None:
     process = machine.spawn([sys.executable, "-c", code])
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_models_that_judge_captions_are_fetched_with_their_test_sets(machine: Machine) -> None:
+    status, output, errors = download(machine, "clotho", "mecat", "--split=eval", HF_HUB_DISABLE_XET="1")
+    assert (status, errors) == (0, [])
+    assert [line for line in output if line.startswith("judges")] == [
+        "judges   of DATE: there",
+        "judges   of FENSE: there",
+    ]
+    machine.environment["XARES_CAPTION_MODELS"] = str(machine.folder)
+    for arguments in (["clotho", "--split=train"], ["gtzan"], ["clotho", "--no-models"]):
+        assert download(machine, *arguments)[0] == 0
+    status, _, errors = download(machine, "clotho")
+    assert status == 2
+    assert len(errors) == 1
+    assert str(machine.folder) in errors[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id
 
 from tests.shard_factory import shard_at
 from xares_bench.catalogue import Catalogue, load_catalogue

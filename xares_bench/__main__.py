@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xares_bench.catalogue import Catalogue, Dataset, Split, load_catalogue
 from xares_bench.errors import DataError, UsageError, XaresError
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
+from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.progress import Progress
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
-Fetches what a run of the full preset reads: the shards into the data folder, the decoder into huggingface_hub's cache.
+Fetches what a run of the full preset reads: the shards into the data folder, the decoder into huggingface_hub's cache,
+and, for test sets that are scored with FENSE or DATE, the models that judge captions (docs/captions.md).
 A transfer that was cut goes on where it was cut. Afterwards a machine without network can run the benchmark: with the
 same data folder, the same cache (HF_HOME) and HF_HUB_OFFLINE=1. HF_ENDPOINT, HF_TOKEN and proxies are respected.
 
@@ -71,13 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[@REVISION]",
         help="language model to fetch, with either split, as every run needs it; default: the full preset's",
     )
-    add("--no-decoder", action="store_true", help="fetch no language model")
+    add("--no-models", action="store_true", help="fetch shards only, neither language model nor judges of captions")
     return parser
 
 
 def _download(options: argparse.Namespace) -> None:
     catalogue = load_catalogue(_PRESET)
-    wanted = _wanted(catalogue, options.names or ["all"], options.split)
+    datasets = _datasets(catalogue, options.names or ["all"])
+    wanted = _wanted(datasets, options.split)
     revisions = parse_data_revisions(options.data_revision)
     for repository in revisions:
         if repository is not None and repository not in wanted:
@@ -85,8 +88,8 @@ def _download(options: argparse.Namespace) -> None:
                 f"--data-revision={repository}@{revisions[repository]}: nothing is wanted of this repository; "
                 f"expected one of {', '.join(wanted)}"
             )
-    if options.no_decoder and options.decoder:
-        raise UsageError(f"--decoder={options.decoder} and --no-decoder contradict each other; give one of them")
+    if options.no_models and options.decoder:
+        raise UsageError(f"--decoder={options.decoder} and --no-models contradict each other; give one of them")
     folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     home = DataHome(folder, revisions, keep=not options.dry_run)
     shards = home.survey(wanted)
@@ -96,7 +99,7 @@ def _download(options: argparse.Namespace) -> None:
         _say(f"         from {repository} at commit {home.commit(repository) or 'unknown'}")
     surveys = [shards]
     decoder, at, revision = (options.decoder or catalogue.preset.decoder).partition("@")
-    if not options.no_decoder:
+    if not options.no_models:
         model = survey_model(decoder, revision=revision if at else None, data_home=folder, keep=not options.dry_run)
         _say(f"decoder  {decoder}: {model.summary}")
         surveys.append(model)
@@ -104,31 +107,50 @@ def _download(options: argparse.Namespace) -> None:
         return
     for survey in surveys:
         survey.check_space()
-    if not options.no_decoder:
+    if not options.no_models:
         fetch_model(decoder, revision=revision if at else None, data_home=folder, progress=Progress())
     home.fetch(shards, Progress())
+    if not options.no_models and options.split != "train":
+        _fetch_judges(datasets)
     _check(home, wanted)
     _say("all there")
 
 
-def _wanted(catalogue: Catalogue, names: Sequence[str], split: str | None) -> dict[str, list[str]]:
-    """Paths of the shards of tasks and datasets, per repository.
+def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
+    """The datasets that names of tasks and datasets stand for.
 
     Raises:
         UsageError: There is no such task or dataset.
     """
-    wanted: dict[str, list[str]] = {}
+    chosen: dict[str, Dataset] = {}
     for name in names:
         if name != "all" and name not in catalogue.tasks and name not in catalogue.datasets:
             expected = ", ".join((*sorted(catalogue.tasks), "all", *sorted(catalogue.datasets)))
             raise UsageError(f"{name}: no such task or dataset; expected some of {expected}")
-        datasets = catalogue.datasets if name == "all" else catalogue.tasks.get(name, (name,))
-        for dataset in (catalogue.datasets[chosen] for chosen in datasets):
-            assert dataset.repository is not None, dataset.name
-            paths = wanted.setdefault(dataset.repository, [])
-            for part in _splits(dataset, split):
-                paths.extend(path for path in part.shards if path not in paths)
+        found = catalogue.datasets if name == "all" else catalogue.tasks.get(name, (name,))
+        chosen.update((dataset, catalogue.datasets[dataset]) for dataset in found)
+    return list(chosen.values())
+
+
+def _wanted(datasets: Iterable[Dataset], split: str | None) -> dict[str, list[str]]:
+    """Paths of the shards of datasets, per repository."""
+    wanted: dict[str, list[str]] = {}
+    for dataset in datasets:
+        assert dataset.repository is not None, dataset.name
+        for part in _splits(dataset, split):
+            wanted.setdefault(dataset.repository, []).extend(part.shards)
     return wanted
+
+
+def _fetch_judges(datasets: Iterable[Dataset]) -> None:
+    """Fetch the models that the metrics of these datasets judge with.
+
+    Raises:
+        UsageError: One is absent and cannot be fetched.
+    """
+    for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].judged}):
+        metric_identity(metric)
+        _say(f"judges   of {metric}: there")
 
 
 def _splits(dataset: Dataset, split: str | None) -> list[Split]:

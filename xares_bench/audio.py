@@ -99,12 +99,10 @@ def _read_with_av(data: bytes, suffix: str) -> tuple[NDArray[np.float32], int]:
             if not container.streams.audio:
                 raise ValueError("unreadable audio: the file holds no audio stream")
             to_float = av.AudioResampler(format="fltp")
-            parts = [
-                planes.to_ndarray() for frame in container.decode(audio=0) for planes in to_float.resample(frame)
-            ]
+            parts = [planes.to_ndarray() for frame in container.decode(audio=0) for planes in to_float.resample(frame)]
             rate_hz = container.streams.audio[0].rate
     except (av.FFmpegError, MemoryError) as cause:
         raise ValueError(f"unreadable audio: {cause}") from None
     if not parts:
         return np.zeros((0, 1), dtype=np.float32), rate_hz
-    return np.concatenate(parts, axis=1).T, rate_hz
+    return np.concatenate(parts, axis=1).T.astype(np.float32, copy=False), rate_hz

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,7 +160,7 @@ def collate(sequences: Sequence[Utterance], *, pad_id: int, padding: Literal["le
 
 def training_batches(
     draws: Iterator[Draw], clips: ClipEncoder, encoding: Encoding, recipe: TrainingRecipe
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches of endless draws, in an order that depends on the draws and the recipe's seed alone.
 
     Draws are shuffled in a buffer and sorted by length within a window, longest first; an incomplete batch is dropped.

@@ -252,4 +252,3 @@ def _chunks(items: Iterable[Recording | DroppedSample]) -> Iterator[list[Recordi
             chunk, duration_s = [], 0.0
     if chunk:
         yield chunk
-

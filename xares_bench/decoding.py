@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -46,15 +47,17 @@ def decode_ahead(
         requests: May be endless; only a few are taken in advance.
         num_workers: Processes that decode; 0: this one.
     """
-    workers = {"multiprocessing_context": "spawn", "prefetch_factor": _REQUESTS_AHEAD} if num_workers else {}
+    workers: dict[str, Any] = {}
+    if num_workers:
+        workers = {"multiprocessing_context": "spawn", "prefetch_factor": _REQUESTS_AHEAD}
     # Requests take the place of indices: the loader hands each to a worker and keeps their order.
     loader: DataLoader[Recording | DroppedSample | None] = DataLoader(
         _Decoder(),
-        sampler=_Requests(requests),  # type: ignore[arg-type]  # the stubs know indices only
+        sampler=_Requests(requests),
         batch_size=None,
         num_workers=num_workers,
         generator=torch.Generator(),  # else the loader would draw from the generator that dropout draws from
-        **workers,  # type: ignore[arg-type]
+        **workers,
     )
     yield from loader
 
@@ -62,7 +65,7 @@ def decode_ahead(
 class _Decoder(Dataset["Recording | DroppedSample | None"]):
     """Decodes one request."""
 
-    def __getitem__(self, request: DecodingRequest | None) -> Recording | DroppedSample | None:  # type: ignore[override]
+    def __getitem__(self, request: DecodingRequest | None) -> Recording | DroppedSample | None:
         if request is None:
             return None
         return decode_sample(request.sample, request.shard, request.max_audio_s, request.seed)

@@ -9,7 +9,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,7 @@ class Suite:
             max_audio_s=recipe.max_audio_s,
             limit=self.plan.limit,
         )
+        counted: Mapping[str, Tally]
         if self.plan.catalogue.preset.keep_features:
             counted = {
                 dataset.name: self._keep_features(dataset, split, data.shards[dataset.name])
