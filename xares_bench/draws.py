@@ -12,17 +12,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic
 
-from xares_bench.catalogue import Dataset, Mix, Split
+from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, Recording
 from xares_bench.decoding import DecodingRequest, decode_ahead
 from xares_bench.features import FeatureStore
 from xares_bench.records import DroppedSample
-from xares_bench.rows import Tally, targets_of
+from xares_bench.rows import SampleT, Tally, with_targets
 from xares_bench.shards import Sample, Shard, read_samples
-
-SampleT = TypeVar("SampleT", Clip, Sample)
 
 # Reads a shard's first so many samples (None: all).
 _ReadShard = Callable[[Shard, int | None], Iterator[SampleT | DroppedSample]]
@@ -172,26 +170,13 @@ def _passes(dataset: Dataset, data: TrainingData, read: _ReadShard[SampleT]) -> 
             num_left = None if data.limit is None else data.limit - tally.num_samples
             if num_left == 0:
                 break
-            yield from _rows_of(shard, dataset.train, read(shard, num_left), pass_number, tally)
+            for sample, targets in with_targets(read(shard, num_left), dataset.train, shard, tally):
+                for number, target in enumerate(targets):
+                    yield _Found(
+                        sample=sample, target=target, is_first=number == 0, shard=shard.name, pass_number=pass_number
+                    )
             tally.check(complete=False)
         tally.check(complete=True)
-
-
-def _rows_of(
-    shard: Shard, split: Split, samples: Iterator[SampleT | DroppedSample], pass_number: int, tally: Tally
-) -> Iterator[_Found[SampleT]]:
-    for sample in samples:
-        tally.num_samples += 1
-        if isinstance(sample, DroppedSample):
-            tally.dropped.append(sample)
-            continue
-        try:
-            targets = targets_of(sample.fields, split)
-        except ValueError as cause:
-            tally.dropped.append(DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)))
-            continue
-        for number, target in enumerate(targets):
-            yield _Found(sample=sample, target=target, is_first=number == 0, shard=shard.name, pass_number=pass_number)
 
 
 def _read_undecoded(shard: Shard, max_clips: int | None) -> Iterator[Sample | DroppedSample]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from xares_bench.audio import missing_extra
 from xares_bench.catalogue import Dataset, Split
@@ -12,7 +12,9 @@ from xares_bench.clips import Clip, ClipReader
 from xares_bench.errors import DataError
 from xares_bench.progress import Advance, Progress
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Shard, find_targets, read_samples
+from xares_bench.shards import Sample, Shard, find_targets, read_samples
+
+SampleT = TypeVar("SampleT", Clip, Sample)
 
 # Where a target is looked for after a dataset's own keys.
 FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
@@ -178,6 +180,23 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
     return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
 
 
+def with_targets(
+    samples: Iterable[SampleT | DroppedSample], split: Split, shard: Shard, tally: Tally
+) -> Iterator[tuple[SampleT, tuple[str, ...]]]:
+    """The samples of a shard that can be used, each with its targets; all of them are counted."""
+    for sample in samples:
+        tally.num_samples += 1
+        if isinstance(sample, DroppedSample):
+            tally.dropped.append(sample)
+            continue
+        try:
+            targets = targets_of(sample.fields, split)
+        except ValueError as cause:
+            tally.dropped.append(DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)))
+            continue
+        yield sample, targets
+
+
 def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
     """Why a clip has no target, or None."""
     try:
@@ -200,16 +219,7 @@ def _usable_clips(
         num_left = None if limit is None else limit - tally.num_samples
         if num_left == 0:
             return
-        for sample in clips.read(shard, max_audio_s=max_audio_s, max_clips=num_left, num_workers=split.num_workers):
-            tally.num_samples += 1
-            if isinstance(sample, DroppedSample):
-                tally.dropped.append(sample)
-                continue
-            try:
-                targets = targets_of(sample.fields, split)
-            except ValueError as cause:
-                tally.dropped.append(DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)))
-                continue
-            yield sample, targets
+        samples = clips.read(shard, max_audio_s=max_audio_s, max_clips=num_left, num_workers=split.num_workers)
+        yield from with_targets(samples, split, shard, tally)
         if advance is not None:
             advance()
