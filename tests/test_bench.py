@@ -98,6 +98,7 @@ def test_the_whole_suite_trains_scores_and_reports(run: Run, pytester: pytest.Py
         ("task2", True),
     ]
     assert {lalm["mix"]: lalm["num_steps"] for lalm in results["lalms"]} == {"task1": 3, "task2": 3}
+    assert {lalm["reused"] for lalm in results["lalms"]} == {False}
     assert results["run"]["deviations"]["steps"] == [None, 3]
 
     rows = [line.split("\t") for line in (folder / "scores.tsv").read_text().splitlines()]
@@ -130,6 +131,7 @@ def test_the_same_command_again_does_nothing_anew(run: Run) -> None:
     assert kept(again) == "kept: LALM task2 reused, features of 15 of 15 shards reused, 5 of 5 scores reused"
     assert run_folder(again) == run_folder(first)
     assert (run_folder(again) / "scores.tsv").read_text() == text
+    assert json.loads((run_folder(again) / "results.json").read_text())["lalms"][0]["reused"] is True
 
 
 def test_a_fresh_runs_folder_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:

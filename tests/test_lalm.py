@@ -1,26 +1,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.lalm import build_lalm, decoder_digest
+from xares_bench.errors import UsageError
+from xares_bench.lalm import build_lalm
 from xares_bench.recipe import Recipe
-from xares_bench.rows import Row
+
+SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.fixture
 def examples(make_clips: MakeClips, encoding: Encoding) -> list[Utterance]:
     targets = ["yes", "a longer answer", "no", "four"]
-    clips = make_clips([7, 2, 12, 5])
     return [
-        encoding.example(Row(clip=clip, target=target), "say it") for clip, target in zip(clips, targets, strict=True)
+        Utterance(
+            clip=clip,
+            prompt_ids=encoding.prompt(clip, "say it").prompt_ids,
+            target_ids=(*encoding.prompt(clip, target).prompt_ids, encoding.eos_id),
+        )
+        for clip, target in zip(make_clips([7, 2, 12, 5]), targets, strict=True)
     ]
+
+
+def saved(folder: Path, family: str, **values: Any) -> str:
+    """A folder with config and random weights of a small model."""
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**values))  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
@@ -108,19 +123,73 @@ def test_a_saved_lalm_comes_back_the_same(
 
 
 def test_a_decoder_with_weights_is_loaded_with_them(decoder_folder: str, mini_recipe: Recipe, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer
-
     decoder = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(decoder_folder))  # type: ignore[no-untyped-call]
     decoder.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(decoder_folder).save_pretrained(tmp_path)
     lalm = build_lalm(str(tmp_path), 6, mini_recipe.training)
     loaded = dict(lalm.decoder.named_parameters())
     assert all(torch.equal(loaded[name], value) for name, value in decoder.named_parameters())
 
 
-def test_a_decoders_digest_follows_its_files(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    before = decoder_digest(str(tmp_path))
-    (tmp_path / "config.json").write_text("{ }")
-    assert decoder_digest(str(tmp_path)) != before
-    assert decoder_digest("some/name") != decoder_digest("some/other-name")
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_parameters_are_float32_whatever_the_decoder_is_stored_in(
+    with_weights: bool, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    config = LlamaConfig(**SMALL, intermediate_size=64, dtype="bfloat16")
+    config.save_pretrained(tmp_path)
+    if with_weights:
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+    lalm = build_lalm(str(tmp_path), 6, mini_recipe.training)
+    assert {value.dtype for value in lalm.parameters()} == {torch.float32}
+
+
+def test_a_decoder_that_lacks_weights_is_refused(mini_recipe: Recipe, tmp_path: Path) -> None:
+    folder = saved(tmp_path, "llama", **SMALL, intermediate_size=64)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        UsageError, match=r"lack 1 tensors of LlamaForCausalLM, the first is model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        build_lalm(folder, 6, mini_recipe.training)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("bert", {"intermediate_size": 64}, "BertLMHeadModel sees what comes later in a text"),
+        ("xlnet", {"d_model": 32, "n_head": 4, "d_inner": 64}, "XLNetLMHeadModel cannot generate from embeddings"),
+        (
+            "gemma4_text",
+            {
+                "intermediate_size": 64,
+                "head_dim": 8,
+                "num_key_value_heads": 2,
+                "num_hidden_layers": 6,
+                "vocab_size_per_layer_input": 384,
+                "hidden_size_per_layer_input": 8,
+            },
+            "Gemma4ForCausalLM cannot be driven by embeddings",
+        ),
+        ("mamba", {}, "peft cannot add LoRA to all linear layers of MambaForCausalLM .* --set adaptation=full"),
+    ],
+)
+def test_a_decoder_that_cannot_be_used_is_refused_in_one_line(
+    family: str, values: dict[str, Any], message: str, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, family, **{**SMALL, **values})
+    with pytest.raises(UsageError, match=message) as raised:
+        build_lalm(folder, 6, mini_recipe.replace({"adaptation": "lora"}).training)
+    assert str(raised.value).startswith(f"--decoder={folder}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_sequence_that_the_table_of_positions_is_too_short_for_is_refused(
+    examples: list[Utterance], encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, "gpt2", vocab_size=384, n_embd=32, n_layer=1, n_head=4, n_positions=20)
+    lalm = build_lalm(folder, 6, mini_recipe.training)
+    batch = collate(examples, pad_id=encoding.pad_id, padding="right")
+    longest = max(one.num_positions for one in examples)
+    with pytest.raises(UsageError, match=rf"needs {longest} positions, the decoder GPT2LMHeadModel has 20"):
+        lalm(batch)

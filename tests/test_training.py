@@ -1,27 +1,47 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
-from xares_bench.batches import Batch, Encoding, collate
-from xares_bench.errors import TrainingError
+from xares_bench.batches import Batch, Encoding, Utterance, collate
+from xares_bench.errors import TrainingError, UsageError
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
 from xares_bench.recipe import Recipe
-from xares_bench.rows import Row
-from xares_bench.training import train
+from xares_bench.training import open_accelerator, train
 
 
 @pytest.fixture
 def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
-    clips = make_clips([4, 3, 5, 2])
-    sequences = [encoding.example(Row(clip=clip, target=clip.key), "?") for clip in clips]
+    sequences = [
+        Utterance(
+            clip=clip,
+            prompt_ids=encoding.prompt(clip, "?").prompt_ids,
+            target_ids=(*encoding.prompt(clip, clip.key).prompt_ids, encoding.eos_id),
+        )
+        for clip in make_clips([4, 3, 5, 2])
+    ]
     return collate(sequences, pad_id=encoding.pad_id, padding="right")
+
+
+@pytest.fixture
+def mixed_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Asks for a precision as `accelerate launch` does; accelerate keeps one state per process."""
+
+    def ask(precision: str) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+
+    yield ask
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def fit(lalm: LALM, batches: Iterator[Batch], recipe: Recipe, num_steps: int) -> list[float]:
@@ -89,3 +109,100 @@ def test_global_switches_are_left_as_they_were(
     assert seen == [deterministic] * 2
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bf16_is_only_for_the_training(
+    mixed_precision: Callable[[str], None], batch: Batch, decoder_folder: str, mini_recipe: Recipe
+) -> None:
+    recipe = mini_recipe.replace({"adaptation": "lora", "learning_rate": 0.02, "warmup_steps": 2})
+    exact, mixed = (build_lalm(decoder_folder, 6, recipe.training) for _ in range(2))
+    exact_losses = fit(exact, itertools.repeat(batch), recipe, 20)
+    mixed_precision("bf16")
+    accelerator = open_accelerator()
+    assert accelerator.mixed_precision == "bf16"
+    seen: list[torch.dtype] = []
+    decoder: Any = mixed.decoder
+    handle = decoder.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.dtype)
+    )
+    losses = train(
+        mixed,
+        itertools.repeat(batch),
+        num_steps=20,
+        recipe=recipe.training,
+        accelerator=accelerator,
+        progress=Progress(),
+    )
+    assert seen == [torch.bfloat16] * 20
+    assert losses != exact_losses
+    assert losses[-1] < 0.8 * losses[0]
+    assert {value.dtype for value in mixed.parameters()} == {torch.float32}
+
+    seen.clear()
+    with torch.inference_mode():
+        mixed(batch)
+    assert seen == [torch.float32], "accelerate's wrapping outlived the training"
+    handle.remove()
+    assert vars(mixed).keys() == vars(exact).keys()
+    assert not mixed.training
+
+
+@pytest.mark.parametrize("ends_badly", [True, False])
+def test_nothing_of_accelerate_is_left_on_the_lalm(
+    ends_badly: bool,
+    mixed_precision: Callable[[str], None],
+    batch: Batch,
+    decoder_folder: str,
+    mini_recipe: Recipe,
+) -> None:
+    mixed_precision("bf16")
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
+    before = set(vars(lalm))
+    if ends_badly:
+        batch.frames_ND[0, 0] = float("nan")
+        with pytest.raises(TrainingError):
+            fit(lalm, itertools.repeat(batch), mini_recipe, 1)
+    else:
+        fit(lalm, itertools.repeat(batch), mini_recipe, 1)
+    assert set(vars(lalm)) == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("fp16", r"--mixed-precision=fp16: expected one of no, bf16, fp16; fp16 needs a GPU, found the device cpu"),
+        ("half", r"--mixed-precision=half: expected one of no, bf16, fp16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_refused(
+    precision: str, message: str, mixed_precision: Callable[[str], None]
+) -> None:
+    mixed_precision(precision)
+    with pytest.raises(UsageError, match=message):
+        open_accelerator()
+
+
+def test_the_rate_waits_while_steps_are_left_out(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
+    """As with fp16, when the gradients overflow."""
+
+    class Overflowing(Accelerator):  # type: ignore[misc]
+        @property
+        def optimizer_step_was_skipped(self) -> bool:
+            return next(skipped)
+
+    skipped = iter([True, True, False, False, True, False])
+    rates: list[float] = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, _args, _kwargs: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    recipe = mini_recipe.replace({"warmup_steps": 2, "learning_rate": 1.0})
+    train(
+        build_lalm(decoder_folder, 6, recipe.training),
+        itertools.repeat(batch),
+        num_steps=6,
+        recipe=recipe.training,
+        accelerator=Overflowing(),
+        progress=Progress(),
+    )
+    handle.remove()
+    assert rates == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]

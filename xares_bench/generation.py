@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,18 +28,61 @@ def generate(
     """What the LALM says to every prompt, in the order given.
 
     Clips of like length share a batch, padded on the left; positions are counted from the first audio frame, as in
-    training.
+    training. With a decoder that padding on the left changes, only clips of equal length do.
+
+    Raises:
+        UsageError: The decoder has too few positions for a clip and its text.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].num_positions, index))
     texts = [""] * len(prompts)
     with torch.inference_mode(), progress.bar(description, len(prompts)) as advance:
-        for start in range(0, len(order), recipe.generation_batch_size):
-            indices = order[start : start + recipe.generation_batch_size]
+        if order:
+            lalm.check_length(prompts[order[0]].num_positions + recipe.max_new_tokens)
+        group_by_length = bool(order) and not _ignores_padding(lalm, encoding, device)
+        for indices in _batches(order, prompts, recipe.generation_batch_size, group_by_length):
             token_ids = _generate_batch(lalm, [prompts[index] for index in indices], encoding, recipe, device)
             for index, row in zip(indices, token_ids, strict=True):
                 texts[index] = encoding.text(row)
             advance(len(indices))
     return texts
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[Utterance], batch_size: int, group_by_length: bool
+) -> Iterator[Sequence[int]]:
+    """Indices of prompts that are generated for together."""
+    groups: list[list[int]] = [list(order)]
+    if group_by_length:
+        groups = [list(group) for _, group in itertools.groupby(order, lambda index: prompts[index].num_positions)]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _ignores_padding(lalm: LALM, encoding: Encoding, device: torch.device) -> bool:
+    """Whether the decoder says the same to a sequence with padding on its left as to the sequence alone.
+
+    Most do. Some count their positions, or carry their state, from the padding on.
+    """
+    decoder: Any = lalm.decoder
+    embeddings: torch.Tensor = decoder.get_input_embeddings().weight
+    num_padding, num_positions = 3, 4
+    inputs_BLH = embeddings[torch.linspace(0, len(embeddings) - 1, num_padding + num_positions).long().to(device)][None]
+    mask_BL = torch.ones(1, num_padding + num_positions, dtype=torch.long, device=device)
+    mask_BL[:, :num_padding] = 0
+    arguments = {
+        "max_new_tokens": 2,
+        "do_sample": False,
+        "pad_token_id": encoding.pad_id,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    padded = decoder.generate(inputs_embeds=inputs_BLH, attention_mask=mask_BL, **arguments)
+    alone = decoder.generate(
+        inputs_embeds=inputs_BLH[:, num_padding:], attention_mask=mask_BL[:, num_padding:], **arguments
+    )
+    padded_V, alone_V = torch.cat(padded.logits, dim=1), torch.cat(alone.logits, dim=1)
+    return bool((padded_V - alone_V).norm() <= 1e-3 * alone_V.norm())
 
 
 def _generate_batch(

@@ -5,6 +5,7 @@ Shapes: B sequences, L positions, N audio frames of all sequences together, D `o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from xares_bench.batches import IGNORED_LABEL, Batch
-from xares_bench.digests import digest_of, file_digest
+from xares_bench.errors import UsageError
 from xares_bench.recipe import TrainingRecipe
 
 WEIGHTS_FILE = "trained.safetensors"
@@ -36,9 +44,15 @@ class LALM(nn.Module):
         embeddings = cast(nn.Embedding, decoder.get_input_embeddings())
         self.projector = nn.Linear(output_dim, embeddings.weight.shape[1])
         self.decoder = decoder
+        self._max_positions = _max_positions(decoder)
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """What the decoder reads, `[B, L, H]`: token embeddings, and projected features where there is audio."""
+        """What the decoder reads, `[B, L, H]`: token embeddings, and projected features where there is audio.
+
+        Raises:
+            UsageError: The decoder has fewer than L positions.
+        """
+        self.check_length(batch.token_ids_BL.shape[1])
         embeddings_BLH: torch.Tensor = self.decoder.get_input_embeddings()(batch.token_ids_BL)
         projected_NH = self.projector(batch.frames_ND.to(self.projector.weight.dtype))
         return embeddings_BLH.masked_scatter(batch.is_audio_BL[..., None], projected_NH.to(embeddings_BLH.dtype))
@@ -54,12 +68,27 @@ class LALM(nn.Module):
         first = int((labels_BL != IGNORED_LABEL).any(dim=0).int().argmax())
         num_kept = labels_BL.shape[1] - first + 1
         output = self.decoder(inputs_embeds=self.embed(batch), use_cache=False, logits_to_keep=num_kept)
+        # Some decoders do not know `logits_to_keep` and return the logits of every position.
+        logits_BLV = output.logits[:, -num_kept:-1]
         return functional.cross_entropy(
-            output.logits[:, :-1].flatten(0, 1).float(),
+            logits_BLV.flatten(0, 1).float(),
             labels_BL[:, first:].flatten(),
             ignore_index=IGNORED_LABEL,
             reduction="sum",
         )
+
+    def check_length(self, num_positions: int) -> None:
+        """Make sure that a sequence fits the decoder.
+
+        Raises:
+            UsageError: The decoder has a table of positions, and fewer of them.
+        """
+        if self._max_positions is not None and num_positions > self._max_positions:
+            raise UsageError(
+                f"a sequence of audio frames and tokens needs {num_positions} positions, the decoder "
+                f"{type(self.decoder).__name__} has {self._max_positions}; take another decoder, an encoder with fewer "
+                "frames per second, or shorter clips (in training: --set max_audio_s=...)"
+            )
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of what training changes."""
@@ -88,12 +117,17 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
             is a decoder that starts from random ones.
         output_dim: Size of the encoder's features.
         recipe: Seed, and how the decoder is adapted.
+
+    Raises:
+        UsageError: The decoder lacks weights, is no causal language model, cannot be driven by embeddings, or cannot
+            be adapted as the recipe says.
     """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = _load_decoder(decoder)
+        _check_decoder(decoder, model)
         if recipe.adaptation == "lora":
-            model = _add_adapters(model, recipe)
+            _add_adapters(decoder, model, recipe)
         return LALM(model, output_dim)
 
 
@@ -102,26 +136,69 @@ def load_tokenizer(decoder: str) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(decoder))
 
 
-def decoder_digest(decoder: str) -> str:
-    """Digest of a decoder's files, or of its name where it is not a folder."""
-    folder = Path(decoder)
-    if not folder.is_dir():
-        return digest_of({"name": decoder})
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_of({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
-
-
 def _load_decoder(decoder: str) -> PreTrainedModel:
+    """A decoder in float32, whatever it is stored in.
+
+    Raises:
+        UsageError: Its files lack weights.
+    """
     auto: Any = AutoModelForCausalLM
     folder = Path(decoder)
+    model: Any
     if folder.is_dir() and not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        return cast(PreTrainedModel, auto.from_config(AutoConfig.from_pretrained(decoder)))
-    return cast(PreTrainedModel, auto.from_pretrained(decoder, dtype=torch.float32))
+        model = auto.from_config(AutoConfig.from_pretrained(decoder), dtype=torch.float32)
+    else:
+        model, loading = auto.from_pretrained(decoder, dtype=torch.float32, output_loading_info=True)
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise UsageError(
+                f"--decoder={decoder}: its files lack {len(missing)} tensors of {type(model).__name__}, the first is "
+                f"{missing[0]}; expected a causal language model with all its weights"
+            )
+    # Sampling, penalties and lengths that a model suggests for itself are not the recipe's.
+    empty: Any = GenerationConfig
+    model.generation_config = empty()
+    return cast(PreTrainedModel, model)
 
 
-def _add_adapters(decoder: PreTrainedModel, recipe: TrainingRecipe) -> PreTrainedModel:
-    """LoRA on every linear layer of the decoder but the output layer; the base weights are frozen."""
-    from peft import LoraConfig, get_peft_model
+def _check_decoder(decoder: str, model: Any) -> None:
+    """Make sure that embeddings can stand for tokens and that the model reads from left to right.
+
+    Raises:
+        UsageError: They cannot, or it does not.
+    """
+    name = f"--decoder={decoder}: {type(model).__name__}"
+    advice = "choose another causal language model"
+    if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+        raise UsageError(f"{name} cannot generate from embeddings in this version of transformers; {advice}")
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    text_BL = torch.linspace(0, len(embeddings.weight) - 1, 6).long()[None, 1:]
+    model.eval()
+    try:
+        with torch.no_grad():
+            by_token_BLV = model(input_ids=text_BL, use_cache=False).logits[:, :-1]
+            inputs_BLH = embeddings(text_BL)
+            # At the end something that is no token, as audio is; what comes before must not know.
+            inputs_BLH[:, -1] *= -1
+            by_embedding_BLV = model(inputs_embeds=inputs_BLH, use_cache=False).logits[:, :-1]
+    except Exception as error:
+        # Whatever a model of somebody else's raises, it cannot be used.
+        raise UsageError(f"{name} cannot be driven by embeddings ({_first_line(error)}); {advice}") from error
+    # A norm that is NaN must not pass.
+    if not (by_token_BLV - by_embedding_BLV).norm() <= 1e-3 * by_token_BLV.norm():
+        raise UsageError(
+            f"{name} sees what comes later in a text, or reads embeddings differently from the tokens they belong to; "
+            f"{advice}"
+        )
+
+
+def _add_adapters(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> None:
+    """LoRA on every linear layer of the decoder but the output layer, in place; the base weights are frozen.
+
+    Raises:
+        UsageError: peft refuses this kind of model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
 
     config: Any = LoraConfig(
         r=recipe.lora_rank,
@@ -131,4 +208,24 @@ def _add_adapters(decoder: PreTrainedModel, recipe: TrainingRecipe) -> PreTraine
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return cast(PreTrainedModel, get_peft_model(decoder, config))
+    # Into the model, not around it as peft's own wrapper does: that refuses embeddings as input for some families.
+    try:
+        inject_adapter_in_model(config, cast(Any, model))
+    except ValueError as error:
+        raise UsageError(
+            f"--decoder={decoder}: peft cannot add LoRA to all linear layers of {type(model).__name__} "
+            f"({_first_line(error)}); choose another decoder, or train it whole with --set adaptation=full"
+        ) from error
+
+
+def _max_positions(decoder: PreTrainedModel) -> int | None:
+    """Positions that the decoder has a table for; None where they are computed, as rotary ones mostly are."""
+    config: Any = decoder.config.get_text_config(decoder=True)
+    if getattr(config, "rope_parameters", None) is not None:
+        return None
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

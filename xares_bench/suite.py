@@ -9,7 +9,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from xares_bench.needs import Needs
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
 from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.rows import Tally, read_parts, tally_samples
+from xares_bench.rows import Part, Tally, read_parts, tally_samples
 from xares_bench.shards import Shard, ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
 from xares_bench.training import open_accelerator, train
@@ -70,6 +70,7 @@ class Suite:
         self._store = Store(root=plan.runs_folder / "store")
         self._home = DataHome(plan.data_home, plan.data_revisions)
         self._shards = ShardSource(ShardFolder(plan.data_folder), self._home)
+        self._entries: dict[str, Entry] = {}
         self._lalms: dict[str, LALM] = {}
 
     @functools.cached_property
@@ -119,8 +120,12 @@ class Suite:
         Raises:
             EncoderError: The encoder breaks its contract.
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
+            UsageError: The decoder cannot be used.
         """
-        return self._store.obtain("lalms", self._keys.lalm(mix), functools.partial(self._train, mix))
+        key = self._keys.lalm(mix)
+        if key not in self._entries:
+            self._entries[key] = self._store.obtain("lalms", key, functools.partial(self._train, mix))
+        return self._entries[key]
 
     def evaluate(self, name: str) -> ScoreRecord:
         """The score of a dataset, computed now if need be; its LALM is trained first if need be.
@@ -240,6 +245,8 @@ class Suite:
         """Train the LALM of a mix and write it into a folder."""
         started = time.perf_counter()
         recipe = self.plan.recipe.training
+        # First, because not every decoder can be used.
+        lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, recipe)
         splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
         data = TrainingData(
             mix=mix,
@@ -261,7 +268,6 @@ class Suite:
             num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if mix.num_workers is None else mix.num_workers
             draws = streamed_draws(data, num_workers)
         features_s = time.perf_counter() - started
-        lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, recipe)
         with contextlib.closing(training_batches(draws, self._clips, self._encoding, recipe)) as batches:
             losses = train(
                 lalm,
@@ -299,7 +305,8 @@ class Suite:
         tally = self._tally(dataset)
         num_clips, duration_s = 0, 0.0
         rows: list[tuple[str, str, str]] = []  # clip, target, text
-        for part in read_parts(self._reader, dataset.eval, shards, limit=self.plan.limit, tally=tally):
+        parts = read_parts(self._reader, dataset.eval, shards, limit=self.plan.limit, tally=tally)
+        for part in self._shown(parts, f"reading {dataset.name}"):
             generating = time.perf_counter()
             texts = generate(
                 self._loaded_lalm(mix, entry),
@@ -341,6 +348,16 @@ class Suite:
             partial=self.plan.limit is not None,
         )
         return {"record": record.to_json()}
+
+    def _shown(self, parts: Iterator[Part], description: str) -> Iterator[Part]:
+        """The parts of a split, with a bar while each is read and encoded."""
+        while True:
+            with self._progress.bar(description, 1) as advance:
+                part = next(parts, None)
+                advance()
+            if part is None:
+                return
+            yield part
 
     def _keep_features(self, dataset: Dataset, split: Split, shards: Sequence[Shard]) -> Tally:
         """Make the features of a split where they are not there, and count its samples."""

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from xares_bench.batches import Batch
-from xares_bench.errors import TrainingError
+from xares_bench.errors import TrainingError, UsageError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
+
+# What `accelerate launch --mixed-precision` may ask for.
+_PRECISIONS = ("no", "bf16", "fp16")
+
+# Parts of a parameter's name that keep it from decaying.
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm(\.|$)", re.IGNORECASE)
+
+
+def open_accelerator() -> Accelerator:
+    """Device and precision, as `accelerate launch` or its configuration asks for them.
+
+    Raises:
+        UsageError: This machine has no such precision.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    advice = f"--mixed-precision={asked}: expected one of {', '.join(_PRECISIONS)}"
+    if asked not in _PRECISIONS:
+        raise UsageError(advice)
+    try:
+        accelerator = Accelerator()
+    except ValueError as error:
+        raise UsageError(f"{advice}; {' '.join(str(error).split())}") from error
+    # Some versions of accelerate take the word, compute in float32 and let the results say fp16.
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
+    return accelerator
 
 
 def train(
@@ -56,11 +84,14 @@ def train(
         fused=True,
     )
     schedule = linear_schedule(optimizer, recipe.warmup_steps, num_steps)
-    model, optimizer = accelerator.prepare(lalm, optimizer)
-    model.train()
     losses: list[float] = []
     num_clips, started = 0, time.perf_counter()
-    with _deterministic(recipe), progress.bar(description, num_steps) as advance:
+    with (
+        _prepared(lalm, accelerator) as model,
+        _deterministic(recipe),
+        progress.bar(description, num_steps) as advance,
+    ):
+        optimizer = accelerator.prepare(optimizer)
         for step, batch in zip(range(num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
@@ -68,7 +99,9 @@ def train(
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
-            schedule.step()
+            # With fp16, a step whose gradients overflow is left out; the rate then waits for it.
+            if not accelerator.optimizer_step_was_skipped:
+                schedule.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
             if not losses[-1] < float("inf"):
@@ -80,18 +113,39 @@ def train(
             clips_per_s = num_clips / (time.perf_counter() - started)
             advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
     assert len(losses) == num_steps, "the batches ended early"
-    accelerator.free_memory()
-    lalm.eval()
     return losses
 
 
+@contextlib.contextmanager
+def _prepared(lalm: LALM, accelerator: Accelerator) -> Iterator[Any]:
+    """A LALM in train mode on the accelerator's device; afterwards in eval mode and free of accelerate's wrapping."""
+    own = set(vars(lalm))
+    model = accelerator.prepare(lalm)
+    model.train()
+    try:
+        yield model
+    finally:
+        # Among them a `forward` that casts, which stands before the class's own.
+        for name in set(vars(lalm)) - own:
+            delattr(lalm, name)
+        accelerator.free_memory()
+        lalm.eval()
+
+
 def _parameter_groups(lalm: LALM, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases and norm weights, which are vectors, do not."""
-    parameters = [value for _, value in lalm.trained_parameters()]
-    return [
-        {"params": [value for value in parameters if value.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
-    ]
+    """All that is trained, in two groups: biases and norms do not decay, by the rule of transformers' Trainer."""
+    in_layer_norms = {
+        f"{name}.{parameter}"
+        for name, module in lalm.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for name, value in lalm.trained_parameters():
+        group = undecayed if name in in_layer_norms or _UNDECAYED.search(name) else decayed
+        group.append(value)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
 
 
 @contextlib.contextmanager
