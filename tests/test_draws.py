@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,16 @@ def test_too_many_unusable_samples_are_told_at_the_end_of_a_shard(tmp_path: Path
     mix = make_mix("mix", [dataset("a")], [1], steps=1)
     with pytest.raises(DataError, match=r"a: 25 of 100 samples are unusable, more than the allowed share of 1.0%"):
         targets(streamed_draws(training_data(mix, shards), 0), 80)
+
+
+def test_a_decoding_process_that_dies_is_one_line(tmp_path: Path) -> None:
+    mix = make_mix("mix", [dataset("a")], [1], steps=1)
+    draws = streamed_draws(training_data(mix, {"a": write_shards(tmp_path, "a", 1, 8)}), 1)
+    next(draws)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(DataError, match=r"^a process that decodes audio has died \(.*num_training_workers"):
+        targets(draws, 1000)
 
 
 def test_a_damaged_shard_is_an_error_of_the_draws(tmp_path: Path) -> None:

@@ -446,3 +446,26 @@ def test_targets_that_cannot_be_used(fields: dict[str, Any], said: str) -> None:
     assert message.startswith(said)
     assert len(message) < 200
     message.encode()
+
+
+def test_digests_of_own_tar_files_are_remembered_until_the_files_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write_members(tmp_path / "elsewhere" / "own.tar", [("k.wav", b"1"), ("k.json", b"{}")])
+    read: list[Path] = []
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr("xares_bench.hub.digest_memory.file_digest", digest)
+
+    def locate() -> str:
+        (shard,) = ShardFolder(tmp_path, tmp_path / "digests").locate(split_of(str(own)))
+        return shard.digest
+
+    assert locate() == locate() == file_digest(own)
+    assert read == [own]
+    write_members(own, [("k.wav", b"2"), ("k.json", b"{}")])
+    assert locate() == file_digest(own)
+    assert read == [own, own]

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from xares_bench.clips import Recording, decode_sample
+from xares_bench.errors import DataError
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Sample
 
@@ -59,7 +60,15 @@ def decode_ahead(
         generator=torch.Generator(),  # else the loader would draw from the generator that dropout draws from
         **workers,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as cause:
+        if "DataLoader worker" not in str(cause):
+            raise
+        reason = " ".join(str(cause).split())
+        raise DataError(
+            f"a process that decodes audio has died ({reason}); if memory ran out, use fewer (num_training_workers)"
+        ) from None
 
 
 class _Decoder(Dataset["Recording | DroppedSample | None"]):

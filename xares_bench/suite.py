@@ -69,7 +69,7 @@ class Suite:
         self.device: torch.device = self._accelerator.device
         self._store = Store(root=plan.runs_folder / "store")
         self._home = DataHome(plan.data_home, plan.data_revisions)
-        self._shards = ShardSource(ShardFolder(plan.data_folder), self._home)
+        self._shards = ShardSource(ShardFolder(plan.data_folder, plan.runs_folder / "store" / "digests"), self._home)
         self._entries: dict[str, Entry] = {}
         self._lalms: dict[str, LALM] = {}
 

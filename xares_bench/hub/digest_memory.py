@@ -23,15 +23,17 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DigestMemory:
-    """Remembers digests of the files of a data folder, in a small file for each under its cache folder.
+    """Remembers digests of the files below a folder, in a small file for each.
 
     Attributes:
-        folder: The data folder.
+        folder: Where the files are.
         keep: Whether to remember what is computed; False for a folder that cannot be written to.
+        cache: Where the small files go; None: into the folder's own cache.
     """
 
     folder: Path
     keep: bool
+    cache: Path | None = None
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file, read only if it is not remembered.
@@ -98,7 +100,7 @@ class DigestMemory:
             write_atomically(self._file(path), json.dumps(content) + "\n")
 
     def _file(self, path: str) -> Path:
-        return self.folder / CACHE_FOLDER / f"{path}.json"
+        return (self.cache or self.folder / CACHE_FOLDER) / f"{path}.json"
 
 
 def git_digest(path: Path) -> str:
