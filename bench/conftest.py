@@ -45,7 +45,7 @@ def data(bench: BenchSession, contract: ContractReport) -> None:
     if contract.failure is not None:
         clause, message = contract.failure
         pytest.skip(f"the encoder breaks its contract, clause {clause}: {message}")
-    bench.suite.fetch(bench.selected)
+    bench.fetch()
 
 
 @pytest.fixture

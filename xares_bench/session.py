@@ -87,6 +87,7 @@ class BenchSession:
         self._lalms: dict[str, Mapping[str, Any]] = {}
         self._run: RunManifest | None = None
         self._problem: str | None = None
+        self._not_ready: XaresError | None = None
         self._failed = False
 
     # What the fixtures of bench/conftest.py ask for.
@@ -108,6 +109,21 @@ class BenchSession:
     def selected(self) -> tuple[str, ...]:
         """Datasets whose tests this session runs."""
         return self._selected
+
+    @property
+    def not_ready(self) -> XaresError | None:
+        """Why no dataset can be scored, found before anything was fetched; or None."""
+        return self._not_ready
+
+    def fetch(self) -> None:
+        """Bring here what the selected tests need.
+
+        Raises:
+            XaresError: It cannot be had.
+        """
+        if self._not_ready is not None:
+            raise self._not_ready
+        self.suite.fetch(self._selected)
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
@@ -179,8 +195,8 @@ class BenchSession:
                 self.suite.check(self._selected)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
-        except XaresError:
-            pass  # the header says it, and every test that it concerns fails with it
+        except XaresError as error:
+            self._not_ready = error  # said in the header, and by every test that needs data
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
@@ -307,6 +323,8 @@ def open_session(config: pytest.Config) -> BenchSession:
 def _header(session: BenchSession) -> list[str]:
     plan, preset = session.plan, session.plan.catalogue.preset
     lines = [f"xares-bench: preset {preset.name}, {preset.summary}"]
+    if session.not_ready is not None:
+        return [*lines, f"not ready: {session.not_ready}"]
     try:
         encoder, run = session.suite.encoder, session.run
     except EncoderError as error:
