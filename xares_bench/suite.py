@@ -8,12 +8,14 @@ import functools
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix, Split
@@ -63,6 +65,9 @@ class Suite:
             UsageError: The precision that the launcher asks for does not exist on this device.
         """
         assert plan.encoder is not None
+        if not sys.stderr.isatty():
+            # transformers draws one wherever it loads weights, also into log files.
+            disable_progress_bar()  # type: ignore[no-untyped-call]
         self.plan = plan
         self._progress = progress
         self._accelerator = open_accelerator()
