@@ -18,8 +18,9 @@ from xares_bench.errors import DataError
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Sample
 
-# Requests that a worker has before it, so that it never waits for the main process.
-_REQUESTS_AHEAD = 8
+# Requests that a worker has before it. The main process takes recordings a window (128) at a time: four workers decode
+# the next one while this one is trained on.
+_REQUESTS_AHEAD = 32
 
 
 @dataclass(frozen=True, kw_only=True)
