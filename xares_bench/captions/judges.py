@@ -1,8 +1,8 @@
 """The judges of captions: a sentence encoder and a fluency detector, which FENSE and DATE are computed from.
 
-Texts in, numbers out; the formulas are in `formulas`, the models' files in `files`. Every figure is that of the package
-mecat 1.1.0 for the same texts, before it rounds. In the shapes, N are texts, B texts of a batch, L tokens, D the width of
-an embedding, and V the different word pieces of all texts.
+Texts in, numbers out; the formulas are in `formulas`, the models' files in `files`. Every figure is that of the
+package mecat 1.1.0 for the same texts, before it rounds. In the shapes, N are texts, B texts of a batch, L tokens, D
+the width of an embedding, and V the different word pieces of all texts.
 """
 
 from __future__ import annotations
