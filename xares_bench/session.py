@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from xares_bench.baselines import check_comparable, check_new_baseline, load_baseline, write_baseline
-from xares_bench.captions.files import deviations
 from xares_bench.errors import EncoderError, UsageError, XaresError
 from xares_bench.gate import Gate
 from xares_bench.metrics import METRICS
@@ -347,6 +346,8 @@ def _header(session: BenchSession) -> list[str]:
     steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
     lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
     if any(METRICS[plan.dataset(name).metric].judged for name in session.selected):
+        from xares_bench.captions.files import deviations
+
         lines.extend(f"captions: {deviation}" for deviation in deviations())
     if plan.limit is not None:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
