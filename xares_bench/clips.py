@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from xares_bench.audio import SAMPLE_RATE_HZ, crop, decode
+from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.digests import digest_of
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import EncoderError
@@ -153,8 +154,9 @@ class ClipEncoder:
             EncoderError: The encoder does not keep its contract on one of the recordings, which is named.
         """
         clips: list[Clip | None] = [None] * len(recordings)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(digest_of(seed)[:15], 16))
+        # An operation of the user's encoder without a deterministic algorithm is no reason to refuse it.
+        algorithms = deterministic_algorithms(wanted=True, required=False)
+        with seeded(int(digest_of(seed)[:15], 16), self.encoder.device), algorithms:
             for batch in self._batches(recordings):
                 for index, features_TD in zip(batch, self._encode([recordings[i] for i in batch]), strict=True):
                     recording = recordings[index]

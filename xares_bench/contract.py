@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xares_bench.clauses import CLAUSES
+from xares_bench.determinism import seeded
 from xares_bench.encoder_spec import EncoderSpec
 from xares_bench.encoders import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.errors import EncoderError
@@ -80,8 +81,7 @@ def check_contract(spec: EncoderSpec, device: torch.device) -> ContractReport:
 
     What the user's code raises becomes the outcome of a clause. The session's random state is left as it was.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    with seeded(0, device):
         return _check(spec, device)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xares_bench.determinism import seeded
 from xares_bench.encoder_spec import EncoderSpec
 from xares_bench.errors import EncoderError
 from xares_bench.fingerprints import fingerprint, is_library_file, weight_digests
@@ -319,8 +320,7 @@ def _is_local(name: str) -> bool:
 def _fixed_seeds(device: torch.device) -> Iterator[None]:
     """Fixed random seeds inside, the state of before afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    with seeded(0, device):
         random.seed(0)
         np.random.seed(0)
         try:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from xares_bench.batches import IGNORED_LABEL, Batch
+from xares_bench.determinism import seeded
 from xares_bench.errors import UsageError
 from xares_bench.recipe import TrainingRecipe
 
@@ -122,8 +123,7 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
         UsageError: The decoder lacks weights, is no causal language model, cannot be driven by embeddings, or cannot
             be adapted as the recipe says.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed, torch.device("cpu")):
         model = _load_decoder(decoder)
         _check_decoder(decoder, model)
         if recipe.adaptation == "lora":

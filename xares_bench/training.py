@@ -15,6 +15,7 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from xares_bench.batches import Batch
+from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.errors import TrainingError, UsageError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
@@ -88,7 +89,8 @@ def train(
     num_clips, started = 0, time.perf_counter()
     with (
         _prepared(lalm, accelerator) as model,
-        _deterministic(recipe),
+        seeded(recipe.seed, accelerator.device),  # for the dropout
+        deterministic_algorithms(wanted=recipe.deterministic, required=True),
         progress.bar(description, num_steps) as advance,
     ):
         optimizer = accelerator.prepare(optimizer)
@@ -146,19 +148,3 @@ def _parameter_groups(lalm: LALM, weight_decay: float) -> list[dict[str, object]
         group = undecayed if name in in_layer_norms or _UNDECAYED.search(name) else decayed
         group.append(value)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-
-
-@contextlib.contextmanager
-def _deterministic(recipe: TrainingRecipe) -> Iterator[None]:
-    """Seed dropout and switch deterministic algorithms on for the block; leave everything as it was."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if recipe.deterministic:
-        # cuBLAS is deterministic only with a fixed workspace.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        torch.use_deterministic_algorithms(recipe.deterministic)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.shard_factory import encode, tone
+from xares_bench.clips import Clip, ClipEncoder, Recording, decode_sample
+from xares_bench.determinism import deterministic_algorithms
+from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.encoders import load_encoder
+from xares_bench.errors import EncoderError
+from xares_bench.records import DroppedSample
+from xares_bench.shards import Sample
+
+ENCODER = """
+import torch
+
+class FrameEncoder(torch.nn.Module):
+    output_dim = 2
+
+    def forward(self, audio, mask=None):
+        if OFF_LIMITS:
+            torch.zeros(3).put_(torch.zeros(2, dtype=torch.long), torch.ones(2), accumulate=False)
+        assert audio.abs().max() < 0.9, "too loud"
+        return audio[:, : audio.shape[1] // 2 * 2].reshape(len(audio), -1, 2), None
+
+OFF_LIMITS = False
+"""
+
+
+def clip_encoder(folder: Path, source: str = ENCODER) -> ClipEncoder:
+    file = folder / "frames.py"
+    file.write_text(source)
+    encoder = load_encoder(parse_encoder_spec(str(file), None), torch.device("cpu"))
+    return ClipEncoder(encoder=encoder, honours_mask=False)
+
+
+def recordings(*lengths: int, amplitude: float = 0.5) -> list[Recording]:
+    return [
+        Recording(
+            key=f"c{i}", shard="s.tar", fields={"n": i}, waveform=np.full(length, amplitude / (i + 1), np.float32)
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def test_recordings_keep_their_order_their_fields_and_their_features(tmp_path: Path) -> None:
+    made = recordings(200, 600, 200, 4)
+    clips = clip_encoder(tmp_path).encode(made, "seed")
+    assert [clip.key for clip in clips] == ["c0", "c1", "c2", "c3"]
+    for recording, clip in zip(made, clips, strict=True):
+        assert isinstance(clip, Clip)
+        assert (clip.fields, clip.duration_s) == (recording.fields, recording.duration_s)
+        assert clip.num_frames == len(clip.frames()) == len(recording.waveform) // 2
+        assert torch.equal(clip.frames().flatten(), torch.from_numpy(recording.waveform))
+
+
+def test_no_recordings_give_no_clips(tmp_path: Path) -> None:
+    assert clip_encoder(tmp_path).encode([], "seed") == []
+
+
+def test_a_recording_that_breaks_the_encoder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"too loud.*\(on c0 of s\.tar\)"):
+        clip_encoder(tmp_path).encode(recordings(200, amplitude=0.95), "seed")
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_no_reason_to_refuse_an_encoder(tmp_path: Path) -> None:
+    encoder = clip_encoder(tmp_path, ENCODER.replace("OFF_LIMITS = False", "OFF_LIMITS = True"))
+    with deterministic_algorithms(wanted=True, required=True), pytest.warns(UserWarning, match="deterministic"):
+        assert len(encoder.encode(recordings(200), "seed")) == 1
+
+
+@pytest.fixture
+def samples() -> Iterator[Sample]:
+    return (
+        Sample(key=key, audio=audio, suffix="wav", fields={"label": "x"})
+        for key, audio in (("good", encode(tone(1.0))), ("bad", b"garbage"))
+    )
+
+
+def test_a_sample_becomes_a_recording_or_a_reason(samples: Iterator[Sample]) -> None:
+    good, bad = (decode_sample(sample, "s.tar", 0.25, "seed") for sample in samples)
+    assert isinstance(good, Recording)
+    assert (good.key, good.shard, good.fields, good.duration_s) == ("good", "s.tar", {"label": "x"}, 0.25)
+    assert isinstance(bad, DroppedSample)
+    assert (bad.clip, bad.shard) == ("bad", "s.tar")
+    assert "unreadable audio" in bad.reason
+    silent = decode_sample(Sample(key="k", audio=None, fields={}, problem="no audio member"), "s.tar", None, "seed")
+    assert silent == DroppedSample(shard="s.tar", clip="k", reason="no audio member")

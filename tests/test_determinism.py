@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xares_bench.determinism import deterministic_algorithms, seeded
+
+CPU = torch.device("cpu")
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_generator_goes_on_from_where_it_was() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    with seeded(1, CPU):
+        first = torch.rand(3)
+    with seeded(1, CPU):
+        second = torch.rand(3)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def without_algorithm() -> None:
+    """An operation of which torch has no deterministic form on a CPU."""
+    indices = torch.zeros(2, dtype=torch.long)
+    torch.zeros(3).put_(indices, torch.ones(2), accumulate=False)
+
+
+def test_an_operation_without_a_deterministic_form_is_an_error_or_a_warning() -> None:
+    without_algorithm()
+    with deterministic_algorithms(wanted=True, required=True), pytest.raises(RuntimeError, match="deterministic"):
+        without_algorithm()
+    with deterministic_algorithms(wanted=True, required=False), pytest.warns(UserWarning, match="deterministic"):
+        without_algorithm()
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_blocks_nest_and_leave_everything_as_it_was(outside: bool) -> None:
+    def state() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    before = state()
+    with deterministic_algorithms(wanted=outside, required=True):
+        with deterministic_algorithms(wanted=True, required=False):
+            assert state() == (True, True)
+        assert state() == (outside, False)
+        with pytest.raises(ValueError, match="x"), deterministic_algorithms(wanted=not outside, required=False):
+            raise ValueError("x")
+        assert state() == (outside, False)
+    assert state() == before
