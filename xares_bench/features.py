@@ -25,6 +25,9 @@ from xares_bench.store import Entry, Store
 
 SAMPLES_FILE = "samples.jsonl"
 
+# Modules whose behaviour features depend on.
+_MODULES = ("audio", "clips", "determinism", "encoders", "features", "shards")
+
 # Features go to a file once there are this many bytes of them.
 _FILE_BYTES = 64 << 20
 
@@ -76,7 +79,7 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
         "device": clips.encoder.device.type,
         "padded": clips.honours_mask,
         "max_audio_s": max_audio_s,
-        "code": code_digest(*(f"xares_bench.{name}" for name in ("audio", "clips", "encoders", "features", "shards"))),
+        "code": code_digest(*(f"xares_bench.{name}" for name in _MODULES)),
         "libraries": library_versions(("av", "numpy", "soundfile", "soxr", "torch")),
     }
 
