@@ -70,7 +70,7 @@ class Needs:
         """Refuse what cannot work, before anything is fetched or trained.
 
         Raises:
-            UsageError: A metric's extra or model is missing, or there is too little disk.
+            UsageError: A metric's model is missing, or there is too little disk.
             DataError: The hub cannot be asked.
         """
         # First of all: keys of scores name the models of their metrics.

@@ -104,7 +104,7 @@ class Suite:
         """Refuse what cannot work, before anything is fetched or trained.
 
         Raises:
-            UsageError: A preset made for a GPU and none found, a metric's extra or model missing, too little disk.
+            UsageError: A preset made for a GPU and none found, a metric's model missing, too little disk.
             DataError: The hub cannot be asked.
         """
         preset = self.plan.catalogue.preset
@@ -305,8 +305,6 @@ class Suite:
         started = time.perf_counter()
         generation_s = 0.0
         shards = self._shards.locate(dataset.eval, dataset.repository)
-        if self.plan.catalogue.preset.keep_features:
-            self._keep_features(dataset, dataset.eval, shards)
         tally = self._tally(dataset)
         num_clips, duration_s = 0, 0.0
         rows: list[tuple[str, str, str]] = []  # clip, target, text
@@ -365,13 +363,13 @@ class Suite:
             yield part
 
     def _keep_features(self, dataset: Dataset, split: Split, shards: Sequence[Shard]) -> Tally:
-        """Make the features of a split where they are not there, and count its samples."""
+        """Make the features of a training split where they are not there, and count its samples."""
         tally = self._tally(dataset)
         tally_samples(
             self._features,
             split,
             shards,
-            max_audio_s=None if split is dataset.eval else self.plan.recipe.training.max_audio_s,
+            max_audio_s=self.plan.recipe.training.max_audio_s,
             limit=self.plan.limit,
             tally=tally,
             progress=self._progress,
