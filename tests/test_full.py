@@ -140,6 +140,7 @@ def test_without_a_gpu_it_is_refused_before_anything_is_fetched(machine: Machine
     num_requests = len(hub.requests)
     output = bench(machine, "-k", "esc-50", status=4)
     assert "--preset=full is made for a GPU and none was found. Use --preset=mini, or insist with --allow-cpu" in output
+    assert "no score for" not in output
     assert len(hub.requests) == num_requests
     assert not machine.folder.exists()
 

@@ -193,6 +193,7 @@ class BenchSession:
             if self._selected and self.suite.contract.failure is None:
                 self.suite.check(self._selected)
         except UsageError as error:
+            self._selected = ()  # nothing is run, so no score is missed
             raise pytest.UsageError(str(error)) from None
         except XaresError as error:
             self._not_ready = error  # said in the header, and by every test that needs data
