@@ -107,12 +107,20 @@ class Plain(nn.Module):
             decoder = get_peft_model(decoder, config).get_base_model()
         self.decoder = decoder
         self.projector = nn.Linear(OUTPUT_DIM, lalm.projector.out_features)
-        own = {name: value for name, value in self.named_parameters() if value.requires_grad}
+        own = {_own_name(name): value for name, value in self.named_parameters() if value.requires_grad}
         theirs = dict(lalm.trained_parameters())
         assert own.keys() == theirs.keys()
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(theirs[name])
+
+    def named_gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients by the names that a LALM of ours gives to its parameters."""
+        return {_own_name(name): value.grad for name, value in self.named_parameters() if value.grad is not None}
+
+    def named_values(self) -> dict[str, torch.Tensor]:
+        """Parameters by the names that a LALM of ours gives to them."""
+        return {_own_name(name): value for name, value in self.named_parameters()}
 
     def inputs(self, utterance: Utterance, token_ids: Sequence[int]) -> torch.Tensor:
         tokens_LH = self.decoder.get_input_embeddings()(torch.tensor(token_ids))
@@ -140,3 +148,8 @@ class Plain(nn.Module):
                     break
                 said.append(token)
         return " ".join(map(str, said))
+
+
+def _own_name(name: str) -> str:
+    """What a LALM of ours calls a parameter of peft's."""
+    return name.replace(".base_layer.", ".base.").replace(".default.weight", "")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import MakeClips
-from xares_bench.batches import IGNORED_LABEL, Encoding, Utterance, collate, training_batches
+from xares_bench.batches import Encoding, Utterance, collate, training_batches
 from xares_bench.clips import Clip, Recording
 from xares_bench.draws import Draw
 from xares_bench.recipe import Recipe
@@ -31,27 +31,22 @@ def test_a_sequence_is_audio_prompt_target_eos_without_holes(make_clips: MakeCli
         example(encoding, clips[1], "c", "?"),
     ]
     prompt, a, b, c = (encoding._tokens(letter)[0] for letter in "?abc")
-    batch = collate(sequences, pad_id=encoding.pad_id, padding="right")
-    assert batch.is_audio_BL.tolist() == [[True] * 3 + [False] * 4, [True] + [False] * 6]
-    assert batch.attention_mask_BL.tolist() == [[1] * 7, [1] * 4 + [0] * 3]
-    assert batch.token_ids_BL[0, 3:].tolist() == [prompt, a, b, encoding.eos_id]
-    assert batch.token_ids_BL[1, 1:4].tolist() == [prompt, c, encoding.eos_id]
-    hidden = IGNORED_LABEL
-    assert batch.labels_BL.tolist() == [
-        [hidden] * 4 + [a, b, encoding.eos_id],
-        [hidden] * 2 + [c, encoding.eos_id] + [hidden] * 3,
-    ]
+    batch = collate(sequences)
+    assert batch.lengths == (7, 4)
+    # a a a ? a b EOS | a ? c EOS
+    assert batch.frame_places_F.tolist() == [0, 1, 2, 7]
+    assert batch.text_places_M.tolist() == [3, 4, 5, 6, 8, 9, 10]
+    assert batch.text_ids_M.tolist() == [prompt, a, b, encoding.eos_id, prompt, c, encoding.eos_id]
+    assert batch.predicting_places_T.tolist() == [3, 4, 5, 8, 9]
+    assert batch.target_ids_T.tolist() == [a, b, encoding.eos_id, c, encoding.eos_id]
     assert batch.num_targets == 5
-    assert torch.equal(batch.frames_ND, torch.cat([clip.frames() for clip in clips]))
+    assert torch.equal(batch.frames_FD, torch.cat([clip.frames() for clip in clips]))
 
 
-def test_padding_on_the_left_only_moves_sequences(make_clips: MakeClips, encoding: Encoding) -> None:
-    sequences = [encoding.prompt(clip, "go") for clip in make_clips([4, 2])]
-    left = collate(sequences, pad_id=encoding.pad_id, padding="left")
-    right = collate(sequences, pad_id=encoding.pad_id, padding="right")
-    assert left.attention_mask_BL.tolist() == [[1] * 6, [0] * 2 + [1] * 4]
-    assert torch.equal(left.token_ids_BL[1, 2:], right.token_ids_BL[1, :4])
-    assert torch.equal(left.frames_ND, right.frames_ND)
+def test_a_prompt_predicts_nothing_yet(make_clips: MakeClips, encoding: Encoding) -> None:
+    batch = collate([encoding.prompt(clip, "go") for clip in make_clips([4, 2])])
+    assert batch.lengths == (6, 4)
+    assert batch.num_targets == len(batch.predicting_places_T) == 0
 
 
 def endless(clips: list[Clip], seed: int = 0) -> Iterator[Draw]:
@@ -68,7 +63,7 @@ def test_batches_follow_the_draws_and_the_seed_alone(
     def first_batches(seed: int) -> list[torch.Tensor]:
         recipe = mini_recipe.replace({"seed": seed, "batch_size": 4, "shuffle_buffer": 8, "sort_window": 4}).training
         batches = training_batches(endless(make_clips([2, 5, 3, 4])), NO_ENCODER, encoding, recipe)
-        return [batch.frames_ND for batch in itertools.islice(batches, 6)]
+        return [batch.frames_FD for batch in itertools.islice(batches, 6)]
 
     again = first_batches(1)
     assert all(torch.equal(a, b) for a, b in zip(first_batches(1), again, strict=True))
@@ -79,7 +74,7 @@ def test_the_buffer_shuffles_and_loses_nothing(make_clips: MakeClips, encoding: 
     recipe = mini_recipe.replace({"batch_size": 1, "shuffle_buffer": 16, "sort_window": 1}).training
     clips = make_clips(list(range(1, 41)))
     draws = (Draw(clip=clip, target="x", prompt="?") for clip in clips)
-    lengths = [len(batch.frames_ND) for batch in training_batches(draws, NO_ENCODER, encoding, recipe)]
+    lengths = [len(batch.frames_FD) for batch in training_batches(draws, NO_ENCODER, encoding, recipe)]
     assert sorted(lengths) == list(range(1, 41))
     assert lengths != sorted(lengths)
     assert all(length <= place + 17 for place, length in enumerate(lengths, start=1))
@@ -91,10 +86,10 @@ def test_batches_are_sorted_by_length_within_a_window(
     recipe = mini_recipe.replace({"batch_size": 4, "shuffle_buffer": 8, "sort_window": 8}).training
     batches = training_batches(endless(make_clips([2, 5, 3, 4, 9])), NO_ENCODER, encoding, recipe)
     for first, second in itertools.islice(zip(batches, batches, strict=False), 20):
-        num_positions = torch.cat([batch.attention_mask_BL.sum(dim=1) for batch in (first, second)])
-        num_frames = torch.cat([batch.is_audio_BL.sum(dim=1) for batch in (first, second)])
-        sort_lengths = (num_frames / 10 + num_positions - num_frames).tolist()
-        assert sort_lengths == sorted(sort_lengths, reverse=True)
+        num_positions = [length for batch in (first, second) for length in batch.lengths]
+        # Targets are as long as the clips, whose frames are a tenth of a second each: prompt, target, EOS, frames.
+        num_frames = [(length - 2) // 2 for length in num_positions]
+        assert num_frames == sorted(num_frames, reverse=True)
 
 
 def test_recordings_are_encoded_a_window_at_a_time_and_once_each(encoding: Encoding, mini_recipe: Recipe) -> None:
@@ -122,8 +117,8 @@ def test_recordings_are_encoded_a_window_at_a_time_and_once_each(encoding: Encod
     recipe = mini_recipe.replace({"batch_size": 4, "shuffle_buffer": 1, "sort_window": 8}).training
     batches = list(training_batches(draws, Encoder(), encoding, recipe))  # type: ignore[arg-type]
     assert encoded == [["0", "1", "2", "3"]] * 3
-    assert torch.cat([batch.frames_ND for batch in batches]).shape == (48, 3)
-    assert torch.cat([batch.frames_ND for batch in batches])[:, 0].int().bincount().tolist() == [12] * 4
+    assert torch.cat([batch.frames_FD for batch in batches]).shape == (48, 3)
+    assert torch.cat([batch.frames_FD for batch in batches])[:, 0].int().bincount().tolist() == [12] * 4
 
 
 def test_a_tokeniser_without_eos_is_refused() -> None:

@@ -1,22 +1,32 @@
 from __future__ import annotations
 
+import dataclasses
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
+from transformers import AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, GPT2Config
 
 from tests.conftest import MakeClips
-from xares_bench.batches import Encoding
+from tests.plain_lalm import TokenEncoding, save_decoder
+from xares_bench.attention import Cache
+from xares_bench.batches import Encoding, Utterance
 from xares_bench.errors import UsageError
 from xares_bench.generation import generate
+from xares_bench.hf_generation import generate_padded
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
 from xares_bench.recipe import GenerationRecipe, Recipe
 
-RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3)
+RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200)
+
+
+@pytest.fixture
+def token_encoding() -> Encoding:
+    return TokenEncoding(ByT5Tokenizer())
 
 
 def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...], eos_id: int) -> list[int]:
@@ -40,15 +50,107 @@ def test_texts_equal_plain_greedy_decoding_of_each_clip_alone(
 ) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     clips = make_clips([2, 9, 4, 17, 6, 1, 8])
+    prompts = [encoding.prompt(clip, "say") for clip in clips]
+    texts = generate(lalm, prompts, encoding=encoding, recipe=RECIPE, device=torch.device("cpu"), progress=Progress())
+    lalm.decoder.set_attn_implementation("eager")
     with torch.no_grad():
         expected = [
             encoding.text(plain_greedy(lalm, clip.frames(), encoding.prompt(clip, "say").prompt_ids, encoding.eos_id))
             for clip in clips
         ]
-    prompts = [encoding.prompt(clip, "say") for clip in clips]
-    texts = generate(lalm, prompts, encoding=encoding, recipe=RECIPE, device=torch.device("cpu"), progress=Progress())
     assert texts == expected
     assert len(set(texts)) > 3, "the decoder says the same to everything, which tests nothing"
+
+
+def lalm_that_ends_now_and_then(folder: Path, family: str, recipe: Recipe) -> LALM:
+    """Of so few tokens that one in about thirty is EOS, with a projector that lets the audio be heard."""
+    torch.manual_seed(0)
+    lalm = build_lalm(save_decoder(folder, family, vocab_size=40), 6, recipe.training).eval()
+    with torch.no_grad():
+        lalm.projector.weight.normal_()
+    return lalm
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more_is_computed(
+    family: str, make_clips: MakeClips, token_encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Rows end at any time, some run to the limit, and the rows of a cache are used again and again."""
+    lalm = lalm_that_ends_now_and_then(tmp_path, family, mini_recipe)
+    rng = random.Random(0)
+    clips = make_clips([rng.randint(1, 40) for _ in range(1000)])
+    prompts = [
+        Utterance(clip=clip, prompt_ids=tuple(rng.choices(range(3, 40), k=rng.randint(1, 5))), target_ids=())
+        for clip in clips
+    ]
+    recipe = GenerationRecipe(
+        repetition_penalty=1.5, max_new_tokens=30, generation_batch_size=24, generation_positions=900
+    )
+    computed: list[int] = []
+    output_layer = lalm.decoder.get_output_embeddings()
+    handle = output_layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.shape[1]))
+    arguments: dict[str, Any] = {"encoding": token_encoding, "recipe": recipe, "device": torch.device("cpu")}
+    texts = generate(lalm, prompts, progress=Progress(), **arguments)
+    handle.remove()
+
+    lalm.decoder.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        theirs = {
+            index: token_encoding.text(token_ids) for index, token_ids in generate_padded(lalm, prompts, **arguments)
+        }
+    assert texts == [theirs[index] for index in range(1000)]
+    lengths = [len(text.split()) for text in texts]
+    assert len(set(texts)) > 300
+    assert lengths.count(30) > 50, "nothing runs to the limit"
+    assert sum(length < 15 for length in lengths) > 100, "hardly anything ends early"
+    assert sum(computed) == sum(min(length + 1, 30) for length in lengths), "tokens, and the EOS of what ended"
+
+
+def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
+    make_clips: MakeClips,
+    decoder_folder: str,
+    encoding: Encoding,
+    mini_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clip that is longer than that has a cache of its own; shorter clips then share one of more rows."""
+    caches: list[tuple[int, int]] = []
+
+    def record(*, num_rows: int, num_positions: int) -> Cache:
+        caches.append((num_rows, num_positions))
+        return Cache(num_rows=num_rows, num_positions=num_positions)
+
+    monkeypatch.setattr("xares_bench.generation.Cache", record)
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
+    prompts = [encoding.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
+    recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200)
+    texts = generate(lalm, prompts, encoding=encoding, recipe=recipe, device=torch.device("cpu"), progress=Progress())
+    assert len(texts) == len(prompts)
+    assert caches[0] == (1, 300 + 3 + RECIPE.max_new_tokens)
+    assert len(caches) < 8
+    assert all(num_rows * num_positions <= 200 for num_rows, num_positions in caches[1:])
+    assert [num_rows for num_rows, _ in caches] == sorted(num_rows for num_rows, _ in caches)
+    assert caches[-1][0] > 3
+
+
+def test_merged_adapters_say_the_same(
+    make_clips: MakeClips, token_encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    lalm = lalm_that_ends_now_and_then(tmp_path, "llama", mini_recipe.replace({"adaptation": "lora"}))
+    with torch.no_grad():
+        for name, value in lalm.trained_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    prompts = [Utterance(clip=clip, prompt_ids=(5, 9), target_ids=()) for clip in make_clips(list(range(1, 60)))]
+
+    def texts() -> list[str]:
+        device = torch.device("cpu")
+        return generate(lalm, prompts, encoding=token_encoding, recipe=RECIPE, device=device, progress=Progress())
+
+    before = texts()
+    lalm.merge_lora()
+    assert texts() == before
+    assert len(set(before)) > 20
 
 
 def test_what_a_decoder_suggests_for_its_own_generation_does_not_count(

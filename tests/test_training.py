@@ -29,7 +29,7 @@ def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
         )
         for clip in make_clips([4, 3, 5, 2])
     ]
-    return collate(sequences, pad_id=encoding.pad_id, padding="right")
+    return collate(sequences)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe
 
 
 def test_a_loss_that_is_no_number_ends_the_training(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
-    batch.frames_ND[0, 0] = float("nan")
+    batch.frames_FD[0, 0] = float("nan")
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1 of 3"):
         fit(lalm, itertools.repeat(batch), mini_recipe, 3)
@@ -159,7 +159,7 @@ def test_nothing_of_accelerate_is_left_on_the_lalm(
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
     before = set(vars(lalm))
     if ends_badly:
-        batch.frames_ND[0, 0] = float("nan")
+        batch.frames_FD[0, 0] = float("nan")
         with pytest.raises(TrainingError):
             fit(lalm, itertools.repeat(batch), mini_recipe, 1)
     else:

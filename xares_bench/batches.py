@@ -1,19 +1,19 @@
-"""Batches: features and text become padded tensors, without holes between audio and text.
+"""Batches: features and text become tensors, sequences behind each other, without padding and without holes.
 
-A sequence is `[audio frames][prompt tokens][target tokens][EOS]`; padding stands outside it, on the right in training
-and on the left in generation, so that positions count the same in both.
+A sequence is `[audio frames][prompt tokens][target tokens][EOS]`.
 
-Shapes: B sequences, L positions, N audio frames of all sequences together, D `output_dim`.
+Shapes, over all sequences of a batch: F audio frames, M tokens of text, T of them targets; D `output_dim`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import random
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import webdataset
@@ -23,13 +23,10 @@ from xares_bench.clips import Clip, ClipEncoder, Recording
 from xares_bench.draws import Draw
 from xares_bench.recipe import TrainingRecipe
 
-# What the loss passes over.
-IGNORED_LABEL = -100
-
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One sequence before it is padded: its clip and its tokens.
+    """One sequence before it is in a batch: its clip and its tokens.
 
     Attributes:
         clip: The clip that the sequence starts with.
@@ -63,30 +60,37 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Padded sequences.
+    """Sequences one behind the other, without padding; places are counted over all of them.
 
     Attributes:
-        frames_ND: Audio features of all sequences, one after the other.
-        token_ids_BL: Token ids; anything where there is audio or padding.
-        is_audio_BL: Where the audio frames go; True exactly N times, in the order of `frames_ND`.
-        attention_mask_BL: 1 at positions of a sequence, 0 at padding.
-        labels_BL: Token ids to predict at target and EOS, `IGNORED_LABEL` elsewhere.
+        lengths: Positions of every sequence.
+        frames_FD: Audio features of all sequences.
+        frame_places_F: Where they go.
+        text_ids_M: Tokens of prompts and targets of all sequences.
+        text_places_M: Where they go.
+        target_ids_T: Those of them that are to be predicted: targets and EOS.
+        predicting_places_T: The places before them, where they are predicted from.
     """
 
-    frames_ND: torch.Tensor
-    token_ids_BL: torch.Tensor
-    is_audio_BL: torch.Tensor
-    attention_mask_BL: torch.Tensor
-    labels_BL: torch.Tensor
+    lengths: tuple[int, ...]
+    frames_FD: torch.Tensor
+    frame_places_F: torch.Tensor
+    text_ids_M: torch.Tensor
+    text_places_M: torch.Tensor
+    target_ids_T: torch.Tensor
+    predicting_places_T: torch.Tensor
 
     @property
     def num_targets(self) -> int:
-        """Positions that the loss is summed over."""
-        return int((self.labels_BL != IGNORED_LABEL).sum())
+        """Tokens that the loss is summed over."""
+        return len(self.target_ids_T)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return dataclasses.replace(self, **moved)
 
 
 class Encoding:
@@ -125,36 +129,33 @@ class Encoding:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def collate(sequences: Sequence[Utterance], *, pad_id: int, padding: Literal["left", "right"]) -> Batch:
-    """Pad sequences to the longest of them.
-
-    Args:
-        sequences: At least one.
-        pad_id: Token id at padding.
-        padding: Side of the padding: `right` in training, `left` in generation.
-    """
+def collate(sequences: Sequence[Utterance]) -> Batch:
+    """Put sequences, at least one, behind each other."""
     frames = [sequence.clip.frames() for sequence in sequences]
-    lengths = [sequence.num_positions for sequence in sequences]
-    shape = (len(sequences), max(lengths))
-    token_ids_BL = torch.full(shape, pad_id)
-    labels_BL = torch.full(shape, IGNORED_LABEL)
-    is_audio_BL = torch.zeros(shape, dtype=torch.bool)
-    attention_mask_BL = torch.zeros(shape, dtype=torch.long)
-    for row, (features_TD, sequence) in enumerate(zip(frames, sequences, strict=True)):
-        start = 0 if padding == "right" else shape[1] - lengths[row]
+    frame_places: list[int] = []
+    text_ids: list[int] = []
+    text_places: list[int] = []
+    target_ids: list[int] = []
+    predicting_places: list[int] = []
+    start = 0
+    for features_TD, sequence in zip(frames, sequences, strict=True):
         text = start + len(features_TD)
         target = text + len(sequence.prompt_ids)
         end = target + len(sequence.target_ids)
-        is_audio_BL[row, start:text] = True
-        token_ids_BL[row, text:end] = torch.tensor((*sequence.prompt_ids, *sequence.target_ids), dtype=torch.long)
-        labels_BL[row, target:end] = token_ids_BL[row, target:end]
-        attention_mask_BL[row, start:end] = 1
+        frame_places.extend(range(start, text))
+        text_ids.extend((*sequence.prompt_ids, *sequence.target_ids))
+        text_places.extend(range(text, end))
+        target_ids.extend(sequence.target_ids)
+        predicting_places.extend(range(target - 1, end - 1))
+        start = end
     return Batch(
-        frames_ND=torch.cat(frames),
-        token_ids_BL=token_ids_BL,
-        is_audio_BL=is_audio_BL,
-        attention_mask_BL=attention_mask_BL,
-        labels_BL=labels_BL,
+        lengths=tuple(sequence.num_positions for sequence in sequences),
+        frames_FD=torch.cat(frames),
+        frame_places_F=torch.tensor(frame_places),
+        text_ids_M=torch.tensor(text_ids, dtype=torch.long),
+        text_places_M=torch.tensor(text_places, dtype=torch.long),
+        target_ids_T=torch.tensor(target_ids, dtype=torch.long),
+        predicting_places_T=torch.tensor(predicting_places, dtype=torch.long),
     )
 
 
@@ -179,13 +180,9 @@ def training_batches(
         lambda: map(encoding.example, draws),
         webdataset.shuffle(recipe.shuffle_buffer, initial=recipe.shuffle_buffer, rng=random.Random(recipe.seed)),
         lambda examples: _encode_windows(examples, recipe, clips),
-        webdataset.batched(recipe.batch_size, partial=False, collation_fn=_collation(encoding.pad_id)),
+        webdataset.batched(recipe.batch_size, partial=False, collation_fn=collate),
     ]
     yield from webdataset.DataPipeline(*stages)
-
-
-def _collation(pad_id: int) -> Callable[[list[Utterance]], Batch]:
-    return lambda sequences: collate(sequences, pad_id=pad_id, padding="right")
 
 
 def _encode_windows(examples: Iterator[Example], recipe: TrainingRecipe, clips: ClipEncoder) -> Iterator[Utterance]:

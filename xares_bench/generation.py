@@ -1,18 +1,30 @@
-"""Generation: greedy decoding of many clips, each once, whatever the number of its targets."""
+"""Generation: greedy decoding of many clips, each once, whatever the number of its targets.
+
+Clips of like length are continued together, one row of a cache each. A row that has come to its end makes room for the
+next clip, so that a text without an end holds up no other.
+
+Shapes: B rows in use, V vocabulary.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
+from xares_bench.attention import Cache, NextPositions, pack
 from xares_bench.batches import Encoding, Utterance, collate
+from xares_bench.hf_generation import generate_padded
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 from xares_bench.recipe import GenerationRecipe
+
+# Positions that are read at once when clips get their rows.
+_MAX_POSITIONS_READ = 4096
+# Clips get their rows once this share is free: the decoder's weights are read as often for one clip as for many.
+_FREE_SHARE = 0.25
 
 
 def generate(
@@ -27,85 +39,142 @@ def generate(
 ) -> list[str]:
     """What the LALM says to every prompt, in the order given.
 
-    Clips of like length share a batch, padded on the left; positions are counted from the first audio frame, as in
-    training. With a decoder that padding on the left changes, only clips of equal length do.
-
     Raises:
         UsageError: The decoder has too few positions for a clip and its text.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].num_positions, index))
+    longest_first = [prompts[index] for index in order]
     texts = [""] * len(prompts)
+    generate_tokens = _generate_packed if lalm.reads_packed else generate_padded
     with torch.inference_mode(), progress.bar(description, len(prompts)) as advance:
-        if order:
-            lalm.check_length(prompts[order[0]].num_positions + recipe.max_new_tokens)
-        group_by_length = bool(order) and not _ignores_padding(lalm, encoding, device)
-        for indices in _batches(order, prompts, recipe.generation_batch_size, group_by_length):
-            token_ids = _generate_batch(lalm, [prompts[index] for index in indices], encoding, recipe, device)
-            for index, row in zip(indices, token_ids, strict=True):
-                texts[index] = encoding.text(row)
-            advance(len(indices))
+        if longest_first:
+            lalm.check_length(longest_first[0].num_positions + recipe.max_new_tokens)
+        for place, token_ids in generate_tokens(lalm, longest_first, encoding=encoding, recipe=recipe, device=device):
+            texts[order[place]] = encoding.text(token_ids)
+            advance()
     return texts
 
 
-def _batches(
-    order: Sequence[int], prompts: Sequence[Utterance], batch_size: int, group_by_length: bool
-) -> Iterator[Sequence[int]]:
-    """Indices of prompts that are generated for together."""
-    groups: list[list[int]] = [list(order)]
-    if group_by_length:
-        groups = [list(group) for _, group in itertools.groupby(order, lambda index: prompts[index].num_positions)]
-    for group in groups:
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+def _generate_packed(
+    lalm: LALM,
+    prompts: Sequence[Utterance],
+    *,
+    encoding: Encoding,
+    recipe: GenerationRecipe,
+    device: torch.device,
+) -> Iterator[tuple[int, list[int]]]:
+    """Index and generated tokens of every prompt, as they come to their ends; the longest are to be first."""
+    waiting = list(enumerate(prompts))[::-1]
+    while waiting:
+        # Rows are as long as the longest clip needs. When clips are half as long, a cache of more rows takes its place.
+        num_positions = waiting[-1][1].num_positions + recipe.max_new_tokens
+        num_rows = min(recipe.generation_batch_size, max(1, recipe.generation_positions // num_positions))
+        rows = _Rows(lalm, encoding, recipe, device, Cache(num_rows=num_rows, num_positions=num_positions))
+        is_last = num_rows == recipe.generation_batch_size
+        while True:
+            if rows.num_free >= max(1, _FREE_SHARE * num_rows):
+                taken = _take(waiting, rows.num_free, 0 if is_last else num_positions // 2 - recipe.max_new_tokens)
+                if taken:
+                    yield from rows.begin(taken)
+            if not rows.in_use:
+                break
+            yield from rows.advance()
 
 
-def _ignores_padding(lalm: LALM, encoding: Encoding, device: torch.device) -> bool:
-    """Whether the decoder says the same to a sequence with padding on its left as to the sequence alone.
+def _take(waiting: list[tuple[int, Utterance]], num_free: int, shortest: int) -> list[tuple[int, Utterance]]:
+    """The next prompts to read together: at most so many, not too many positions, and none shorter than that."""
+    taken: list[tuple[int, Utterance]] = []
+    num_positions = 0
+    while waiting and len(taken) < num_free and waiting[-1][1].num_positions >= shortest:
+        num_positions += waiting[-1][1].num_positions
+        if taken and num_positions > _MAX_POSITIONS_READ:
+            break
+        taken.append(waiting.pop())
+    return taken
 
-    Most do. Some count their positions, or carry their state, from the padding on.
+
+@dataclass(kw_only=True)
+class _Row:
+    """A text in the making.
+
+    Attributes:
+        prompt: Index of its prompt.
+        length: Positions that the decoder has read.
+        token_ids: What was generated, the last of which is not read yet.
     """
-    decoder: Any = lalm.decoder
-    embeddings: torch.Tensor = decoder.get_input_embeddings().weight
-    num_padding, num_positions = 3, 4
-    inputs_BLH = embeddings[torch.linspace(0, len(embeddings) - 1, num_padding + num_positions).long().to(device)][None]
-    mask_BL = torch.ones(1, num_padding + num_positions, dtype=torch.long, device=device)
-    mask_BL[:, :num_padding] = 0
-    arguments = {
-        "max_new_tokens": 2,
-        "do_sample": False,
-        "pad_token_id": encoding.pad_id,
-        "output_logits": True,
-        "return_dict_in_generate": True,
-    }
-    padded = decoder.generate(inputs_embeds=inputs_BLH, attention_mask=mask_BL, **arguments)
-    alone = decoder.generate(
-        inputs_embeds=inputs_BLH[:, num_padding:], attention_mask=mask_BL[:, num_padding:], **arguments
-    )
-    padded_V, alone_V = torch.cat(padded.logits, dim=1), torch.cat(alone.logits, dim=1)
-    return bool((padded_V - alone_V).norm() <= 1e-3 * alone_V.norm())
+
+    prompt: int
+    length: int
+    token_ids: list[int] = field(default_factory=list)
 
 
-def _generate_batch(
-    lalm: LALM, prompts: Sequence[Utterance], encoding: Encoding, recipe: GenerationRecipe, device: torch.device
-) -> list[list[int]]:
-    """Generated tokens of every prompt; after EOS there is padding."""
-    batch = collate(prompts, pad_id=encoding.pad_id, padding="left").to(device)
-    decoder: Any = lalm.decoder
-    token_ids: torch.Tensor = decoder.generate(
-        inputs_embeds=lalm.embed(batch),
-        attention_mask=batch.attention_mask_BL,
-        max_new_tokens=recipe.max_new_tokens,
-        # Not by the argument `repetition_penalty`: with embeddings as input, transformers then leaves as many generated
-        # tokens unpenalised as there is padding on the left, so that a text depends on its batch.
-        logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(recipe.repetition_penalty)]),
-        repetition_penalty=1.0,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=encoding.eos_id,
-        pad_token_id=encoding.pad_id,
-    )
-    return [_until(row, encoding.eos_id) for row in token_ids.tolist()]
+class _Rows:
+    """The rows of a cache: the first ones are in use, the rest are free."""
 
+    def __init__(
+        self, lalm: LALM, encoding: Encoding, recipe: GenerationRecipe, device: torch.device, cache: Cache
+    ) -> None:
+        self.in_use: list[_Row] = []
+        self._lalm = lalm
+        self._eos_id = encoding.eos_id
+        self._max_new_tokens = recipe.max_new_tokens
+        self._device = device
+        self._cache = cache
+        self._penalise = RepetitionPenaltyLogitsProcessor(recipe.repetition_penalty)
 
-def _until(token_ids: list[int], eos_id: int) -> list[int]:
-    return token_ids[: token_ids.index(eos_id)] if eos_id in token_ids else token_ids
+    @property
+    def num_free(self) -> int:
+        """Rows that clips can be put into."""
+        return self._cache.num_rows - len(self.in_use)
+
+    def begin(self, prompts: Sequence[tuple[int, Utterance]]) -> list[tuple[int, list[int]]]:
+        """Read prompts into free rows and generate a token of each; returns those that end with it."""
+        batch = collate([prompt for _, prompt in prompts]).to(self._device)
+        first = len(self.in_use)
+        packing = pack(batch.lengths, self._device, cache=self._cache, rows=slice(first, first + len(prompts)))
+        last_places_B = torch.tensor(batch.lengths).cumsum(0).to(self._device) - 1
+        output = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, logits_to_keep=last_places_B)
+        begun = [_Row(prompt=index, length=prompt.num_positions) for index, prompt in prompts]
+        self.in_use.extend(begun)
+        self._say(begun, output.logits[0])
+        return self._release()
+
+    def advance(self) -> list[tuple[int, list[int]]]:
+        """Generate the next token of every row in use; returns those that end with it."""
+        rows = self.in_use
+        lengths_B = torch.tensor([row.length for row in rows], device=self._device)
+        token_ids_B = torch.tensor([row.token_ids[-1] for row in rows], device=self._device)
+        layout = NextPositions(cache=self._cache, lengths_B=lengths_B, longest=max(row.length for row in rows))
+        inputs_BH = self._lalm.decoder.get_input_embeddings()(token_ids_B)
+        output = self._lalm.read(inputs_BH, layout, lengths_B)
+        for row in rows:
+            row.length += 1
+        self._say(rows, output.logits[0])
+        return self._release()
+
+    def _say(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> None:
+        """Give every row its likeliest token."""
+        num_said = max(len(row.token_ids) for row in rows)
+        if num_said:
+            # Shorter texts are filled up with a token of their own, which makes no difference.
+            said = [row.token_ids + row.token_ids[:1] * (num_said - len(row.token_ids)) for row in rows]
+            logits_BV = self._penalise(torch.tensor(said, device=self._device), logits_BV.float())
+        for row, token_id in zip(rows, logits_BV.float().argmax(dim=-1).tolist(), strict=True):
+            row.token_ids.append(token_id)
+
+    def _release(self) -> list[tuple[int, list[int]]]:
+        """Take the texts that have come to their ends out of their rows; rows in use stay the first ones."""
+        ended: list[tuple[int, list[int]]] = []
+        for place in reversed(range(len(self.in_use))):
+            row = self.in_use[place]
+            if row.token_ids[-1] == self._eos_id:
+                ended.append((row.prompt, row.token_ids[:-1]))
+            elif len(row.token_ids) == self._max_new_tokens:
+                ended.append((row.prompt, row.token_ids))
+            else:
+                continue
+            last = self.in_use.pop()
+            if last is not row:
+                self._cache.move(len(self.in_use), place, last.length)
+                self.in_use[place] = last
+        return ended

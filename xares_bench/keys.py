@@ -24,11 +24,11 @@ from xares_bench.plan import Plan
 from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = ("xares_bench.batches", "xares_bench.lalm", "xares_bench.rows", "xares_bench.shards", "xares_bench.suite")
+_READING = tuple(f"xares_bench.{name}" for name in ("attention", "batches", "lalm", "lora", "rows", "shards", "suite"))
 _TRAINING = (*_READING, "xares_bench.decoding", "xares_bench.draws", "xares_bench.training")
 _JUDGING = tuple(f"xares_bench.captions.{name}" for name in ("files", "formulas", "judges"))
-_SCORING = (*_READING, *_JUDGING, "xares_bench.generation", "xares_bench.metrics")
-TRAINING_LIBRARIES = ("accelerate", "numpy", "peft", "tokenizers", "torch", "transformers", "webdataset")
+_SCORING = (*_READING, *_JUDGING, "xares_bench.generation", "xares_bench.hf_generation", "xares_bench.metrics")
+TRAINING_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers", "webdataset")
 SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 
 

@@ -1,10 +1,12 @@
 """The LALM: a linear projector in front of a decoder language model. It knows no dataset and no file of features.
 
-Shapes: B sequences, L positions, N audio frames of all sequences together, D `output_dim`, H hidden size, V vocabulary.
+Shapes, over all sequences of a batch: N positions, of them F audio frames, M tokens of text, T targets; D `output_dim`,
+H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +24,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
-from xares_bench.batches import IGNORED_LABEL, Batch
+from xares_bench.attention import IMPLEMENTATION as PACKED_ATTENTION
+from xares_bench.attention import Layout, pack
+from xares_bench.attention import register as register_packed_attention
+from xares_bench.batches import Batch
 from xares_bench.determinism import seeded
 from xares_bench.errors import UsageError
+from xares_bench.lora import add_lora, merge_lora
 from xares_bench.recipe import TrainingRecipe
 
 WEIGHTS_FILE = "trained.safetensors"
@@ -36,47 +43,71 @@ class LALM(nn.Module):
 
     Attributes:
         projector: Linear map from the encoder's features to the decoder's embeddings, with bias.
-        decoder: A causal language model, with LoRA adapters or trained whole.
+        decoder: A causal language model, with LoRA or trained whole.
+        reads_packed: Whether the decoder reads sequences one behind the other (see `attention`); the others are padded
+            for it.
     """
 
-    def __init__(self, decoder: PreTrainedModel, output_dim: int) -> None:
+    def __init__(self, decoder: PreTrainedModel, output_dim: int, *, reads_packed: bool) -> None:
         """Put a fresh projector (drawn from torch's global generator) in front of a decoder."""
         super().__init__()
         embeddings = cast(nn.Embedding, decoder.get_input_embeddings())
         self.projector = nn.Linear(output_dim, embeddings.weight.shape[1])
         self.decoder = decoder
+        self.reads_packed = reads_packed
         self._max_positions = _max_positions(decoder)
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """What the decoder reads, `[B, L, H]`: token embeddings, and projected features where there is audio.
+        """What the decoder reads, `[N, H]`: projected features where there is audio, token embeddings elsewhere.
 
         Raises:
-            UsageError: The decoder has fewer than L positions.
+            UsageError: The decoder has fewer positions than a sequence.
         """
-        self.check_length(batch.token_ids_BL.shape[1])
-        embeddings_BLH: torch.Tensor = self.decoder.get_input_embeddings()(batch.token_ids_BL)
-        projected_NH = self.projector(batch.frames_ND.to(self.projector.weight.dtype))
-        return embeddings_BLH.masked_scatter(batch.is_audio_BL[..., None], projected_NH.to(embeddings_BLH.dtype))
+        self.check_length(max(batch.lengths))
+        embeddings_MH: torch.Tensor = self.decoder.get_input_embeddings()(batch.text_ids_M)
+        projected_FH = self.projector(batch.frames_FD.to(self.projector.weight.dtype)).to(embeddings_MH.dtype)
+        inputs_NH = embeddings_MH.new_empty(sum(batch.lengths), embeddings_MH.shape[1])
+        inputs_NH = inputs_NH.index_copy(0, batch.frame_places_F, projected_FH)
+        return inputs_NH.index_copy(0, batch.text_places_M, embeddings_MH)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of the cross-entropy over targets and EOS, in nats, of a batch padded on the right.
+        """Sum of the cross-entropy over targets and EOS, in nats.
 
-        Padding on the right is never attended to by what stands before it, and nothing behind it is scored, so the
-        decoder needs no mask and counts positions from the first audio frame.
+        The output layer, the widest of all, is computed only where a target is predicted.
         """
-        labels_BL = batch.labels_BL
-        # The output layer is the widest of all: it is computed only from where the first label is predicted.
-        first = int((labels_BL != IGNORED_LABEL).any(dim=0).int().argmax())
-        num_kept = labels_BL.shape[1] - first + 1
-        output = self.decoder(inputs_embeds=self.embed(batch), use_cache=False, logits_to_keep=num_kept)
-        # Some decoders do not know `logits_to_keep` and return the logits of every position.
-        logits_BLV = output.logits[:, -num_kept:-1]
-        return functional.cross_entropy(
-            logits_BLV.flatten(0, 1).float(),
-            labels_BL[:, first:].flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
+        predict = self._predict_packed if self.reads_packed else self._predict_padded
+        return functional.cross_entropy(predict(batch).float(), batch.target_ids_T, reduction="sum")
+
+    def read(self, inputs_NH: torch.Tensor, layout: Layout, position_ids_N: torch.Tensor, **arguments: Any) -> Any:
+        """The decoder's output for packed sequences; only for decoders that read them.
+
+        Args:
+            inputs_NH: What `embed` made.
+            layout: Where sequences begin.
+            position_ids_N: Numbers of the positions in their sequences.
+            arguments: What else the decoder is told.
+        """
+        return self.decoder(
+            inputs_embeds=inputs_NH[None],
+            position_ids=position_ids_N[None],
+            use_cache=False,
+            layout=layout,
+            **arguments,
         )
+
+    def _predict_packed(self, batch: Batch) -> torch.Tensor:
+        """Logits at the places that predict a target, `[T, V]`."""
+        packing = pack(batch.lengths, batch.text_ids_M.device)
+        places_T = batch.predicting_places_T
+        output = self.read(self.embed(batch), packing, packing.position_ids_N, logits_to_keep=places_T)
+        return cast(torch.Tensor, output.logits[0])
+
+    def _predict_padded(self, batch: Batch) -> torch.Tensor:
+        """The same of sequences padded on the right, where nothing that counts sees the padding."""
+        packing = pack(batch.lengths, batch.text_ids_M.device)
+        output = self.decoder(inputs_embeds=packing.unpacked(self.embed(batch)), use_cache=False)
+        logits_NV = packing.packed(output.logits)
+        return logits_NV[batch.predicting_places_T]
 
     def check_length(self, num_positions: int) -> None:
         """Make sure that a sequence fits the decoder.
@@ -94,6 +125,10 @@ class LALM(nn.Module):
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of what training changes."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+    def merge_lora(self) -> None:
+        """Put what LoRA has learnt into the decoder's weights, for good: it then generates without the additions."""
+        merge_lora(self.decoder)
 
     def save(self, folder: Path) -> None:
         """Write what training changed, and nothing that the decoder's own files hold already."""
@@ -127,8 +162,8 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
         model = _load_decoder(decoder)
         _check_decoder(decoder, model)
         if recipe.adaptation == "lora":
-            _add_adapters(decoder, model, recipe)
-        return LALM(model, output_dim)
+            _add_lora(decoder, model, recipe)
+        return LALM(model, output_dim, reads_packed=_let_read_packed(model))
 
 
 def load_tokenizer(decoder: str) -> PreTrainedTokenizerBase:
@@ -192,30 +227,57 @@ def _check_decoder(decoder: str, model: Any) -> None:
         )
 
 
-def _add_adapters(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> None:
-    """LoRA on every linear layer of the decoder but the output layer, in place; the base weights are frozen.
+def _let_read_packed(model: PreTrainedModel) -> bool:
+    """Give a decoder attention over packed sequences, unless it reads them differently from sequences of their own."""
+    register_packed_attention()
+    before = model.config._attn_implementation
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    texts = [torch.linspace(0, len(embeddings.weight) - 1, 3 + length).long()[2:-1] for length in (7, 4)]
+    packing = pack([len(text) for text in texts], torch.device("cpu"))
+    with torch.no_grad(), _quiet_transformers():
+        alone_NV = torch.cat([model(inputs_embeds=embeddings(text)[None], use_cache=False).logits[0] for text in texts])
+        try:
+            model.set_attn_implementation(PACKED_ATTENTION)
+            packed_NV = model(
+                inputs_embeds=embeddings(torch.cat(texts))[None],
+                position_ids=packing.position_ids_N[None],
+                use_cache=False,
+                layout=packing,
+                logits_to_keep=torch.arange(len(packing.position_ids_N)),
+            ).logits[0]
+            equal = bool((packed_NV - alone_NV).norm() <= 1e-4 * alone_NV.norm())
+        except Exception:
+            # Whatever stands against it, the decoder is read by itself, as its authors made it.
+            equal = False
+        if not equal:
+            model.set_attn_implementation(before)
+    return equal
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the warning that a decoder does not support an implementation of attention."""
+    before = get_verbosity()
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
+def _add_lora(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> None:
+    """LoRA on every linear layer of the decoder but the output layer, in place.
 
     Raises:
-        UsageError: peft refuses this kind of model.
+        UsageError: The decoder has no linear layers, or uses their weights itself.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config: Any = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules="all-linear",
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    # Into the model, not around it as peft's own wrapper does: that refuses embeddings as input for some families.
+    name = f"--decoder={decoder}: LoRA cannot be added to {type(model).__name__}"
+    advice = "choose another decoder, or train it whole with --set adaptation=full"
     try:
-        inject_adapter_in_model(config, cast(Any, model))
-    except ValueError as error:
-        raise UsageError(
-            f"--decoder={decoder}: peft cannot add LoRA to all linear layers of {type(model).__name__} "
-            f"({_first_line(error)}); choose another decoder, or train it whole with --set adaptation=full"
-        ) from error
+        add_lora(model, recipe)
+        _check_decoder(decoder, model)
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"{name} ({_first_line(error)}); {advice}") from error
 
 
 def _max_positions(decoder: PreTrainedModel) -> int | None:

@@ -73,12 +73,14 @@ class GenerationRecipe:
     Attributes:
         repetition_penalty: Divides the logits of tokens that were generated already.
         max_new_tokens: At most this many tokens a clip.
-        generation_batch_size: Clips that are generated for at once.
+        generation_batch_size: At most this many clips are generated for at once.
+        generation_positions: Positions that their cache holds, all clips together (a longer clip has it to itself).
     """
 
     repetition_penalty: float
     max_new_tokens: int
     generation_batch_size: int
+    generation_positions: int
 
 
 @dataclass(frozen=True, kw_only=True)

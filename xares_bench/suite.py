@@ -288,6 +288,7 @@ class Suite:
         lalm.save(folder)
         curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
         (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
+        lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
         self._lalms = {mix.name: lalm}
         return {
             "mix": mix.name,
@@ -385,6 +386,7 @@ class Suite:
             self._lalms.clear()
             lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, self.plan.recipe.training)
             lalm.load(entry.folder)
+            lalm.merge_lora()
             self._lalms[mix.name] = lalm.eval()
         return self._lalms[mix.name].to(self.device)
 

@@ -111,7 +111,7 @@ def train(
                     f"{description}: the loss is {losses[-1]} at step {step + 1} of {num_steps}; "
                     "lower the learning rate (--set learning_rate=...) or look at the encoder's features"
                 )
-            num_clips += len(batch.token_ids_BL)
+            num_clips += len(batch.lengths)
             clips_per_s = num_clips / (time.perf_counter() - started)
             advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
     assert len(losses) == num_steps, "the batches ended early"

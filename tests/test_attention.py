@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from xares_bench.attention import Cache, Layout, NextPositions, pack, packed_attention
+
+CPU = torch.device("cpu")
+NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 4, 2, 8
+LENGTHS = (5, 2, 7)
+
+
+def projections(num_positions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random queries, keys and values, `[N, heads, D]`."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(num_positions, NUM_HEADS, HEAD_SIZE, generator=generator),
+        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator),
+        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator),
+    )
+
+
+def written_out(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, *, window: int | None
+) -> torch.Tensor:
+    """Attention of one sequence, position by position and head by head."""
+    out = torch.zeros_like(query_NHD)
+    for place, head in itertools.product(range(len(query_NHD)), range(NUM_HEADS)):
+        first = 0 if window is None else max(0, place + 1 - window)
+        shared = head // (NUM_HEADS // NUM_KEY_HEADS)
+        scores = key_NKD[first : place + 1, shared] @ query_NHD[place, head] / HEAD_SIZE**0.5
+        out[place, head] = scores.softmax(dim=0) @ value_NKD[first : place + 1, shared]
+    return out
+
+
+def split(parts: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+    """Queries, keys and values of every sequence."""
+    return list(zip(*(torch.split(part, list(lengths)) for part in parts), strict=True))
+
+
+def each_alone(lengths: Sequence[int], parts: Sequence[torch.Tensor], window: int | None) -> torch.Tensor:
+    return torch.cat([written_out(*sequence, window=window) for sequence in split(parts, lengths)])
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+@pytest.mark.parametrize("lengths", [LENGTHS, (4, 4), (6,), (1, 1, 1)])
+def test_packed_sequences_attend_as_each_does_alone(lengths: tuple[int, ...], window: int | None) -> None:
+    parts = projections(sum(lengths))
+    attended = pack(lengths, CPU).attend(0, *parts, scale=None, window=window, dropout=0.0)
+    torch.testing.assert_close(attended, each_alone(lengths, parts, window))
+
+
+def test_gradients_stay_within_their_sequence() -> None:
+    parts = projections(sum(LENGTHS))
+    for part in parts:
+        part.requires_grad_()
+    weights = torch.randn(sum(LENGTHS), NUM_HEADS, HEAD_SIZE)
+    attended = pack(LENGTHS, CPU).attend(0, *parts, scale=None, window=None, dropout=0.0)
+    gradients = torch.autograd.grad((attended * weights).sum(), parts)
+    expected = torch.autograd.grad((each_alone(LENGTHS, parts, None) * weights).sum(), parts)
+    for own, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(own, reference)
+    (of_first,) = torch.autograd.grad(
+        pack(LENGTHS, CPU).attend(0, *parts, scale=None, window=None, dropout=0.0)[:5].sum(), parts[1]
+    )
+    assert of_first[:5].any()
+    assert not of_first[5:].any()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sequences_that_are_continued_attend_as_if_they_were_read_at_once(window: int | None) -> None:
+    """Three sequences in rows 1 to 3 of a cache, two more positions each; another one in row 0 goes on as well."""
+    num_more = 2
+    longer = [length + num_more for length in (3, *LENGTHS)]
+    parts = projections(sum(longer))
+    sequences = split(parts, longer)
+    cache = Cache(num_rows=5, num_positions=10)
+
+    def read(layout: Layout, places: list[slice]) -> torch.Tensor:
+        chosen = [
+            torch.cat([part[place] for part, place in zip(kind, places, strict=True)])
+            for kind in zip(*sequences[-len(places) :], strict=True)
+        ]
+        return layout.attend(0, *chosen, scale=None, window=window, dropout=0.0)
+
+    first = pack([3], CPU, cache=cache, rows=slice(0, 1))
+    first.attend(0, *(part[:3] for part in sequences[0]), scale=None, window=window, dropout=0.0)
+    read(pack(LENGTHS, CPU, cache=cache, rows=slice(1, 4)), [slice(0, length) for length in LENGTHS])
+    expected = [written_out(*sequence, window=window) for sequence in sequences]
+    for more in range(num_more):
+        lengths = [length + more for length in (3, *LENGTHS)]
+        layout = NextPositions(cache=cache, lengths_B=torch.tensor(lengths), longest=max(lengths))
+        attended = read(layout, [slice(length, length + 1) for length in lengths])
+        torch.testing.assert_close(
+            attended, torch.stack([rows[length] for rows, length in zip(expected, lengths, strict=True)])
+        )
+
+
+def test_a_moved_sequence_goes_on_in_its_new_row() -> None:
+    parts = projections(8)
+    cache = Cache(num_rows=2, num_positions=6)
+    pack([3, 4], CPU, cache=cache, rows=slice(0, 2)).attend(
+        0, *(part[:7] for part in parts), scale=None, window=None, dropout=0.0
+    )
+    cache.move(1, 0, 4)
+    layout = NextPositions(cache=cache, lengths_B=torch.tensor([4]), longest=4)
+    attended = layout.attend(0, *(part[7:] for part in parts), scale=None, window=None, dropout=0.0)
+    torch.testing.assert_close(attended, written_out(*(part[3:] for part in parts), window=None)[-1:])
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [
+        ({}, {"softcap": 30.0}),
+        ({}, {"s_aux": torch.zeros(4)}),
+        ({}, {"attention_mask": torch.zeros(1, 1, 3, 3)}),
+        ({"layer_types": ["chunked_attention"]}, {}),
+        ({"layer_types": ["sliding_attention"]}, {}),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_and_never_left_out(
+    config: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    module: Any = SimpleNamespace(config=SimpleNamespace(**config), layer_idx=0)
+    parts = [part.transpose(0, 1)[None] for part in projections(3)]
+    mask = arguments.pop("attention_mask", None)
+    with pytest.raises(NotImplementedError):
+        packed_attention(module, parts[0], parts[1], parts[2], mask, layout=pack([3], CPU), **arguments)

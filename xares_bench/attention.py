@@ -1,0 +1,342 @@
+"""Attention over packed sequences: many sequences one behind the other, none of which sees another.
+
+A decoder that finds its attention through transformers' attention interface computes everything else position by
+position, so that it can read sequences packed into one row: no position is padding, and none has to be masked. Only
+attention needs to know where sequences begin; here it is told, by the layout that is handed to the decoder along with
+the embeddings.
+
+Shapes: N positions of all sequences together, B sequences, L positions of the longest, H attention heads, K key and
+value heads (H is a multiple of K), G = H / K, D size of a head, S rows and C positions of a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+IMPLEMENTATION = "xares_packed"
+
+
+class Layout(Protocol):
+    """Where sequences begin and what they attend to."""
+
+    def attend(
+        self,
+        layer: int,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """What every position reads from the positions of its own sequence, itself and those before it.
+
+        Args:
+            layer: Number of the decoder's layer.
+            query_NHD: Queries, rotated already where positions are.
+            key_NKD: Keys.
+            value_NKD: Values.
+            scale: Of the products of queries and keys; None: one over the root of D.
+            window: Only the last so many positions are attended to; None: all.
+            dropout: Share of the attention's weights that is dropped.
+
+        Returns:
+            `[N, H, D]`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packing:
+    """Whole sequences, one behind the other.
+
+    Sequences of different length are unpacked for the attention alone: padded on the right, where causal attention
+    needs no mask.
+
+    Attributes:
+        shape: B and L.
+        places_N: Of each position, its place in the sequences padded to `[B * L]`.
+        position_ids_N: Of each position, its number in its sequence, from 0 on.
+        cache: Keeps keys and values of the sequences; None: nobody asks for them.
+        rows: Rows of the cache that the sequences are kept in.
+    """
+
+    shape: tuple[int, int]
+    places_N: torch.Tensor
+    position_ids_N: torch.Tensor
+    cache: Cache | None = None
+    rows: slice | None = None
+
+    def attend(
+        self,
+        layer: int,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """See `Layout.attend`."""
+        query_BLHD, key_BLKD, value_BLKD = map(self.unpacked, (query_NHD, key_NKD, value_NKD))
+        if self.cache is not None:
+            assert self.rows is not None
+            self.cache.keep(layer, self.rows, key_BLKD, value_BLKD)
+        num_groups = query_NHD.shape[1] // key_NKD.shape[1]
+        mask_LL = self._window_mask(window)
+        attended_BHLD = functional.scaled_dot_product_attention(
+            query_BLHD.transpose(1, 2),
+            _repeated(key_BLKD.transpose(1, 2), num_groups),
+            _repeated(value_BLKD.transpose(1, 2), num_groups),
+            attn_mask=mask_LL,
+            is_causal=mask_LL is None,
+            dropout_p=dropout,
+            scale=scale,
+        )
+        return self.packed(attended_BHLD.transpose(1, 2))
+
+    def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
+        """`[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
+        if not self._is_full:
+            num_places = self.shape[0] * self.shape[1]
+            packed = _Unpack.apply(packed, self.places_N, num_places)  # type: ignore[no-untyped-call]
+        return packed.view(*self.shape, *packed.shape[1:])
+
+    def packed(self, unpacked: torch.Tensor) -> torch.Tensor:
+        """`[B, L, ...]` as `[N, ...]`, without the padding."""
+        unpacked = unpacked.flatten(0, 1)
+        if not self._is_full:
+            unpacked = _Pack.apply(unpacked, self.places_N)  # type: ignore[no-untyped-call]
+        return unpacked
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether all sequences are of the same length, so that unpacking is a matter of shapes."""
+        return len(self.places_N) == self.shape[0] * self.shape[1]
+
+    def _window_mask(self, window: int | None) -> torch.Tensor | None:
+        """True where a position attends; None where causal attention alone says it."""
+        length = self.shape[1]
+        if window is None or window >= length:
+            return None
+        ones_LL = torch.ones(length, length, dtype=torch.bool, device=self.places_N.device)
+        return ones_LL.tril().triu(1 - window)
+
+
+@dataclass(kw_only=True, eq=False)
+class Cache:
+    """Keys and values of sequences that are being continued: one sequence a row, from the row's start on.
+
+    Attributes:
+        num_rows: S.
+        num_positions: C.
+    """
+
+    num_rows: int
+    num_positions: int
+    _keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    _values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def keep(self, layer: int, rows: slice, key_BLKD: torch.Tensor, value_BLKD: torch.Tensor) -> None:
+        """Write the beginnings of sequences into rows; what stood there is of no use any more."""
+        num_kept = key_BLKD.shape[1]
+        key_SKCD, value_SKCD = self._layer(layer, key_BLKD)
+        key_SKCD[rows, :, :num_kept] = key_BLKD.transpose(1, 2)
+        value_SKCD[rows, :, :num_kept] = value_BLKD.transpose(1, 2)
+
+    def append(
+        self, layer: int, lengths_B: torch.Tensor, key_BKD: torch.Tensor, value_BKD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a position behind the first rows' sequences; the first rows, `[B, K, C, D]`, are returned."""
+        num_rows = len(lengths_B)
+        key_SKCD, value_SKCD = self._layer(layer, key_BKD[:, None])
+        rows_B = torch.arange(num_rows, device=lengths_B.device)
+        key_SKCD[rows_B, :, lengths_B] = key_BKD
+        value_SKCD[rows_B, :, lengths_B] = value_BKD
+        return key_SKCD[:num_rows], value_SKCD[:num_rows]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the sequence of a row into another row."""
+        for kept in (*self._keys.values(), *self._values.values()):
+            kept[target, :, :length] = kept[source, :, :length]
+
+    def _layer(self, layer: int, like_BLKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self._keys:
+            _, _, num_heads, head_size = like_BLKD.shape
+            shape = (self.num_rows, num_heads, self.num_positions, head_size)
+            # Zeros, not anything: what lies behind a sequence is masked, but NaN times 0 would be NaN.
+            self._keys[layer], self._values[layer] = like_BLKD.new_zeros(shape), like_BLKD.new_zeros(shape)
+        return self._keys[layer], self._values[layer]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NextPositions:
+    """One more position of each sequence in the first rows of a cache.
+
+    Attributes:
+        cache: Holds the positions before.
+        lengths_B: How many there are.
+        longest: The greatest of them.
+    """
+
+    cache: Cache
+    lengths_B: torch.Tensor
+    longest: int
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """See `Layout.attend`; N is B."""
+        key_BKCD, value_BKCD = self.cache.append(layer, self.lengths_B, key_NKD, value_NKD)
+        num_positions = self.longest + 1
+        # The G heads that share keys are G queries of one head: nothing is repeated.
+        attended_BKGD = functional.scaled_dot_product_attention(
+            query_NHD.view(len(query_NHD), key_NKD.shape[1], -1, query_NHD.shape[2]),
+            key_BKCD[:, :, :num_positions],
+            value_BKCD[:, :, :num_positions],
+            attn_mask=self._mask(num_positions, window),
+            dropout_p=dropout,
+            scale=scale,
+        )
+        return attended_BKGD.flatten(1, 2)
+
+    def _mask(self, num_positions: int, window: int | None) -> torch.Tensor:
+        """True at the positions of a row's sequence, `[B, 1, 1, num_positions]`; the same one for every layer."""
+        if window not in self._masks:
+            positions = torch.arange(num_positions, device=self.lengths_B.device)
+            last_B1 = self.lengths_B[:, None]
+            mask_BL = positions <= last_B1
+            if window is not None:
+                mask_BL &= positions > last_B1 - window
+            self._masks[window] = mask_BL[:, None, None]
+        return self._masks[window]
+
+
+def pack(
+    lengths: Sequence[int], device: torch.device, *, cache: Cache | None = None, rows: slice | None = None
+) -> Packing:
+    """The layout of whole sequences of these lengths; see `Packing`."""
+    longest = max(lengths)
+    is_position_BL = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    places_N = is_position_BL.flatten().nonzero().squeeze(1)
+    return Packing(
+        shape=(len(lengths), longest),
+        places_N=places_N.to(device),
+        position_ids_N=(places_N % longest).to(device),
+        cache=cache,
+        rows=rows,
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HND: torch.Tensor,
+    key_1KND: torch.Tensor,
+    value_1KND: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: Layout,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, in the form of transformers' attention interface.
+
+    Returns:
+        `[1, N, H, D]`, and no weights.
+
+    Raises:
+        NotImplementedError: The layer asks for what is not done here, so that its decoder is to be given padded
+            sequences instead.
+    """
+    config: Any = module.config
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    unknown = {name for name in _UNSUPPORTED if kwargs.get(name) is not None}
+    if attention_mask is not None or unknown:
+        raise NotImplementedError(f"{type(module).__name__} brings a mask, or one of {_UNSUPPORTED}")
+    layer_types = getattr(config, "layer_types", None)
+    layer_type = layer_types[layer] if layer_types else None
+    if layer_type not in (None, "full_attention", "sliding_attention"):
+        raise NotImplementedError(f"{type(module).__name__} is of the type {layer_type}")
+    if sliding_window is None and layer_type == "sliding_attention":
+        raise NotImplementedError(f"{type(module).__name__} does not say which window it slides")
+    attended_NHD = layout.attend(
+        layer,
+        query_1HND.transpose(1, 2)[0],
+        key_1KND.transpose(1, 2)[0],
+        value_1KND.transpose(1, 2)[0],
+        scale=scaling,
+        window=sliding_window,
+        dropout=dropout,
+    )
+    return attended_NHD[None], None
+
+
+# What other decoders hand to their attention and this one does not do.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask", "cache")
+
+
+def register() -> None:
+    """Make the implementation known to transformers, under the name `IMPLEMENTATION`.
+
+    It has no function that makes masks, so that decoders make none for it.
+    """
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+
+
+class _Unpack(torch.autograd.Function):
+    """Positions at their places among zeros. Backward it takes those places out again; indexing itself would add up."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
+        ctx.save_for_backward(places_N)
+        return _spread(packed, places_N, num_places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (places_N,) = ctx.saved_tensors
+        return grad.index_select(0, places_N), None, None
+
+
+class _Pack(torch.autograd.Function):
+    """The inverse of `_Unpack`."""
+
+    @staticmethod
+    def forward(ctx: Any, unpacked: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places_N)
+        ctx.num_places = len(unpacked)
+        return unpacked.index_select(0, places_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (places_N,) = ctx.saved_tensors
+        return _spread(grad, places_N, ctx.num_places), None
+
+
+def _spread(packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
+    return packed.new_zeros(num_places, *packed.shape[1:]).index_copy_(0, places_N, packed)
+
+
+def _repeated(heads_BKLD: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Each key and value head for the G query heads that share it, `[B, H, L, D]`."""
+    if num_groups == 1:
+        return heads_BKLD
+    return heads_BKLD[:, :, None].expand(-1, -1, num_groups, -1, -1).flatten(1, 2)
