@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from xares_bench.attention import Cache, Layout, NextPositions, pack, packed_attention
 
 CPU = torch.device("cpu")
 NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 4, 2, 8
 LENGTHS = (5, 2, 7)
+LAYER = nn.Identity()  # stands for a decoder's layer
 
 
 def projections(num_positions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,7 +53,7 @@ def each_alone(lengths: Sequence[int], parts: Sequence[torch.Tensor], window: in
 @pytest.mark.parametrize("lengths", [LENGTHS, (4, 4), (6,), (1, 1, 1)])
 def test_packed_sequences_attend_as_each_does_alone(lengths: tuple[int, ...], window: int | None) -> None:
     parts = projections(sum(lengths))
-    attended = pack(lengths, CPU).attend(0, *parts, scale=None, window=window, dropout=0.0)
+    attended = pack(lengths, CPU).attend(LAYER, *parts, scale=None, window=window, dropout=0.0)
     torch.testing.assert_close(attended, each_alone(lengths, parts, window))
 
 
@@ -60,13 +62,13 @@ def test_gradients_stay_within_their_sequence() -> None:
     for part in parts:
         part.requires_grad_()
     weights = torch.randn(sum(LENGTHS), NUM_HEADS, HEAD_SIZE)
-    attended = pack(LENGTHS, CPU).attend(0, *parts, scale=None, window=None, dropout=0.0)
+    attended = pack(LENGTHS, CPU).attend(LAYER, *parts, scale=None, window=None, dropout=0.0)
     gradients = torch.autograd.grad((attended * weights).sum(), parts)
     expected = torch.autograd.grad((each_alone(LENGTHS, parts, None) * weights).sum(), parts)
     for own, reference in zip(gradients, expected, strict=True):
         torch.testing.assert_close(own, reference)
     (of_first,) = torch.autograd.grad(
-        pack(LENGTHS, CPU).attend(0, *parts, scale=None, window=None, dropout=0.0)[:5].sum(), parts[1]
+        pack(LENGTHS, CPU).attend(LAYER, *parts, scale=None, window=None, dropout=0.0)[:5].sum(), parts[1]
     )
     assert of_first[:5].any()
     assert not of_first[5:].any()
@@ -86,10 +88,10 @@ def test_sequences_that_are_continued_attend_as_if_they_were_read_at_once(window
             torch.cat([part[place] for part, place in zip(kind, places, strict=True)])
             for kind in zip(*sequences[-len(places) :], strict=True)
         ]
-        return layout.attend(0, *chosen, scale=None, window=window, dropout=0.0)
+        return layout.attend(LAYER, *chosen, scale=None, window=window, dropout=0.0)
 
     first = pack([3], CPU, cache=cache, rows=slice(0, 1))
-    first.attend(0, *(part[:3] for part in sequences[0]), scale=None, window=window, dropout=0.0)
+    first.attend(LAYER, *(part[:3] for part in sequences[0]), scale=None, window=window, dropout=0.0)
     read(pack(LENGTHS, CPU, cache=cache, rows=slice(1, 4)), [slice(0, length) for length in LENGTHS])
     expected = [written_out(*sequence, window=window) for sequence in sequences]
     for more in range(num_more):
@@ -105,11 +107,11 @@ def test_a_moved_sequence_goes_on_in_its_new_row() -> None:
     parts = projections(8)
     cache = Cache(num_rows=2, num_positions=6)
     pack([3, 4], CPU, cache=cache, rows=slice(0, 2)).attend(
-        0, *(part[:7] for part in parts), scale=None, window=None, dropout=0.0
+        LAYER, *(part[:7] for part in parts), scale=None, window=None, dropout=0.0
     )
     cache.move(1, 0, 4)
     layout = NextPositions(cache=cache, lengths_B=torch.tensor([4]), longest=4)
-    attended = layout.attend(0, *(part[7:] for part in parts), scale=None, window=None, dropout=0.0)
+    attended = layout.attend(LAYER, *(part[7:] for part in parts), scale=None, window=None, dropout=0.0)
     torch.testing.assert_close(attended, written_out(*(part[3:] for part in parts), window=None)[-1:])
 
 

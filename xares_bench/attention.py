@@ -28,7 +28,7 @@ class Layout(Protocol):
 
     def attend(
         self,
-        layer: int,
+        layer: nn.Module,
         query_NHD: torch.Tensor,
         key_NKD: torch.Tensor,
         value_NKD: torch.Tensor,
@@ -40,7 +40,7 @@ class Layout(Protocol):
         """What every position reads from the positions of its own sequence, itself and those before it.
 
         Args:
-            layer: Number of the decoder's layer.
+            layer: The attention module of one of the decoder's layers.
             query_NHD: Queries, rotated already where positions are.
             key_NKD: Keys.
             value_NKD: Values.
@@ -61,14 +61,14 @@ class Packing:
     needs no mask.
 
     Attributes:
-        shape: B and L.
+        is_position_BL: Where, in the sequences padded to `[B, L]`, there is a position and no padding.
         places_N: Of each position, its place in the sequences padded to `[B * L]`.
         position_ids_N: Of each position, its number in its sequence, from 0 on.
         cache: Keeps keys and values of the sequences; None: nobody asks for them.
         rows: Rows of the cache that the sequences are kept in.
     """
 
-    shape: tuple[int, int]
+    is_position_BL: torch.Tensor
     places_N: torch.Tensor
     position_ids_N: torch.Tensor
     cache: Cache | None = None
@@ -76,7 +76,7 @@ class Packing:
 
     def attend(
         self,
-        layer: int,
+        layer: nn.Module,
         query_NHD: torch.Tensor,
         key_NKD: torch.Tensor,
         value_NKD: torch.Tensor,
@@ -90,25 +90,25 @@ class Packing:
         if self.cache is not None:
             assert self.rows is not None
             self.cache.keep(layer, self.rows, key_BLKD, value_BLKD)
-        num_groups = query_NHD.shape[1] // key_NKD.shape[1]
         mask_LL = self._window_mask(window)
         attended_BHLD = functional.scaled_dot_product_attention(
             query_BLHD.transpose(1, 2),
-            _repeated(key_BLKD.transpose(1, 2), num_groups),
-            _repeated(value_BLKD.transpose(1, 2), num_groups),
+            key_BLKD.transpose(1, 2),
+            value_BLKD.transpose(1, 2),
             attn_mask=mask_LL,
             is_causal=mask_LL is None,
             dropout_p=dropout,
             scale=scale,
+            enable_gqa=key_NKD.shape[1] < query_NHD.shape[1],
         )
         return self.packed(attended_BHLD.transpose(1, 2))
 
     def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
         """`[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
+        num_sequences, length = self.is_position_BL.shape
         if not self._is_full:
-            num_places = self.shape[0] * self.shape[1]
-            packed = _Unpack.apply(packed, self.places_N, num_places)  # type: ignore[no-untyped-call]
-        return packed.view(*self.shape, *packed.shape[1:])
+            packed = _Unpack.apply(packed, self.places_N, num_sequences * length)  # type: ignore[no-untyped-call]
+        return packed.view(num_sequences, length, *packed.shape[1:])
 
     def packed(self, unpacked: torch.Tensor) -> torch.Tensor:
         """`[B, L, ...]` as `[N, ...]`, without the padding."""
@@ -120,11 +120,11 @@ class Packing:
     @property
     def _is_full(self) -> bool:
         """Whether all sequences are of the same length, so that unpacking is a matter of shapes."""
-        return len(self.places_N) == self.shape[0] * self.shape[1]
+        return self.places_N.numel() == self.is_position_BL.numel()
 
     def _window_mask(self, window: int | None) -> torch.Tensor | None:
         """True where a position attends; None where causal attention alone says it."""
-        length = self.shape[1]
+        length = self.is_position_BL.shape[1]
         if window is None or window >= length:
             return None
         ones_LL = torch.ones(length, length, dtype=torch.bool, device=self.places_N.device)
@@ -142,10 +142,10 @@ class Cache:
 
     num_rows: int
     num_positions: int
-    _keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    _values: dict[int, torch.Tensor] = field(default_factory=dict)
+    _keys: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
+    _values: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
 
-    def keep(self, layer: int, rows: slice, key_BLKD: torch.Tensor, value_BLKD: torch.Tensor) -> None:
+    def keep(self, layer: nn.Module, rows: slice, key_BLKD: torch.Tensor, value_BLKD: torch.Tensor) -> None:
         """Write the beginnings of sequences into rows; what stood there is of no use any more."""
         num_kept = key_BLKD.shape[1]
         key_SKCD, value_SKCD = self._layer(layer, key_BLKD)
@@ -153,7 +153,7 @@ class Cache:
         value_SKCD[rows, :, :num_kept] = value_BLKD.transpose(1, 2)
 
     def append(
-        self, layer: int, lengths_B: torch.Tensor, key_BKD: torch.Tensor, value_BKD: torch.Tensor
+        self, layer: nn.Module, lengths_B: torch.Tensor, key_BKD: torch.Tensor, value_BKD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a position behind the first rows' sequences; the first rows, `[B, K, C, D]`, are returned."""
         num_rows = len(lengths_B)
@@ -168,7 +168,7 @@ class Cache:
         for kept in (*self._keys.values(), *self._values.values()):
             kept[target, :, :length] = kept[source, :, :length]
 
-    def _layer(self, layer: int, like_BLKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _layer(self, layer: nn.Module, like_BLKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self._keys:
             _, _, num_heads, head_size = like_BLKD.shape
             shape = (self.num_rows, num_heads, self.num_positions, head_size)
@@ -194,7 +194,7 @@ class NextPositions:
 
     def attend(
         self,
-        layer: int,
+        layer: nn.Module,
         query_NHD: torch.Tensor,
         key_NKD: torch.Tensor,
         value_NKD: torch.Tensor,
@@ -237,7 +237,7 @@ def pack(
     is_position_BL = torch.arange(longest) < torch.tensor(lengths)[:, None]
     places_N = is_position_BL.flatten().nonzero().squeeze(1)
     return Packing(
-        shape=(len(lengths), longest),
+        is_position_BL=is_position_BL.to(device),
         places_N=places_N.to(device),
         position_ids_N=(places_N % longest).to(device),
         cache=cache,
@@ -268,18 +268,17 @@ def packed_attention(
             sequences instead.
     """
     config: Any = module.config
-    layer: int = module.layer_idx  # type: ignore[assignment]
     unknown = {name for name in _UNSUPPORTED if kwargs.get(name) is not None}
     if attention_mask is not None or unknown:
         raise NotImplementedError(f"{type(module).__name__} brings a mask, or one of {_UNSUPPORTED}")
     layer_types = getattr(config, "layer_types", None)
-    layer_type = layer_types[layer] if layer_types else None
+    layer_type = layer_types[module.layer_idx] if layer_types else None  # type: ignore[index]
     if layer_type not in (None, "full_attention", "sliding_attention"):
         raise NotImplementedError(f"{type(module).__name__} is of the type {layer_type}")
     if sliding_window is None and layer_type == "sliding_attention":
         raise NotImplementedError(f"{type(module).__name__} does not say which window it slides")
     attended_NHD = layout.attend(
-        layer,
+        module,
         query_1HND.transpose(1, 2)[0],
         key_1KND.transpose(1, 2)[0],
         value_1KND.transpose(1, 2)[0],
@@ -334,9 +333,3 @@ class _Pack(torch.autograd.Function):
 def _spread(packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
     return packed.new_zeros(num_places, *packed.shape[1:]).index_copy_(0, places_N, packed)
 
-
-def _repeated(heads_BKLD: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Each key and value head for the G query heads that share it, `[B, H, L, D]`."""
-    if num_groups == 1:
-        return heads_BKLD
-    return heads_BKLD[:, :, None].expand(-1, -1, num_groups, -1, -1).flatten(1, 2)
