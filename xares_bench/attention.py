@@ -272,7 +272,7 @@ def packed_attention(
     if attention_mask is not None or unknown:
         raise NotImplementedError(f"{type(module).__name__} brings a mask, or one of {_UNSUPPORTED}")
     layer_types = getattr(config, "layer_types", None)
-    layer_type = layer_types[module.layer_idx] if layer_types else None  # type: ignore[index]
+    layer_type = layer_types[module.layer_idx] if layer_types else None
     if layer_type not in (None, "full_attention", "sliding_attention"):
         raise NotImplementedError(f"{type(module).__name__} is of the type {layer_type}")
     if sliding_window is None and layer_type == "sliding_attention":
@@ -332,4 +332,3 @@ class _Pack(torch.autograd.Function):
 
 def _spread(packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
     return packed.new_zeros(num_places, *packed.shape[1:]).index_copy_(0, places_N, packed)
-

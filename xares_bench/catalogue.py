@@ -108,7 +108,6 @@ class Preset:
         decoder: Hugging Face name, or an absolute folder.
         recipe: The preset's own recipe.
         steps: Optimiser steps of the mixes.
-        keep_features: Whether every clip's features are made once and kept, or made anew at every draw.
         needs_gpu: Whether training without a GPU is to be insisted on.
     """
 
@@ -118,7 +117,6 @@ class Preset:
     decoder: str
     recipe: Recipe
     steps: Mapping[str, int]
-    keep_features: bool
     needs_gpu: bool
 
 
@@ -175,7 +173,7 @@ def load_catalogue(
     if preset not in presets.values:
         raise CatalogueError(f"--preset={preset}: no such preset; expected one of {', '.join(sorted(presets.values))}")
     section = presets.section(preset)
-    section.only("summary", "data", "decoder", "keep_features", "needs_gpu", "steps", "metrics", "recipe")
+    section.only("summary", "data", "decoder", "needs_gpu", "steps", "metrics", "recipe")
     data = section.section("data")
     data.only("folder", "train", "eval")
     metrics = section.section("metrics")
@@ -240,7 +238,6 @@ def _read_preset(name: str, section: Section, data: Section, steps: Section) -> 
         decoder=str(REPOSITORY_ROOT / decoder) if (REPOSITORY_ROOT / decoder).is_dir() else decoder,
         recipe=read_recipe(recipe),
         steps={str(mix): steps.integer(str(mix), at_least=1) for mix in steps.values},
-        keep_features=section.boolean("keep_features"),
         needs_gpu=section.boolean("needs_gpu"),
     )
 

@@ -1,17 +1,14 @@
-"""Clips: samples of a shard, decoded and encoded, in batches that leave every clip's features its own.
+"""Clips: recordings of samples, encoded in batches that leave every clip's features its own.
 
 Shapes: B clips, S samples at 16 kHz, T frames, D `output_dim`.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -20,9 +17,9 @@ from xares_bench.audio import SAMPLE_RATE_HZ, crop, decode
 from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.digests import digest_of
 from xares_bench.encoders import FrozenEncoder
-from xares_bench.errors import EncoderError
+from xares_bench.errors import EncoderError, UsageError
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Sample, Shard, read_samples
+from xares_bench.shards import Sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +28,6 @@ if TYPE_CHECKING:
 # Samples of audio in one call of the encoder, padding included (2 minutes), and rows.
 _BATCH_SAMPLES = 120 * SAMPLE_RATE_HZ
 _BATCH_CLIPS = 32
-# Clips that are held decoded, sorted by length and encoded together, and their seconds: what bounds the memory.
-_CHUNK_CLIPS = 256
-_CHUNK_S = 2400.0
-_DECODED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +80,14 @@ class Recording:
         shard: Name of the shard.
         fields: The sample's JSON object.
         waveform: `[S]`, float32.
+        is_window: Whether it is a part of a longer clip.
     """
 
     key: str
     shard: str
     fields: Mapping[str, Any]
     waveform: NDArray[np.float32]
+    is_window: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -100,48 +95,20 @@ class Recording:
         return len(self.waveform) / SAMPLE_RATE_HZ
 
 
-class ClipReader(Protocol):
-    """Reads the clips of shards, with their features."""
-
-    def read(
-        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
-    ) -> Iterator[Clip | DroppedSample]:
-        """The clips of a shard in order, and the samples among them that cannot be used.
-
-        Args:
-            shard: The shard.
-            max_audio_s: Longer clips are cropped to a window of this many seconds; None: never.
-            max_clips: Only the first so many samples; None: all.
-            num_workers: Threads that decode; None: one per processor.
-
-        Raises:
-            DataError: The shard is damaged.
-            EncoderError: The encoder does not keep its contract on one of the clips, which is named.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClipEncoder:
-    """Makes clips of recordings, many at a time; a `ClipReader` that keeps nothing.
+    """Makes clips of recordings, many at a time.
 
     Attributes:
         encoder: Makes the features.
         honours_mask: Whether recordings of different lengths may be padded and encoded together. If not, only those
             of equal length share a batch.
+        half_precision: Whether features are cast to float16.
     """
 
     encoder: FrozenEncoder
     honours_mask: bool
-
-    def read(
-        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
-    ) -> Iterator[Clip | DroppedSample]:
-        """The clips of a shard in order, decoded and encoded now; see `ClipReader`."""
-        for number, chunk in enumerate(_chunks(_recordings(shard, max_audio_s, max_clips, num_workers))):
-            clips = iter(
-                self.encode([item for item in chunk if isinstance(item, Recording)], f"{shard.digest} {number}")
-            )
-            yield from (next(clips) if isinstance(item, Recording) else item for item in chunk)
+    half_precision: bool = False
 
     def encode(self, recordings: Sequence[Recording], seed: str) -> list[Clip]:
         """The clips of recordings, in the order given; features in memory.
@@ -184,10 +151,11 @@ class ClipEncoder:
             names = ", ".join(f"{recording.key} of {recording.shard}" for recording in batch[:3])
             more = ", ..." if len(batch) > 3 else ""
             raise EncoderError(cause.clause, f"{cause} (on {names}{more})") from cause
-        return [
+        features = [
             (features_BTD[row] if mask_BT is None else features_BTD[row][mask_BT[row].bool()]).cpu().clone()
             for row in range(len(batch))
         ]
+        return list(map(_halved, batch, features)) if self.half_precision else features
 
     def _batches(self, recordings: Sequence[Recording]) -> Iterator[list[int]]:
         """Indices of recordings to encode together: of equal length, or of like length where padding is harmless."""
@@ -205,6 +173,21 @@ class ClipEncoder:
             yield batch
 
 
+def _halved(recording: Recording, features_TD: torch.Tensor) -> torch.Tensor:
+    """The features of a recording in float16.
+
+    Raises:
+        UsageError: They do not fit.
+    """
+    halved_TD = features_TD.half()
+    if not torch.isfinite(halved_TD).all():
+        raise UsageError(
+            f"feature_dtype=float16: the features of {recording.key} of {recording.shard} reach "
+            f"{float(features_TD.abs().max()):g}, float16 ends at 65504; leave feature_dtype=encoder"
+        )
+    return halved_TD
+
+
 def decode_sample(sample: Sample, shard: str, max_audio_s: float | None, seed: str) -> Recording | DroppedSample:
     """The recording of a sample, or what is wrong with it.
 
@@ -220,37 +203,8 @@ def decode_sample(sample: Sample, shard: str, max_audio_s: float | None, seed: s
         waveform = decode(sample.audio, sample.suffix)
     except ValueError as cause:
         return DroppedSample(shard=shard, clip=sample.key, reason=str(cause))
+    num_samples = len(waveform)
     if max_audio_s is not None:
         waveform = crop(waveform, max_audio_s, seed)
-    return Recording(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform)
-
-
-def _recordings(
-    shard: Shard, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
-) -> Iterator[Recording | DroppedSample]:
-    """The samples of a shard in order, decoded by a few threads (libsndfile and soxr let other threads run)."""
-
-    def decode_one(sample: Sample) -> Recording | DroppedSample:
-        return decode_sample(sample, shard.name, max_audio_s, sample.key)
-
-    samples = itertools.islice(read_samples(shard), max_clips)
-    if num_workers == 0:
-        yield from map(decode_one, samples)
-        return
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        while group := list(itertools.islice(samples, _DECODED_AT_ONCE)):
-            yield from pool.map(decode_one, group)
-
-
-def _chunks(items: Iterable[Recording | DroppedSample]) -> Iterator[list[Recording | DroppedSample]]:
-    """Neighbouring samples, as many as may be held decoded."""
-    chunk: list[Recording | DroppedSample] = []
-    duration_s = 0.0
-    for item in items:
-        chunk.append(item)
-        duration_s += item.duration_s if isinstance(item, Recording) else 0
-        if len(chunk) == _CHUNK_CLIPS or duration_s >= _CHUNK_S:
-            yield chunk
-            chunk, duration_s = [], 0.0
-    if chunk:
-        yield chunk
+    is_window = len(waveform) < num_samples
+    return Recording(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)

@@ -1,26 +1,26 @@
-"""Decoding in worker processes: samples in, recordings out, in the same order whatever the number of workers.
+"""Decoding: samples in, recordings out, by a few threads that are ahead of whoever needs them.
 
-The main process decides what is decoded and in which order; workers only turn bytes into waveforms. A worker imports
-this module and little else.
+libsndfile, soxr and FFmpeg let other threads run while they work. What is decoded, and in which order, is decided by
+who asks; the number of threads changes nothing but the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from typing import TypeVar
 
 from xares_bench.clips import Recording, decode_sample
-from xares_bench.errors import DataError
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Sample
 
-# Requests that a worker has before it. The main process takes recordings a window (128) at a time: four workers decode
-# the next one while this one is trained on.
-_REQUESTS_AHEAD = 32
+ItemT = TypeVar("ItemT")
+
+# What may be asked for in advance: recordings, which take memory, and items that need none.
+_RECORDINGS_AHEAD = 128
+_ITEMS_AHEAD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,62 +30,47 @@ class DecodingRequest:
     Attributes:
         sample: As the shard has it.
         shard: Name of the shard.
-        max_audio_s: A longer recording is cropped to a window of this many seconds.
+        max_audio_s: A longer recording is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
     """
 
     sample: Sample
     shard: str
-    max_audio_s: float
+    max_audio_s: float | None
     seed: str
+
+    def decode(self) -> Recording | DroppedSample:
+        """The recording, or why there is none."""
+        return decode_sample(self.sample, self.shard, self.max_audio_s, self.seed)
 
 
 def decode_ahead(
-    requests: Iterable[DecodingRequest | None], num_workers: int
-) -> Iterator[Recording | DroppedSample | None]:
-    """The recording of every request, or why there is none, in the order of the requests; None for None.
+    items: Iterable[ItemT], requests_of: Callable[[ItemT], Sequence[DecodingRequest]], num_threads: int
+) -> Iterator[tuple[ItemT, list[Recording | DroppedSample]]]:
+    """Every item with its decoded requests, in order.
 
     Args:
-        requests: May be endless; only a few are taken in advance.
-        num_workers: Processes that decode; 0: this one.
+        items: May be endless; only a few are taken in advance.
+        requests_of: What to decode for an item, asked once each, in order.
+        num_threads: Threads that decode; 0: the one that asks.
     """
-    workers: dict[str, Any] = {}
-    if num_workers:
-        workers = {"multiprocessing_context": "spawn", "prefetch_factor": _REQUESTS_AHEAD}
-    # Requests take the place of indices: the loader hands each to a worker and keeps their order.
-    loader: DataLoader[Recording | DroppedSample | None] = DataLoader(
-        _Decoder(),
-        sampler=_Requests(requests),
-        batch_size=None,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # else the loader would draw from the generator that dropout draws from
-        **workers,
-    )
+    if num_threads == 0:
+        for item in items:
+            yield item, [request.decode() for request in requests_of(item)]
+        return
+    ahead: deque[tuple[ItemT, list[Future[Recording | DroppedSample]]]] = deque()
+    num_recordings = 0
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decoding")
     try:
-        yield from loader
-    except RuntimeError as cause:
-        if "DataLoader worker" not in str(cause):
-            raise
-        reason = " ".join(str(cause).split())
-        raise DataError(
-            f"a process that decodes audio has died ({reason}); if memory ran out, use fewer (num_training_workers)"
-        ) from None
-
-
-class _Decoder(Dataset["Recording | DroppedSample | None"]):
-    """Decodes one request."""
-
-    def __getitem__(self, request: DecodingRequest | None) -> Recording | DroppedSample | None:
-        if request is None:
-            return None
-        return decode_sample(request.sample, request.shard, request.max_audio_s, request.seed)
-
-
-class _Requests(Sampler["DecodingRequest | None"]):
-    """The requests in their order."""
-
-    def __init__(self, requests: Iterable[DecodingRequest | None]) -> None:
-        self._requests = requests
-
-    def __iter__(self) -> Iterator[DecodingRequest | None]:
-        return iter(self._requests)
+        for item in items:
+            futures = [pool.submit(request.decode) for request in requests_of(item)]
+            ahead.append((item, futures))
+            num_recordings += len(futures)
+            while num_recordings > _RECORDINGS_AHEAD or len(ahead) > _ITEMS_AHEAD:
+                first, awaited = ahead.popleft()
+                num_recordings -= len(awaited)
+                yield first, [future.result() for future in awaited]
+        for last, awaited in ahead:
+            yield last, [future.result() for future in awaited]
+    finally:
+        pool.shutdown(cancel_futures=True)

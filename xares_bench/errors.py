@@ -10,6 +10,7 @@
     └── TrainingError      the training does not converge to anything
 
     EncoderWarning         a finding about the encoder that does not keep it from being used
+    DamageWarning          something that was kept was damaged, or could not be kept; it is made anew
 
 Every message says what was found, what was expected and what to do. Mistakes of programmers are assertions.
 """
@@ -52,6 +53,10 @@ class EncoderError(XaresError):
 
 class EncoderWarning(UserWarning):
     """The encoder breaks a clause of the contract that scores can be had without."""
+
+
+class DamageWarning(UserWarning):
+    """Something that was kept was damaged on disk, or could not be kept; it is made anew when it is needed."""
 
 
 class DataError(XaresError):

@@ -74,7 +74,6 @@ class Keys:
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.recipe.training),
                 "features": features_parts(self.clips, self.plan.recipe.training.max_audio_s),
-                "keep_features": self.plan.catalogue.preset.keep_features,
                 "decoder": self.decoder,
                 "device": self.device_type,
                 "precision": self.precision,

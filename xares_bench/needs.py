@@ -8,6 +8,7 @@ from typing import Any
 
 from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.errors import DataError
+from xares_bench.feature_budget import KIND as FEATURES
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.keys import Keys
@@ -25,7 +26,7 @@ class Reuse:
 
     Attributes:
         mixes: Whether there is a LALM, per mix.
-        num_shards: Shards whose features are to be kept.
+        num_shards: Shards that features are made of.
         num_shards_reused: Those of them whose features are there.
         num_scores: Datasets to score.
         num_scores_reused: Those of them whose scores are there.
@@ -48,7 +49,7 @@ class Needs:
         shards: Finds shards.
         keys: Keys of what is to be made.
         store: Holds what is made.
-        features: Holds the features, where they are kept.
+        features: Holds the features.
     """
 
     plan: Plan
@@ -111,14 +112,13 @@ class Needs:
             DataError: A shard is missing.
         """
         keys = set()
-        if self.plan.catalogue.preset.keep_features:
-            for dataset, split in self._splits(names):
-                max_audio_s = None if split is dataset.eval else self.plan.recipe.training.max_audio_s
-                for shard in self.shards.locate(split, dataset.repository):
-                    keys.add(self.features.key(shard, max_audio_s, self.plan.limit))
+        for dataset, split in self._splits(names):
+            max_audio_s = None if split is dataset.eval else self.plan.recipe.training.max_audio_s
+            for shard in self.shards.locate(split, dataset.repository):
+                keys.add(self.features.key(shard, max_audio_s, self.plan.limit))
         return Reuse(
             num_shards=len(keys),
-            num_shards_reused=sum(self.store.find("features", key) is not None for key in keys),
+            num_shards_reused=sum(self.store.find(FEATURES, key) is not None for key in keys),
             mixes={mix.name: self._has_lalm(mix) for mix in self._mixes(names)},
             num_scores=len(names),
             num_scores_reused=sum(map(self._has_score, names)),

@@ -36,6 +36,7 @@ class Plan:
         data_home: Where shards of hub repositories lie.
         data_revisions: Revision per hub repository; None: of every other one.
         allow_cpu: Whether a full-size training may start without a GPU.
+        feature_bytes: Disk that kept features may take; None: a share of what is free.
         runs_folder: Where results go.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     data_home: Path
     data_revisions: Mapping[str | None, str]
     allow_cpu: bool
+    feature_bytes: int | None
     runs_folder: Path
 
     @property
@@ -107,6 +109,7 @@ def make_plan(
     data_home: str | None,
     data_revisions: Sequence[str],
     allow_cpu: bool,
+    feature_bytes: int | None,
     runs_dir: str,
 ) -> Plan:
     """Read and check what the command line says.
@@ -150,6 +153,7 @@ def make_plan(
         data_home=home,
         data_revisions=revisions,
         allow_cpu=allow_cpu,
+        feature_bytes=feature_bytes,
         runs_folder=Path(runs_dir).absolute(),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -78,6 +79,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="let a preset made for a GPU train without one, however long it takes",
     )
+    add(
+        "--feature-budget",
+        dest="xares_feature_budget",
+        type=_size,
+        metavar="SIZE",
+        help="disk that kept features may take, e.g. 50GB, 0 for none; default: half of what is free",
+    )
     add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="where results go; default: ./runs")
     add("--baseline", dest="xares_baseline", metavar="NAME", help="fail scores below these: a shipped name or a file")
     add(
@@ -99,6 +107,15 @@ def _count(at_least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _size(text: str) -> int:
+    """Bytes of a size such as 50GB, 300MB or 0."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size, e.g. 50GB, 300MB or 0")
+    power = " KMGT".index(found[2].upper() or " ")
+    return round(float(f"{found[1]}e{3 * power}"))
 
 
 def _tolerance(text: str) -> float:

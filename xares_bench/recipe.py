@@ -12,6 +12,7 @@ from xares_bench.errors import CatalogueError
 from xares_bench.yaml_file import Section, shown
 
 Adaptation = Literal["lora", "full"]
+FeatureDtype = Literal["encoder", "float16"]
 
 # The smallest value that makes sense; what is not named here must be above 0.
 _AT_LEAST = {"seed": 0, "warmup_steps": 0}
@@ -43,6 +44,7 @@ class TrainingRecipe:
         sort_window: Samples that are sorted by length before they are batched, longest first.
         deterministic: Use deterministic algorithms.
         max_dropped_share: More unusable samples than this share of a split are an error.
+        feature_dtype: What features are kept and used in: `encoder`: what the encoder gives; `float16`: half the disk.
     """
 
     seed: int
@@ -64,6 +66,7 @@ class TrainingRecipe:
     sort_window: int
     deterministic: bool
     max_dropped_share: float
+    feature_dtype: FeatureDtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +136,10 @@ def _read_values(section: Section, part: type[TrainingRecipe] | type[GenerationR
                     section.fail(name, f"found {value!r}, expected {bound}")
             case "bool":
                 values[name] = section.boolean(name)
-            case "Adaptation":
-                if value not in get_args(Adaptation):
-                    section.fail(name, f"found {shown(value)}, expected one of {', '.join(get_args(Adaptation))}")
+            case "Adaptation" | "FeatureDtype":
+                words = get_args(Adaptation if field.type == "Adaptation" else FeatureDtype)
+                if value not in words:
+                    section.fail(name, f"found {shown(value)}, expected one of {', '.join(words)}")
                 values[name] = value
             case _:
                 raise AssertionError(field)

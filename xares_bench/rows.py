@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from xares_bench.audio import missing_extra
 from xares_bench.catalogue import Dataset, Split
-from xares_bench.clips import Clip, ClipReader
+from xares_bench.clips import Clip
 from xares_bench.errors import DataError
-from xares_bench.progress import Advance, Progress
+from xares_bench.features import Pending
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Sample, Shard, find_targets, read_samples
+from xares_bench.shards import Shard, find_targets, read_samples
 
-SampleT = TypeVar("SampleT", Clip, Sample)
+
+class Features(Protocol):
+    """Reads the clips of shards, with their features; see `FeatureStore.read`."""
+
+    def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
+        """The clips of a shard in order, and the samples among them that cannot be used."""
+
 
 # Where a target is looked for after a dataset's own keys.
 FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
@@ -91,12 +97,12 @@ class Part:
 
 
 def read_parts(
-    clips: ClipReader, split: Split, shards: Sequence[Shard], *, limit: int | None, tally: Tally
+    features: Features, split: Split, shards: Sequence[Shard], *, limit: int | None, tally: Tally
 ) -> Iterator[Part]:
     """The clips and rows of a split, part by part, so that it need not fit into memory.
 
     Args:
-        clips: Reads the shards' clips.
+        features: Reads the shards' clips.
         split: Names the target keys.
         shards: The split's shards.
         limit: At most this many samples; None: all.
@@ -109,7 +115,7 @@ def read_parts(
     held: list[Clip] = []
     rows: list[Row] = []
     duration_s = 0.0
-    for clip, targets in _usable_clips(clips, split, shards, None, limit, tally):
+    for clip, targets in _usable_clips(features, split, shards, limit, tally):
         held.append(clip)
         rows.extend(Row(clip=clip, target=target) for target in targets)
         duration_s += clip.duration_s
@@ -119,28 +125,6 @@ def read_parts(
     tally.check(complete=True)
     if held:
         yield Part(clips=tuple(held), rows=tuple(rows))
-
-
-def tally_samples(
-    clips: ClipReader,
-    split: Split,
-    shards: Sequence[Shard],
-    *,
-    max_audio_s: float | None,
-    limit: int | None,
-    tally: Tally,
-    progress: Progress,
-) -> None:
-    """Read a split to its end, so that its features are made and its samples counted; arguments as of `read_parts`.
-
-    Raises:
-        DataError: A shard is damaged, or too many samples are unusable.
-        EncoderError: The encoder breaks its contract on one of the clips.
-    """
-    with progress.bar(f"features of {tally.dataset}", len(shards)) as advance:
-        for _ in _usable_clips(clips, split, shards, max_audio_s, limit, tally, advance):
-            pass
-    tally.check(complete=True)
 
 
 def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
@@ -181,8 +165,8 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
 
 
 def with_targets(
-    samples: Iterable[SampleT | DroppedSample], split: Split, shard: Shard, tally: Tally
-) -> Iterator[tuple[SampleT, tuple[str, ...]]]:
+    samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard, tally: Tally
+) -> Iterator[tuple[Clip | Pending, tuple[str, ...]]]:
     """The samples of a shard that can be used, each with its targets; all of them are counted."""
     for sample in samples:
         tally.num_samples += 1
@@ -207,19 +191,13 @@ def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
 
 
 def _usable_clips(
-    clips: ClipReader,
-    split: Split,
-    shards: Sequence[Shard],
-    max_audio_s: float | None,
-    limit: int | None,
-    tally: Tally,
-    advance: Advance | None = None,
+    features: Features, split: Split, shards: Sequence[Shard], limit: int | None, tally: Tally
 ) -> Iterator[tuple[Clip, tuple[str, ...]]]:
     for shard in shards:
         num_left = None if limit is None else limit - tally.num_samples
         if num_left == 0:
             return
-        samples = clips.read(shard, max_audio_s=max_audio_s, max_clips=num_left, num_workers=split.num_workers)
-        yield from with_targets(samples, split, shard, tally)
-        if advance is not None:
-            advance()
+        samples = features.read(shard, max_clips=num_left, num_threads=split.num_workers)
+        for clip, targets in with_targets(samples, split, shard, tally):
+            assert isinstance(clip, Clip)
+            yield clip, targets

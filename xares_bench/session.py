@@ -67,6 +67,7 @@ class BenchSession:
             data_home=option.xares_data_home,
             data_revisions=option.xares_data_revision,
             allow_cpu=option.xares_allow_cpu,
+            feature_bytes=option.xares_feature_budget,
             runs_dir=option.xares_runs_dir,
         )
         if option.xares_tolerance is not None and option.xares_baseline is None:
@@ -381,8 +382,7 @@ def _kept(session: BenchSession) -> str:
     except XaresError as error:
         return f"not known: {error}"
     parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
-    if reuse.num_shards:
-        parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
+    parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
     parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
     return ", ".join(parts)
 

@@ -1,8 +1,8 @@
 """The store: content-addressed folders, each finished or to be made anew.
 
 An entry is a folder named by the digest of what makes it. Its `manifest.json` is written last, so a folder without
-one is unfinished work and is never read. A lock beside the folder lets one process make an entry while others wait
-for it and then read it.
+one is unfinished work and is never read. The manifest holds size and digest of every file, so that a damaged entry is
+found and made anew. A lock beside the folder lets one process make an entry while others wait for it and then read it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from xares_bench.digests import file_digest
+from xares_bench.errors import DamageWarning
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MANIFEST = "manifest.json"
 
@@ -47,66 +54,147 @@ class Entry:
     manifest: dict[str, Any]
     reused: bool
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of its files, the manifest left out."""
+        return sum(described["size_bytes"] for described in self.manifest["files"].values())
+
+
+class Unfinished:
+    """A folder that is being filled, by the one process that holds its lock."""
+
+    def __init__(self, folder: Path, lock: FileLock) -> None:
+        """Empty the folder; the lock is held already."""
+        self.folder = folder
+        self._lock = lock
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+    def finish(self, manifest: Mapping[str, Any]) -> Entry:
+        """Bring its files to the disk, write the manifest, and let others in."""
+        try:
+            files = {path.name: _describe(path) for path in sorted(self.folder.iterdir())}
+            content = {"key": self.folder.name, "files": files, **manifest}
+            write_atomically(self.folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        except BaseException:
+            self.abandon()
+            raise
+        self._lock.release()
+        finished = _read_manifest(self.folder)
+        assert finished is not None, self.folder
+        return Entry(folder=self.folder, manifest=finished, reused=False)
+
+    def abandon(self) -> None:
+        """Leave nothing of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
     """Finished results under one root, as `ROOT/KIND/KEY/`."""
 
     root: Path
+    _intact: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def find(self, kind: str, key: str) -> Entry | None:
-        """The finished entry of that key, or None."""
+        """The finished entry of that key, or None; its files are there in their sizes, and not read."""
         folder = self.root / kind / key
-        manifest = _read_manifest(folder, key)
+        manifest = _read_manifest(folder)
         return None if manifest is None else Entry(folder=folder, manifest=manifest, reused=True)
+
+    def use(self, kind: str, key: str) -> Entry | None:
+        """The finished entry of that key, or None; its files are read once in the life of this object.
+
+        Where one is not what was written, the entry is removed, with a warning, so that it is made anew.
+        """
+        entry = self.find(kind, key)
+        if entry is None or entry.folder in self._intact:
+            return entry
+        for name, described in entry.manifest["files"].items():
+            if file_digest(entry.folder / name) != described["sha256"]:
+                warnings.warn(f"{entry.folder / name} is damaged; it is made anew", DamageWarning, stacklevel=2)
+                self.remove(kind, key)
+                return None
+        self._intact.add(entry.folder)
+        return entry
+
+    def begin(self, kind: str, key: str, *, wait: bool) -> Unfinished | None:
+        """An empty folder to fill.
+
+        Args:
+            kind: What it is, e.g. `"features"`.
+            key: Digest of everything that it depends on.
+            wait: If another process fills it just now, whether to wait for it, or to return None.
+
+        Returns:
+            None where there is nothing to fill: the entry is there by now, or another process is at it.
+        """
+        from filelock import FileLock, Timeout  # deferred: a run that finds everything finished locks nothing
+
+        folder = self.root / kind / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return None
+        if self.find(kind, key) is not None:
+            lock.release()
+            return None
+        return Unfinished(folder, lock)
 
     def obtain(self, kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
         """The finished entry of that key, made now if need be.
 
         Args:
-            kind: What it is, e.g. `"features"`.
+            kind: What it is, e.g. `"lalms"`.
             key: Digest of everything that it depends on.
             make: Fills the empty folder it is given and returns what to write into the manifest. If it raises,
                 nothing of it is kept.
         """
-        entry = self.find(kind, key)
-        if entry is not None:
-            return entry
-        from filelock import FileLock  # deferred: a run that finds everything finished locks nothing
-
-        folder = self.root / kind / key
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            entry = self.find(kind, key)
+        while True:
+            entry = self.use(kind, key)
             if entry is not None:
                 return entry
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            unfinished = self.begin(kind, key, wait=True)
+            if unfinished is None:
+                continue  # another process has finished it meanwhile
             try:
-                manifest = make(folder)
-                _sync_files(folder)
-                write_atomically(
-                    folder / MANIFEST, json.dumps({"key": key, **manifest}, indent=1, sort_keys=True) + "\n"
-                )
+                manifest = make(unfinished.folder)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                unfinished.abandon()
                 raise
-            finished = _read_manifest(folder, key)
-            assert finished is not None
-        return Entry(folder=folder, manifest=finished, reused=False)
+            return unfinished.finish(manifest)
+
+    def entries(self, kind: str) -> list[Entry]:
+        """All finished entries of a kind."""
+        folder = self.root / kind
+        keys = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+        return [entry for entry in (self.find(kind, key) for key in sorted(keys)) if entry is not None]
+
+    def remove(self, kind: str, key: str) -> None:
+        """Take an entry away; first its manifest, so that what is left of it is never trusted."""
+        folder = self.root / kind / key
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._intact.discard(folder)
 
 
-def _read_manifest(folder: Path, key: str) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished folder whose files are all there, in their sizes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        is_whole = manifest["key"] == folder.name and all(
+            (folder / name).stat().st_size == described["size_bytes"] for name, described in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("key") == key else None
+    return manifest if is_whole else None
 
 
-def _sync_files(folder: Path) -> None:
-    """Bring every file's bytes to the disk before the manifest says that they are there."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _describe(path: Path) -> dict[str, Any]:
+    """Size and digest of a file whose bytes have been brought to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"size_bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
+import itertools
 import platform
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from xares_bench.batches import Encoding, training_batches
-from xares_bench.catalogue import Dataset, Mix, Split
-from xares_bench.clips import Clip, ClipEncoder, ClipReader
+from xares_bench.catalogue import Dataset, Mix
+from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.digests import library_versions
-from xares_bench.draws import TrainingData, stored_draws, streamed_draws
+from xares_bench.draws import TrainingData, draws
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import EncoderError, UsageError
+from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
 from xares_bench.hub import DataHome
@@ -36,8 +37,8 @@ from xares_bench.needs import Needs
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
 from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.rows import Part, Tally, read_parts, tally_samples
-from xares_bench.shards import Shard, ShardFolder, ShardSource
+from xares_bench.rows import Part, Tally, read_parts
+from xares_bench.shards import ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
 from xares_bench.training import open_accelerator, train
 
@@ -45,9 +46,6 @@ _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRA
 
 PREDICTIONS_FILE = "predictions.jsonl"
 LOSS_FILE = "loss.tsv"
-
-# Processes that decode while a LALM is trained, unless told otherwise.
-_MAX_WORKERS = 4
 
 
 class Suite:
@@ -217,15 +215,15 @@ class Suite:
 
     @functools.cached_property
     def _clips(self) -> ClipEncoder:
-        return ClipEncoder(encoder=self.encoder, honours_mask=self.contract.honours_mask)
+        return ClipEncoder(
+            encoder=self.encoder,
+            honours_mask=self.contract.honours_mask,
+            half_precision=self.plan.recipe.training.feature_dtype == "float16",
+        )
 
     @functools.cached_property
     def _features(self) -> FeatureStore:
-        return FeatureStore(self._store, self._clips)
-
-    @functools.cached_property
-    def _reader(self) -> ClipReader:
-        return self._features if self.plan.catalogue.preset.keep_features else self._clips
+        return FeatureStore(self._store, self._clips, FeatureBudget(self._store, self.plan.feature_bytes))
 
     @functools.cached_property
     def _keys(self) -> Keys:
@@ -261,29 +259,24 @@ class Suite:
             max_audio_s=recipe.max_audio_s,
             limit=self.plan.limit,
         )
-        counted: Mapping[str, Tally]
-        if self.plan.catalogue.preset.keep_features:
-            counted = {
-                dataset.name: self._keep_features(dataset, split, data.shards[dataset.name])
-                for dataset, split in splits
-            }
-            draws = stored_draws(data, self._features)
-        else:
-            counted = data.tallies  # filled by the draws
-            num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if mix.num_workers is None else mix.num_workers
-            draws = streamed_draws(data, num_workers)
-        features_s = time.perf_counter() - started
-        with contextlib.closing(training_batches(draws, self._clips, self._encoding, recipe)) as batches:
+        drawn = draws(data, self._features, mix.num_workers)
+        features_before_s = self._features.seconds
+        with contextlib.closing(training_batches(drawn, self._clips, self._encoding, recipe)) as batches:
+            with self._progress.bar(f"first clips of {mix.name}", 1) as advance:
+                first = next(batches)
+                advance()
             losses = train(
                 lalm,
-                batches,
+                itertools.chain([first], batches),
                 num_steps=self.plan.num_steps(mix),
                 recipe=recipe,
                 accelerator=self._accelerator,
                 progress=self._progress,
                 description=f"training {mix.name}",
             )
-        for tally in counted.values():
+        self._features.drop_unfinished()
+        features_s = self._features.seconds - features_before_s
+        for tally in data.tallies.values():
             tally.check(complete=False)
         lalm.save(folder)
         curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
@@ -293,8 +286,8 @@ class Suite:
         return {
             "mix": mix.name,
             "num_steps": len(losses),
-            "num_samples": {name: tally.num_samples for name, tally in counted.items()},
-            "dropped": [dataclasses.asdict(sample) for tally in counted.values() for sample in tally.dropped],
+            "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
+            "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
             "features_s": features_s,
             "training_s": time.perf_counter() - started - features_s,
         }
@@ -309,7 +302,7 @@ class Suite:
         tally = self._tally(dataset)
         num_clips, duration_s = 0, 0.0
         rows: list[tuple[str, str, str]] = []  # clip, target, text
-        parts = read_parts(self._reader, dataset.eval, shards, limit=self.plan.limit, tally=tally)
+        parts = read_parts(self._features, dataset.eval, shards, limit=self.plan.limit, tally=tally)
         for part in self._shown(parts, f"reading {dataset.name}"):
             generating = time.perf_counter()
             texts = generate(
@@ -362,20 +355,6 @@ class Suite:
             if part is None:
                 return
             yield part
-
-    def _keep_features(self, dataset: Dataset, split: Split, shards: Sequence[Shard]) -> Tally:
-        """Make the features of a training split where they are not there, and count its samples."""
-        tally = self._tally(dataset)
-        tally_samples(
-            self._features,
-            split,
-            shards,
-            max_audio_s=self.plan.recipe.training.max_audio_s,
-            limit=self.plan.limit,
-            tally=tally,
-            progress=self._progress,
-        )
-        return tally
 
     def _tally(self, dataset: Dataset) -> Tally:
         return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
