@@ -164,3 +164,16 @@ def test_library_versions_name_what_is_absent() -> None:
         "numpy": np.__version__,
         "no-such-distribution": "absent",
     }
+
+
+def test_a_version_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def version(name: str) -> str:
+        asked.append(name)
+        return "1.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    for _ in range(3):
+        assert library_versions(["asked-for-once"]) == {"asked-for-once": "1.0"}
+    assert asked == ["asked-for-once"]

@@ -57,13 +57,15 @@ def code_digest(*modules: str) -> str:
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions of distributions, by name; a missing one is `"absent"`."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return {name: _version(name) for name in names}
+
+
+@functools.cache  # a reading parses the distribution's whole metadata, and every key asks for the same few
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _syntax(module: str) -> str:
