@@ -6,7 +6,7 @@ and soxr cannot be imported a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jiwer  # noqa: F401
@@ -16,6 +16,7 @@ import sacrebleu  # noqa: F401
 import soundfile  # noqa: F401
 import soxr  # noqa: F401
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
 
@@ -92,3 +93,15 @@ def make_clips(tmp_path: Path) -> MakeClips:
 def mini_recipe() -> Recipe:
     """The recipe of the mini preset."""
     return load_catalogue("mini").preset.recipe
+
+
+@pytest.fixture
+def mixed_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Asks for a precision as `accelerate launch` does; accelerate keeps one state per process."""
+
+    def ask(precision: str) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+
+    yield ask
+    AcceleratorState._reset_state(reset_partial_state=True)

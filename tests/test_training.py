@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
+from xares_bench.accelerator import open_accelerator
 from xares_bench.batches import Batch, Encoding, Utterance, collate
-from xares_bench.errors import TrainingError, UsageError
+from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
 from xares_bench.recipe import Recipe
-from xares_bench.training import open_accelerator, train
+from xares_bench.training import train
 
 
 @pytest.fixture
@@ -30,18 +30,6 @@ def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
         for clip in make_clips([4, 3, 5, 2])
     ]
     return collate(sequences)
-
-
-@pytest.fixture
-def mixed_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Asks for a precision as `accelerate launch` does; accelerate keeps one state per process."""
-
-    def ask(precision: str) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-
-    yield ask
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def fit(lalm: LALM, batches: Iterator[Batch], recipe: Recipe, num_steps: int) -> list[float]:
@@ -165,21 +153,6 @@ def test_nothing_of_accelerate_is_left_on_the_lalm(
     else:
         fit(lalm, itertools.repeat(batch), mini_recipe, 1)
     assert set(vars(lalm)) == before
-
-
-@pytest.mark.parametrize(
-    ("precision", "message"),
-    [
-        ("fp16", r"--mixed-precision=fp16: expected one of no, bf16, fp16; fp16 needs a GPU, found the device cpu"),
-        ("half", r"--mixed-precision=half: expected one of no, bf16, fp16"),
-    ],
-)
-def test_a_precision_that_cannot_be_had_is_refused(
-    precision: str, message: str, mixed_precision: Callable[[str], None]
-) -> None:
-    mixed_precision(precision)
-    with pytest.raises(UsageError, match=message):
-        open_accelerator()
 
 
 def test_the_rate_waits_while_steps_are_left_out(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:

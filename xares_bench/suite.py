@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from xares_bench.accelerator import open_accelerator
 from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, ClipEncoder
@@ -40,7 +41,7 @@ from xares_bench.records import Prediction, RunManifest, ScoreRecord, prediction
 from xares_bench.rows import Part, Tally, read_parts
 from xares_bench.shards import ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
-from xares_bench.training import open_accelerator, train
+from xares_bench.training import train
 
 _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -16,38 +15,15 @@ from transformers import get_linear_schedule_with_warmup
 
 from xares_bench.batches import Batch
 from xares_bench.determinism import deterministic_algorithms, seeded
-from xares_bench.errors import TrainingError, UsageError
+from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
 
-# What `accelerate launch --mixed-precision` may ask for.
-_PRECISIONS = ("no", "bf16", "fp16")
-
 # Parts of a parameter's name that keep it from decaying.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm(\.|$)", re.IGNORECASE)
-
-
-def open_accelerator() -> Accelerator:
-    """Device and precision, as `accelerate launch` or its configuration asks for them.
-
-    Raises:
-        UsageError: This machine has no such precision.
-    """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    advice = f"--mixed-precision={asked}: expected one of {', '.join(_PRECISIONS)}"
-    if asked not in _PRECISIONS:
-        raise UsageError(advice)
-    try:
-        accelerator = Accelerator()
-    except ValueError as error:
-        raise UsageError(f"{advice}; {' '.join(str(error).split())}") from error
-    # Some versions of accelerate take the word, compute in float32 and let the results say fp16.
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
-    return accelerator
 
 
 def train(
