@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,3 +65,18 @@ def test_bytes_are_shown_as_sizes_whatever_thread_they_come_from(monkeypatch: py
             future.result()
     assert "fetching shards" in stream.getvalue()
     assert "1.5/2.0 MB" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "imports", [("", "import transformers"), ("import transformers", "")], ids=["imported later", "imported already"]
+)
+def test_transformers_draws_no_bars(imports: tuple[str, str]) -> None:
+    program = f"""
+{imports[0]}
+from xares_bench.progress import hush_transformers
+hush_transformers()
+{imports[1]}
+from transformers.utils.logging import is_progress_bar_enabled
+raise SystemExit(is_progress_bar_enabled())
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

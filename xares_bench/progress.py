@@ -56,5 +56,16 @@ class Progress:
                 yield advance
 
 
+def hush_transformers() -> None:
+    """Keep transformers, imported already or later, from drawing bars wherever it loads weights, also into logs."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    # When it is imported, transformers asks whether the hub's are disabled.
+    disable_progress_bars()
+    imported = sys.modules.get("transformers.utils.logging")
+    if imported is not None:
+        imported.disable_progress_bar()
+
+
 def _ignore(num_done: int = 1, note: str = "") -> None:
     """Report to nobody."""

@@ -1,4 +1,8 @@
-"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before."""
+"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before.
+
+What trains and generates is imported by the methods that do: importing transformers takes longer than a whole session
+that finds everything finished.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,34 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from xares_bench.accelerator import open_accelerator
-from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.digests import library_versions
-from xares_bench.draws import TrainingData, draws
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import EncoderError, UsageError
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
-from xares_bench.generation import generate
 from xares_bench.hub import DataHome
 from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
-from xares_bench.lalm import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics import METRICS, evaluate, metric_identity
 from xares_bench.needs import Needs
 from xares_bench.plan import Plan
-from xares_bench.progress import Progress
+from xares_bench.progress import Progress, hush_transformers
 from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
 from xares_bench.rows import Part, Tally, read_parts
 from xares_bench.shards import ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
-from xares_bench.training import train
+
+if TYPE_CHECKING:
+    from xares_bench.batches import Encoding
+    from xares_bench.lalm import LALM
 
 _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 
@@ -65,8 +67,7 @@ class Suite:
         """
         assert plan.encoder is not None
         if not sys.stderr.isatty():
-            # transformers draws one wherever it loads weights, also into log files.
-            disable_progress_bar()  # type: ignore[no-untyped-call]
+            hush_transformers()
         self.plan = plan
         self._progress = progress
         self._accelerator = open_accelerator()
@@ -243,10 +244,18 @@ class Suite:
 
     @functools.cached_property
     def _encoding(self) -> Encoding:
+        from xares_bench.batches import Encoding
+        from xares_bench.lalm import load_tokenizer
+
         return Encoding(load_tokenizer(self._decoder.folder))
 
     def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
         """Train the LALM of a mix and write it into a folder."""
+        from xares_bench.batches import training_batches
+        from xares_bench.draws import TrainingData, stored_draws, streamed_draws
+        from xares_bench.lalm import build_lalm
+        from xares_bench.training import train
+
         started = time.perf_counter()
         recipe = self.plan.recipe.training
         # First, because not every decoder can be used.
@@ -295,6 +304,8 @@ class Suite:
 
     def _score(self, dataset: Dataset, mix: Mix, folder: Path) -> dict[str, Any]:
         """Generate for every clip of a dataset, score its rows, and write them into a folder."""
+        from xares_bench.generation import generate
+
         entry = self.lalm(mix)
         assert dataset.eval is not None
         started = time.perf_counter()
@@ -362,6 +373,8 @@ class Suite:
 
     def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
         """The LALM of a mix on the device; one is held at a time."""
+        from xares_bench.lalm import build_lalm
+
         if mix.name not in self._lalms:
             self._lalms.clear()
             lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, self.plan.recipe.training)
