@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from xares_bench.clauses import CLAUSES
 from xares_bench.contract import ContractReport, check_contract, probe_clip
 from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.store import Store
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -420,3 +422,48 @@ def test_probe_clips_are_fixed_and_band_limited() -> None:
     assert float(clip.abs().max()) == pytest.approx(0.9)
     power = torch.fft.rfft(clip).abs().square()
     assert power[6100:].sum() < 1e-3 * power.sum()
+
+
+def test_a_report_with_nothing_amiss_is_kept_under_all_that_it_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(root=tmp_path / "store")
+
+    def check(source: str) -> ContractReport:
+        Path("enc.py").write_text(source)
+        return check_contract(parse_encoder_spec("enc.py"), CPU, store)
+
+    first, again = check(GOOD), check(GOOD)
+    assert (first.reused, again.reused) == (False, True)
+    assert again == dataclasses.replace(first, encoder=again.encoder, reused=True)
+    assert again.encoder is not None
+    assert first.encoder is not None
+    assert again.encoder.fingerprint == first.encoder.fingerprint
+    assert not check(GOOD.replace("scale=1.0", "scale=2.0")).reused
+    with monkeypatch.context() as other:
+        other.setattr("xares_bench.contract.library_versions", lambda names: dict.fromkeys(names, "another"))
+        assert not check(GOOD).reused
+    with monkeypatch.context() as other:
+        other.setattr("xares_bench.contract.code_digest", lambda *modules: "another")
+        assert not check(GOOD).reused
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        (result("return frames[0], keep"), "failed"),
+        (result("return frames + torch.rand(()), keep"), "warning"),
+        ("import no_such_library\n" + GOOD, "failed"),
+    ],
+)
+def test_a_report_that_finds_something_is_never_kept(
+    source: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("enc.py").write_text(source)
+    for _ in range(2):
+        report = check_contract(parse_encoder_spec("enc.py::GoodEncoder"), CPU, Store(root=tmp_path / "store"))
+        assert not report.reused
+        assert status in {outcome.status for outcome in report.outcomes.values()}
+    assert not (tmp_path / "store").exists()

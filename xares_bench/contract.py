@@ -1,14 +1,17 @@
 """The contract check: does an encoder do what the benchmark relies on, clause by clause.
 
-Seven calls of the encoder, 40 seconds of audio in all. Shapes: B clips, S samples, T frames, D = output_dim.
+Seven calls of the encoder, 40 seconds of audio in all. With a large encoder that is most of a session that finds
+everything finished, so the report of one that keeps every clause is kept.
+
+Shapes: B clips, S samples, T frames, D = output_dim.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +19,12 @@ from torch import Tensor
 
 from xares_bench.clauses import CLAUSES
 from xares_bench.determinism import seeded
+from xares_bench.digests import code_digest, digest_of, library_versions
 from xares_bench.encoder_spec import EncoderSpec
 from xares_bench.encoders import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.errors import EncoderError
 from xares_bench.fingerprints import weight_digests
+from xares_bench.store import Store
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -57,6 +62,7 @@ class ContractReport:
             equal those of the clip alone.
         frames_per_second: Frames per second of audio, of a 30 s clip.
         realtime_factor: Seconds of computing per second of audio, of a 30 s clip alone.
+        reused: Whether the check itself was made by an earlier session, on the same encoder.
     """
 
     encoder: FrozenEncoder | None
@@ -64,6 +70,7 @@ class ContractReport:
     honours_mask: bool
     frames_per_second: float | None
     realtime_factor: float | None
+    reused: bool = False
 
     @property
     def failure(self) -> tuple[str, str] | None:
@@ -76,13 +83,31 @@ class ContractReport:
         return tuple((name, o.message) for name, o in self.outcomes.items() if o.status == "warning")
 
 
-def check_contract(spec: EncoderSpec, device: torch.device) -> ContractReport:
+def check_contract(spec: EncoderSpec, device: torch.device, store: Store | None = None) -> ContractReport:
     """Load an encoder and hold it against every clause of `CLAUSES`.
 
     What the user's code raises becomes the outcome of a clause. The session's random state is left as it was.
+
+    Args:
+        spec: Which encoder.
+        device: Where it computes.
+        store: Where a report without failure or warning is kept, and found again; None: nowhere.
     """
     with seeded(0, device):
-        return _check(spec, device)
+        try:
+            encoder = load_encoder(spec, device)
+        except EncoderError as error:
+            return _stopped(None, {}, _LOADING, error)
+        if store is None:
+            return _check(encoder)
+        key = _report_key(encoder)
+        entry = store.find("contracts", key)
+        if entry is not None:
+            return _read_report(encoder, entry.manifest)
+        report = _check(encoder)
+        if report.failure is None and not report.warnings:
+            store.obtain("contracts", key, lambda _: _written_report(report))
+        return report
 
 
 def probe_clip(num_samples: int, seed: int) -> Tensor:
@@ -162,11 +187,7 @@ class _Check:
         self.outcomes.setdefault(clause, Outcome(status=status, message=message))
 
 
-def _check(spec: EncoderSpec, device: torch.device) -> ContractReport:
-    try:
-        encoder = load_encoder(spec, device)
-    except EncoderError as error:
-        return _stopped(None, {}, _LOADING, error)
+def _check(encoder: FrozenEncoder) -> ContractReport:
     check = _Check(encoder)
     long_clip = probe_clip(_NUM_LONG // 10, seed=0).repeat(10)
     second_clip, short_clip = long_clip[:_NUM_SECOND], long_clip[:_NUM_SHORT]
@@ -341,3 +362,40 @@ def _completed(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     rest = Outcome(status="not tested", message=f"{failed} does not hold")
     assert failed is not None or set(outcomes) == set(CLAUSES), set(CLAUSES) - set(outcomes)
     return {clause: outcomes.get(clause, rest) for clause in CLAUSES}
+
+
+def _report_key(encoder: FrozenEncoder) -> str:
+    """Digest of all that the report of an encoder which loads depends on."""
+    device = encoder.device
+    return digest_of(
+        {
+            "encoder": encoder.fingerprint,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "code": code_digest(
+                *(f"xares_bench.{name}" for name in ("clauses", "contract", "determinism", "encoders"))
+            ),
+            "libraries": library_versions(("numpy", "torch")),
+        }
+    )
+
+
+def _written_report(report: ContractReport) -> dict[str, Any]:
+    """A report as JSON, without its encoder."""
+    return {
+        "outcomes": {clause: asdict(outcome) for clause, outcome in report.outcomes.items()},
+        "honours_mask": report.honours_mask,
+        "frames_per_second": report.frames_per_second,
+        "realtime_factor": report.realtime_factor,
+    }
+
+
+def _read_report(encoder: FrozenEncoder, written: Mapping[str, Any]) -> ContractReport:
+    """The report that `_written_report` wrote, of the same encoder loaded anew."""
+    return ContractReport(
+        encoder=encoder,
+        outcomes={clause: Outcome(**written["outcomes"][clause]) for clause in CLAUSES},
+        honours_mask=written["honours_mask"],
+        frames_per_second=written["frames_per_second"],
+        realtime_factor=written["realtime_factor"],
+        reused=True,
+    )

@@ -336,6 +336,7 @@ def _header(session: BenchSession) -> list[str]:
     lines.append(
         f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
         f"{described['frames_per_second']:.4g} frames/s, real-time factor {described['realtime_factor']:.2g}"
+        f"{', contract reused' if described['contract_reused'] else ''}"
     )
     if not session.selected:
         return lines

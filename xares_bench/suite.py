@@ -80,10 +80,10 @@ class Suite:
 
     @functools.cached_property
     def contract(self) -> ContractReport:
-        """What the encoder keeps of its contract; checked once."""
+        """What the encoder keeps of its contract; checked once, where it keeps all of it also for later sessions."""
         assert self.plan.encoder is not None
         with self._progress.bar("checking the encoder", 1) as advance:
-            report = check_contract(self.plan.encoder, self.device)
+            report = check_contract(self.plan.encoder, self.device, self._store)
             advance()
         return report
 
@@ -169,6 +169,7 @@ class Suite:
                 "honours_mask": report.honours_mask,
                 "frames_per_second": report.frames_per_second,
                 "realtime_factor": report.realtime_factor,
+                "contract_reused": report.reused,
                 "warnings": dict(report.warnings),
             },
             preset=preset.name,
