@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from xares_bench.batches import Batch
 from xares_bench.determinism import deterministic_algorithms, seeded
@@ -19,8 +19,6 @@ from xares_bench.errors import TrainingError
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
-
-linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
 
 # Parts of a parameter's name that keep it from decaying.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm(\.|$)", re.IGNORECASE)
@@ -60,7 +58,7 @@ def train(
         eps=recipe.adam_epsilon,
         fused=True,
     )
-    schedule = linear_schedule(optimizer, recipe.warmup_steps, num_steps)
+    schedule = LambdaLR(optimizer, lambda step: _rate_share(step, recipe.warmup_steps, num_steps))
     losses: list[float] = []
     num_clips, started = 0, time.perf_counter()
     with (
@@ -92,6 +90,13 @@ def train(
             advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
     assert len(losses) == num_steps, "the batches ended early"
     return losses
+
+
+def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:
+    """Share of the learning rate at a step from 0: up in a line over the warm-up, down in a line to 0 at the end."""
+    if step < num_warmup:
+        return step / num_warmup
+    return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
 
 
 @contextlib.contextmanager
