@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.captions.factory import write_judges
 from tests.conftest import REPOSITORY
 from tests.shard_factory import tone, write_shard
 from xares_bench import lalm
+from xares_bench.captions import judges
+from xares_bench.captions.files import FOLDER_VARIABLE
 from xares_bench.catalogue import load_catalogue
 
 # Each takes longer to import than a session takes for all else that finds everything finished. accelerate does not: it
@@ -58,6 +62,19 @@ def watched(options: list[str]) -> tuple[str, list[str]]:
     return done.stdout, done.stdout.splitlines()[-1].removeprefix("imported:").split()
 
 
+def counted(module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by an item with every call of a function from now on."""
+    calls: list[str] = []
+    work = getattr(module, name)
+
+    def call(*arguments: Any) -> Any:
+        calls.append(name)
+        return work(*arguments)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
 def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_options: list[str]) -> None:
     output, imported = watched(session_options)
     assert "0 of 1 scores reused" in output
@@ -72,20 +89,29 @@ def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_
 def test_the_decoder_is_built_once_and_never_for_what_is_finished(
     session_options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[str] = []
+    built, tokenizers = (counted(lalm, name, monkeypatch) for name in ("build_lalm", "load_tokenizer"))
+    for _ in range(2):
+        assert pytester.runpytest_inprocess(*session_options).ret == pytest.ExitCode.OK
+        assert (len(built), len(tokenizers)) == (1, 1)
 
-    def count(name: str) -> None:
-        work = getattr(lalm, name)
 
-        def counted(*arguments: Any) -> Any:
-            loaded.append(name)
-            return work(*arguments)
-
-        monkeypatch.setattr(lalm, name, counted)
-
-    count("build_lalm")
-    count("load_tokenizer")
-    assert pytester.runpytest_inprocess(*session_options).ret == pytest.ExitCode.OK
-    assert sorted(loaded) == ["build_lalm", "load_tokenizer"]
-    assert pytester.runpytest_inprocess(*session_options).ret == pytest.ExitCode.OK
-    assert sorted(loaded) == ["build_lalm", "load_tokenizer"]
+def test_caption_judges_are_loaded_for_those_who_will_judge(
+    session_options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(write_judges(tmp_path / "judges")))
+    write_shard(tmp_path / "own.tar", [("clip", tone(0.2), {"caption": "a dog"})])
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "own:\n  data:\n    data:\n    - own.tar\n    key: caption\n    prompt: Describe it.\n"
+        "  batch_size: 1\n  num_workers: 0\n  metric: FENSE\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = counted(judges, "load_judges", monkeypatch)
+    options = [*session_options, f"--eval={own}", "-k", "test_custom"]
+    assert pytester.runpytest_inprocess(*options).ret == pytest.ExitCode.OK
+    num_loaded = len(loaded)
+    assert num_loaded > 0
+    again = pytester.runpytest_inprocess(*options)
+    again.assert_outcomes(passed=1)
+    again.stdout.fnmatch_lines(["kept: *1 of 1 scores reused"])
+    assert len(loaded) == num_loaded

@@ -12,7 +12,7 @@ from xares_bench.feature_budget import KIND as FEATURES
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.keys import Keys
-from xares_bench.metrics import check_available
+from xares_bench.metrics import check_available, metric_identity
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress
 from xares_bench.rows import check_first_samples
@@ -74,8 +74,10 @@ class Needs:
             UsageError: A metric's model is missing, or there is too little disk.
             DataError: The hub cannot be asked.
         """
-        # First of all: keys of scores name the models of their metrics.
-        for metric in sorted({self.plan.dataset(name).metric for name in names}):
+        # First of all: keys of scores name the models of their metrics. Loading them is for those who will judge.
+        for metric in self._metrics(names):
+            metric_identity(metric)
+        for metric in self._metrics(name for name in names if not self._has_score(name)):
             check_available(metric)
         needed = self._survey(self._unfinished(names))
         if needed is not None:
@@ -127,6 +129,9 @@ class Needs:
     def _mixes(self, names: Iterable[str]) -> list[Mix]:
         """The mixes whose LALMs these datasets are evaluated with."""
         return list({mix.name: mix for mix in map(self.plan.mix_for, names)}.values())
+
+    def _metrics(self, names: Iterable[str]) -> list[str]:
+        return sorted({self.plan.dataset(name).metric for name in names})
 
     def _has_lalm(self, mix: Mix) -> bool:
         return self._is_kept("lalms", self.keys.lalm, mix)
