@@ -24,7 +24,9 @@ from xares_bench.plan import Plan
 from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = tuple(f"xares_bench.{name}" for name in ("attention", "batches", "lalm", "lora", "rows", "shards", "suite"))
+_READING = tuple(
+    f"xares_bench.{name}" for name in ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
+)
 _TRAINING = (*_READING, "xares_bench.decoding", "xares_bench.draws", "xares_bench.training")
 _JUDGING = tuple(f"xares_bench.captions.{name}" for name in ("files", "formulas", "judges"))
 _SCORING = (*_READING, *_JUDGING, "xares_bench.generation", "xares_bench.hf_generation", "xares_bench.metrics")
@@ -77,7 +79,7 @@ class Keys:
                 "decoder": self.decoder,
                 "device": self.device_type,
                 "precision": self.precision,
-                "code": code_digest(*_TRAINING),
+                "code": _code(_TRAINING),
                 "libraries": library_versions(TRAINING_LIBRARIES),
             }
         )
@@ -101,7 +103,7 @@ class Keys:
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.generation_recipe(dataset)),
                 "max_dropped_share": self.plan.recipe.training.max_dropped_share,
-                "code": code_digest(*_SCORING),
+                "code": _code(_SCORING),
                 "libraries": library_versions(SCORING_LIBRARIES),
             }
         )
@@ -122,6 +124,10 @@ class Keys:
         assert split is not None
         digests = self.shards.digests(split, dataset.repository)
         return {"shards": list(digests), "target_keys": list(split.target_keys)}
+
+
+def _code(modules: Iterable[str]) -> str:
+    return code_digest(*(f"xares_bench.{name}" for name in modules))
 
 
 def _key_or_problem(make: Callable[[Any], Any], of: Any) -> Any:

@@ -11,6 +11,9 @@ from typing import Any
 
 RESULTS_SCHEMA = 1
 
+# Name of the file that holds the predictions of a dataset, where it is kept.
+PREDICTIONS_FILE = "predictions.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:

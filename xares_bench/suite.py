@@ -1,28 +1,23 @@
-"""The suite: the only glue. `lalm(mix)` trains, `evaluate(dataset)` scores; both find what was done before.
+"""The suite: the only glue. `lalm(mix)` and `evaluate(dataset)` find what was done before, or have the workshop do it.
 
-What trains and generates is imported by the methods that do: importing transformers takes longer than a whole session
-that finds everything finished.
+The workshop is imported when there is something to do: importing transformers takes longer than a whole session that
+finds everything finished.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import itertools
 import platform
-import random
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xares_bench.accelerator import open_accelerator
-from xares_bench.catalogue import Dataset, Mix
-from xares_bench.clips import Clip, ClipEncoder
+from xares_bench.catalogue import Mix
+from xares_bench.clips import ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.digests import library_versions
@@ -32,23 +27,18 @@ from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome
 from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
-from xares_bench.metrics import METRICS, evaluate, metric_identity
+from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.needs import Needs
 from xares_bench.plan import Plan
 from xares_bench.progress import Progress, hush_transformers
-from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.rows import Part, Tally, read_parts
+from xares_bench.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.shards import ShardFolder, ShardSource
 from xares_bench.store import Entry, Store
 
 if TYPE_CHECKING:
-    from xares_bench.batches import Encoding
-    from xares_bench.lalm import LALM
+    from xares_bench.workshop import Workshop
 
 _REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
-
-PREDICTIONS_FILE = "predictions.jsonl"
-LOSS_FILE = "loss.tsv"
 
 
 class Suite:
@@ -76,7 +66,6 @@ class Suite:
         self._home = DataHome(plan.data_home, plan.data_revisions)
         self._shards = ShardSource(ShardFolder(plan.data_folder, plan.runs_folder / "store" / "digests"), self._home)
         self._entries: dict[str, Entry] = {}
-        self._lalms: dict[str, LALM] = {}
 
     @functools.cached_property
     def contract(self) -> ContractReport:
@@ -129,7 +118,7 @@ class Suite:
         """
         key = self._keys.lalm(mix)
         if key not in self._entries:
-            self._entries[key] = self._store.obtain("lalms", key, functools.partial(self._train, mix))
+            self._entries[key] = self._store.obtain("lalms", key, lambda folder: self._workshop.train(mix, folder))
         return self._entries[key]
 
     def evaluate(self, name: str) -> ScoreRecord:
@@ -141,7 +130,12 @@ class Suite:
         """
         dataset = self.plan.dataset(name)
         mix = self.plan.mix_for(name)
-        entry = self._store.obtain("scores", self._keys.score(name), functools.partial(self._score, dataset, mix))
+        key = self._keys.score(name)
+
+        def make(folder: Path) -> dict[str, Any]:
+            return {"record": self._workshop.score(dataset, mix, self.lalm(mix), folder, key).to_json()}
+
+        entry = self._store.obtain("scores", key, make)
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
 
     def predictions_file(self, name: str) -> Path:
@@ -244,160 +238,18 @@ class Suite:
         return locate_decoder(self.plan.decoder, self.plan.data_home, self._progress)
 
     @functools.cached_property
-    def _encoding(self) -> Encoding:
-        from xares_bench.batches import Encoding
-        from xares_bench.lalm import load_tokenizer
+    def _workshop(self) -> Workshop:
+        from xares_bench.workshop import Workshop
 
-        return Encoding(load_tokenizer(self._decoder.folder))
-
-    def _train(self, mix: Mix, folder: Path) -> dict[str, Any]:
-        """Train the LALM of a mix and write it into a folder."""
-        from xares_bench.batches import training_batches
-        from xares_bench.draws import TrainingData, stored_draws, streamed_draws
-        from xares_bench.lalm import build_lalm
-        from xares_bench.training import train
-
-        started = time.perf_counter()
-        recipe = self.plan.recipe.training
-        # First, because not every decoder can be used.
-        lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, recipe)
-        splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
-        data = TrainingData(
-            mix=mix,
-            shards={dataset.name: self._shards.locate(split, dataset.repository) for dataset, split in splits},
-            tallies={dataset.name: self._tally(dataset) for dataset in mix.datasets},
-            seed=recipe.seed,
-            max_audio_s=recipe.max_audio_s,
-            limit=self.plan.limit,
+        return Workshop(
+            plan=self.plan,
+            decoder_folder=self._decoder.folder,
+            clips=self._clips,
+            features=self._features,
+            shards=self._shards,
+            accelerator=self._accelerator,
+            progress=self._progress,
         )
-        drawn = draws(data, self._features, mix.num_workers)
-        features_before_s = self._features.seconds
-        with contextlib.closing(training_batches(drawn, self._clips, self._encoding, recipe)) as batches:
-            with self._progress.bar(f"first clips of {mix.name}", 1) as advance:
-                first = next(batches)
-                advance()
-            losses = train(
-                lalm,
-                itertools.chain([first], batches),
-                num_steps=self.plan.num_steps(mix),
-                recipe=recipe,
-                accelerator=self._accelerator,
-                progress=self._progress,
-                description=f"training {mix.name}",
-            )
-        self._features.drop_unfinished()
-        features_s = self._features.seconds - features_before_s
-        for tally in data.tallies.values():
-            tally.check(complete=False)
-        lalm.save(folder)
-        curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
-        (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
-        lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
-        self._lalms = {mix.name: lalm}
-        return {
-            "mix": mix.name,
-            "num_steps": len(losses),
-            "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
-            "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
-            "features_s": features_s,
-            "training_s": time.perf_counter() - started - features_s,
-        }
-
-    def _score(self, dataset: Dataset, mix: Mix, folder: Path) -> dict[str, Any]:
-        """Generate for every clip of a dataset, score its rows, and write them into a folder."""
-        from xares_bench.generation import generate
-
-        entry = self.lalm(mix)
-        assert dataset.eval is not None
-        started = time.perf_counter()
-        generation_s = 0.0
-        shards = self._shards.locate(dataset.eval, dataset.repository)
-        tally = self._tally(dataset)
-        num_clips, duration_s = 0, 0.0
-        rows: list[tuple[str, str, str]] = []  # clip, target, text
-        parts = read_parts(self._features, dataset.eval, shards, limit=self.plan.limit, tally=tally)
-        for part in self._shown(parts, f"reading {dataset.name}"):
-            generating = time.perf_counter()
-            texts = generate(
-                self._loaded_lalm(mix, entry),
-                [self._encoding.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
-                encoding=self._encoding,
-                recipe=self.plan.generation_recipe(dataset),
-                device=self.device,
-                progress=self._progress,
-                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
-            )
-            said = dict(zip(map(id, part.clips), texts, strict=True))
-            rows.extend((row.clip.key, row.target, said[id(row.clip)]) for row in part.rows)
-            num_clips += len(part.clips)
-            duration_s += sum(clip.duration_s for clip in part.clips)
-            generation_s += time.perf_counter() - generating
-        scoring = time.perf_counter()
-        self._make_room(dataset.metric)
-        clips, targets, hypotheses = zip(*rows, strict=True)
-        result = evaluate(dataset.metric, targets, hypotheses, **dict(dataset.metric_arguments))
-        predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
-        (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
-        generation_s += time.perf_counter() - scoring
-        record = ScoreRecord(
-            dataset=dataset.name,
-            task=dataset.task,
-            metric=dataset.metric,
-            score=float(result.score),
-            weight=dataset.weight,
-            num_rows=len(rows),
-            num_clips=num_clips,
-            duration_s=duration_s,
-            features_s=time.perf_counter() - started - generation_s,
-            generation_s=generation_s,
-            dropped=tuple(tally.dropped),
-            mix=mix.name,
-            key=self._keys.score(dataset.name),
-            lalm_key=self._keys.lalm(mix),
-            reused=False,
-            partial=self.plan.limit is not None,
-        )
-        return {"record": record.to_json()}
-
-    def _shown(self, parts: Iterator[Part], description: str) -> Iterator[Part]:
-        """The parts of a split, with a bar while each is read and encoded."""
-        while True:
-            with self._progress.bar(description, 1) as advance:
-                part = next(parts, None)
-                advance()
-            if part is None:
-                return
-            yield part
-
-    def _tally(self, dataset: Dataset) -> Tally:
-        return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
-
-    def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
-        """The LALM of a mix on the device; one is held at a time."""
-        from xares_bench.lalm import build_lalm
-
-        if mix.name not in self._lalms:
-            self._lalms.clear()
-            lalm = build_lalm(self._decoder.folder, self.encoder.output_dim, self.plan.recipe.training)
-            lalm.load(entry.folder)
-            lalm.merge_lora()
-            self._lalms[mix.name] = lalm.eval()
-        return self._lalms[mix.name].to(self.device)
-
-    def _make_room(self, metric: str) -> None:
-        """Take the LALM off the device where the metric brings models of its own."""
-        if METRICS[metric].judged:
-            for lalm in self._lalms.values():
-                lalm.to("cpu")
-
-
-def _prompt_for(clip: Clip, dataset: Dataset) -> str:
-    """One of a dataset's prompts, the same one whenever the clip is asked about."""
-    return random.Random(clip.key).choice(dataset.prompts)
-
-
-def _prediction(clip: str, reference: str, hypothesis: str, value: float | None) -> Prediction:
-    return Prediction(clip=clip, reference=reference, hypothesis=hypothesis, value=value)
 
 
 def _relative(path: str) -> str:

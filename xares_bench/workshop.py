@@ -1,0 +1,224 @@
+"""The workshop: trains the LALM of a mix, and scores a dataset with it.
+
+It knows what to do and where to put it, and nothing of what was done before: that is the suite's. Everything heavy is
+imported from here on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from xares_bench.batches import Encoding, training_batches
+from xares_bench.catalogue import Dataset, Mix
+from xares_bench.clips import Clip, ClipEncoder
+from xares_bench.draws import TrainingData, draws
+from xares_bench.features import FeatureStore
+from xares_bench.generation import generate
+from xares_bench.lalm import LALM, build_lalm, load_tokenizer
+from xares_bench.metrics import METRICS, evaluate
+from xares_bench.plan import Plan
+from xares_bench.progress import Progress
+from xares_bench.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
+from xares_bench.rows import Part, Tally, read_parts
+from xares_bench.shards import ShardSource
+from xares_bench.store import Entry
+from xares_bench.training import train
+
+LOSS_FILE = "loss.tsv"
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """Makes LALMs and scores; holds one LALM at a time.
+
+    Attributes:
+        plan: What is to be done.
+        decoder_folder: The decoder's files.
+        clips: The encoder.
+        features: What the encoder makes of the shards.
+        shards: Finds them.
+        accelerator: Device and precision.
+        progress: Shows how far the work is.
+    """
+
+    plan: Plan
+    decoder_folder: str
+    clips: ClipEncoder
+    features: FeatureStore
+    shards: ShardSource
+    accelerator: Accelerator
+    progress: Progress
+    _lalms: dict[str, LALM] = field(default_factory=dict, init=False)
+
+    def train(self, mix: Mix, folder: Path) -> dict[str, Any]:
+        """Train the LALM of a mix and write it into a folder; returns what else is to be known of it.
+
+        Raises:
+            DataError: A training shard is missing or damaged, or too many of its samples are unusable.
+            EncoderError: The encoder breaks its contract on one of the clips.
+            UsageError: The decoder cannot be used.
+        """
+        started = time.perf_counter()
+        recipe = self.plan.recipe.training
+        # First, because not every decoder can be used.
+        lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, recipe)
+        splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
+        data = TrainingData(
+            mix=mix,
+            shards={dataset.name: self.shards.locate(split, dataset.repository) for dataset, split in splits},
+            tallies={dataset.name: self._tally(dataset) for dataset in mix.datasets},
+            seed=recipe.seed,
+            max_audio_s=recipe.max_audio_s,
+            limit=self.plan.limit,
+        )
+        features_before_s = self.features.seconds
+        drawn = draws(data, self.features, mix.num_workers)
+        try:
+            with contextlib.closing(training_batches(drawn, self.clips, self._encoding, recipe)) as batches:
+                with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
+                    first = next(batches)
+                    advance()
+                losses = train(
+                    lalm,
+                    itertools.chain([first], batches),
+                    num_steps=self.plan.num_steps(mix),
+                    recipe=recipe,
+                    accelerator=self.accelerator,
+                    progress=self.progress,
+                    description=f"training {mix.name}",
+                )
+        finally:
+            self.features.drop_unfinished()
+        features_s = self.features.seconds - features_before_s
+        for tally in data.tallies.values():
+            tally.check(complete=False)
+        lalm.save(folder)
+        curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
+        (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
+        lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
+        self._lalms = {mix.name: lalm}
+        return {
+            "mix": mix.name,
+            "num_steps": len(losses),
+            "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
+            "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
+            "features_s": features_s,
+            "training_s": time.perf_counter() - started - features_s,
+        }
+
+    def score(self, dataset: Dataset, mix: Mix, lalm: Entry, folder: Path, key: str) -> ScoreRecord:
+        """Generate for every clip of a dataset, score its rows, and write them into a folder.
+
+        Args:
+            dataset: What is scored.
+            mix: What the LALM was trained on.
+            lalm: The trained LALM.
+            folder: Where the predictions go.
+            key: What the score is filed under.
+
+        Raises:
+            DataError: A test shard is missing or damaged, or too many of its samples are unusable.
+            EncoderError: The encoder breaks its contract on one of the clips.
+        """
+        assert dataset.eval is not None
+        started = time.perf_counter()
+        generation_s = 0.0
+        shards = self.shards.locate(dataset.eval, dataset.repository)
+        tally = self._tally(dataset)
+        num_clips, duration_s = 0, 0.0
+        rows: list[tuple[str, str, str]] = []  # clip, target, text
+        parts = read_parts(self.features, dataset.eval, shards, limit=self.plan.limit, tally=tally)
+        for part in self._shown(parts, f"reading {dataset.name}"):
+            generating = time.perf_counter()
+            texts = generate(
+                self._loaded_lalm(mix, lalm),
+                [self._encoding.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
+                encoding=self._encoding,
+                recipe=self.plan.generation_recipe(dataset),
+                device=self.accelerator.device,
+                progress=self.progress,
+                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
+            )
+            said = dict(zip(map(id, part.clips), texts, strict=True))
+            rows.extend((row.clip.key, row.target, said[id(row.clip)]) for row in part.rows)
+            num_clips += len(part.clips)
+            duration_s += sum(clip.duration_s for clip in part.clips)
+            generation_s += time.perf_counter() - generating
+        scoring = time.perf_counter()
+        self._make_room(dataset.metric)
+        clips, targets, hypotheses = zip(*rows, strict=True)
+        result = evaluate(dataset.metric, targets, hypotheses, **dict(dataset.metric_arguments))
+        predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
+        (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
+        generation_s += time.perf_counter() - scoring
+        return ScoreRecord(
+            dataset=dataset.name,
+            task=dataset.task,
+            metric=dataset.metric,
+            score=float(result.score),
+            weight=dataset.weight,
+            num_rows=len(rows),
+            num_clips=num_clips,
+            duration_s=duration_s,
+            features_s=time.perf_counter() - started - generation_s,
+            generation_s=generation_s,
+            dropped=tuple(tally.dropped),
+            mix=mix.name,
+            key=key,
+            lalm_key=lalm.folder.name,
+            reused=False,
+            partial=self.plan.limit is not None,
+        )
+
+    @functools.cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(load_tokenizer(self.decoder_folder))
+
+    def _shown(self, parts: Iterator[Part], description: str) -> Iterator[Part]:
+        """The parts of a split, with a bar while each is read and encoded."""
+        while True:
+            with self.progress.bar(description, 1) as advance:
+                part = next(parts, None)
+                advance()
+            if part is None:
+                return
+            yield part
+
+    def _tally(self, dataset: Dataset) -> Tally:
+        return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
+
+    def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
+        """The LALM of a mix on the device."""
+        if mix.name not in self._lalms:
+            self._lalms.clear()
+            lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, self.plan.recipe.training)
+            lalm.load(entry.folder)
+            lalm.merge_lora()
+            self._lalms[mix.name] = lalm.eval()
+        return self._lalms[mix.name].to(self.accelerator.device)
+
+    def _make_room(self, metric: str) -> None:
+        """Take the LALM off the device where the metric brings models of its own."""
+        if METRICS[metric].judged:
+            for lalm in self._lalms.values():
+                lalm.to("cpu")
+
+
+def _prompt_for(clip: Clip, dataset: Dataset) -> str:
+    """One of a dataset's prompts, the same one whenever the clip is asked about."""
+    return random.Random(clip.key).choice(dataset.prompts)
+
+
+def _prediction(clip: str, reference: str, hypothesis: str, value: float | None) -> Prediction:
+    return Prediction(clip=clip, reference=reference, hypothesis=hypothesis, value=value)
