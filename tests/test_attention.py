@@ -57,6 +57,19 @@ def test_packed_sequences_attend_as_each_does_alone(lengths: tuple[int, ...], wi
     torch.testing.assert_close(attended, each_alone(lengths, parts, window))
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (8,), (16, 16)])
+def test_rounding_up_adds_positions_that_nobody_attends_to(lengths: tuple[int, ...]) -> None:
+    num_positions = sum(lengths)
+    packing = pack(lengths, CPU, multiple=16)
+    assert packing.num_fillers == -num_positions % 16
+    assert len(packing.position_ids_N) == num_positions + packing.num_fillers
+    assert packing.is_position_BL.shape == (len(lengths) + 1, 16)
+    parts = projections(num_positions + packing.num_fillers)
+    attended = packing.attend(LAYER, *parts, scale=None, window=None, dropout=0.0)
+    expected = each_alone(lengths, [part[:num_positions] for part in parts], None)
+    torch.testing.assert_close(attended[:num_positions], expected)
+
+
 def test_gradients_stay_within_their_sequence() -> None:
     parts = projections(sum(LENGTHS))
     for part in parts:

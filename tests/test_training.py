@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch._dynamo.utils import counters
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
+from tests.plain_lalm import save_decoder
 from xares_bench.accelerator import open_accelerator
 from xares_bench.batches import Batch, Encoding, Utterance, collate
-from xares_bench.errors import TrainingError
+from xares_bench.errors import TrainingError, UsageError
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.progress import Progress
 from xares_bench.recipe import Recipe
@@ -179,3 +183,39 @@ def test_the_rate_waits_while_steps_are_left_out(batch: Batch, decoder_folder: s
     )
     handle.remove()
     assert rates == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_equal_the_others(
+    make_clips: MakeClips, decoder_folder: str, encoding: Encoding, mini_recipe: Recipe
+) -> None:
+    """Over batches of different lengths, fewer shapes than batches, and with nothing compiled left behind."""
+    recipe = mini_recipe.replace({"adaptation": "lora", "lora_dropout": 0.0, "learning_rate": 0.01, "warmup_steps": 2})
+    batches = [
+        collate(
+            [
+                Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7 + seed, encoding.eos_id))
+                for clip in make_clips([3 + seed, 8, 5, 20 * seed + 1], seed=seed)
+            ]
+        )
+        for seed in range(4)
+    ]
+    plain, compiled = (build_lalm(decoder_folder, 6, recipe.training) for _ in range(2))
+    before = fit(plain, iter(batches), recipe, 4)
+    counters.clear()
+    after = fit(compiled, iter(batches), recipe.replace({"compile": True}), 4)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert after == pytest.approx(before, rel=1e-5)
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    num_graphs = counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(batches[0]), plain(batches[0]), rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == num_graphs
+
+
+def test_a_decoder_without_known_layers_is_not_compiled(batch: Batch, mini_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = mini_recipe.replace({"compile": True})
+    lalm = build_lalm(save_decoder(tmp_path, "bloom"), 6, recipe.training)
+    with pytest.raises(UsageError, match="compile=true: BloomForCausalLM has no layers that can be compiled here"):
+        fit(lalm, itertools.repeat(batch), recipe, 1)

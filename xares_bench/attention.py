@@ -64,6 +64,7 @@ class Packing:
         is_position_BL: Where, in the sequences padded to `[B, L]`, there is a position and no padding.
         places_N: Of each position, its place in the sequences padded to `[B * L]`.
         position_ids_N: Of each position, its number in its sequence, from 0 on.
+        num_fillers: Positions at the end that belong to no sequence, and are there for the sake of a round number.
         cache: Keeps keys and values of the sequences; None: nobody asks for them.
         rows: Rows of the cache that the sequences are kept in.
     """
@@ -71,6 +72,7 @@ class Packing:
     is_position_BL: torch.Tensor
     places_N: torch.Tensor
     position_ids_N: torch.Tensor
+    num_fillers: int = 0
     cache: Cache | None = None
     rows: slice | None = None
 
@@ -230,16 +232,33 @@ class NextPositions:
 
 
 def pack(
-    lengths: Sequence[int], device: torch.device, *, cache: Cache | None = None, rows: slice | None = None
+    lengths: Sequence[int],
+    device: torch.device,
+    *,
+    multiple: int = 1,
+    cache: Cache | None = None,
+    rows: slice | None = None,
 ) -> Packing:
-    """The layout of whole sequences of these lengths; see `Packing`."""
-    longest = max(lengths)
+    """The layout of whole sequences of these lengths.
+
+    Args:
+        lengths: Positions of every sequence.
+        device: Where it is used.
+        multiple: N and L are rounded up to a multiple of this, so that few shapes occur; fillers are one more sequence.
+        cache: See `Packing`.
+        rows: See `Packing`.
+    """
+    num_fillers = -sum(lengths) % multiple
+    if multiple > 1:
+        lengths = (*lengths, num_fillers)
+    longest = -(-max(lengths) // multiple) * multiple
     is_position_BL = torch.arange(longest) < torch.tensor(lengths)[:, None]
     places_N = is_position_BL.flatten().nonzero().squeeze(1)
     return Packing(
         is_position_BL=is_position_BL.to(device),
         places_N=places_N.to(device),
         position_ids_N=(places_N % longest).to(device),
+        num_fillers=num_fillers,
         cache=cache,
         rows=rows,
     )

@@ -37,6 +37,9 @@ from xares_bench.recipe import TrainingRecipe
 
 WEIGHTS_FILE = "trained.safetensors"
 
+# What the number of positions of a compiled step is a multiple of.
+_POSITIONS_COMPILED_FOR = 64
+
 
 class LALM(nn.Module):
     """Projector and decoder, as one module to train.
@@ -56,6 +59,7 @@ class LALM(nn.Module):
         self.decoder = decoder
         self.reads_packed = reads_packed
         self._max_positions = _max_positions(decoder)
+        self._is_compiled = False
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """What the decoder reads, `[N, H]`: projected features where there is audio, token embeddings elsewhere.
@@ -97,9 +101,10 @@ class LALM(nn.Module):
 
     def _predict_packed(self, batch: Batch) -> torch.Tensor:
         """Logits at the places that predict a target, `[T, V]`."""
-        packing = pack(batch.lengths, batch.text_ids_M.device)
-        places_T = batch.predicting_places_T
-        output = self.read(self.embed(batch), packing, packing.position_ids_N, logits_to_keep=places_T)
+        multiple = _POSITIONS_COMPILED_FOR if self._is_compiled else 1
+        packing = pack(batch.lengths, batch.text_ids_M.device, multiple=multiple)
+        inputs_NH = functional.pad(self.embed(batch), (0, 0, 0, packing.num_fillers))
+        output = self.read(inputs_NH, packing, packing.position_ids_N, logits_to_keep=batch.predicting_places_T)
         return cast(torch.Tensor, output.logits[0])
 
     def _predict_padded(self, batch: Batch) -> torch.Tensor:
@@ -125,6 +130,29 @@ class LALM(nn.Module):
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of what training changes."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+    @contextlib.contextmanager
+    def compiled(self, device: torch.device) -> Iterator[None]:
+        """Within the block the decoder's layers are compiled; on a GPU their kernels are replayed as CUDA graphs.
+
+        The number of positions is rounded up to few different ones, since each is compiled, or recorded, once.
+
+        Raises:
+            UsageError: The decoder does not say which of its modules are layers.
+        """
+        names = set(getattr(self.decoder, "_no_split_modules", None) or ())
+        layers = [module for module in self.decoder.modules() if type(module).__name__ in names]
+        if not (layers and self.reads_packed):
+            raise UsageError(f"compile=true: {type(self.decoder).__name__} has no layers that can be compiled here")
+        for layer in layers:
+            layer.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+        self._is_compiled = True
+        try:
+            yield
+        finally:
+            self._is_compiled = False
+            for layer in layers:
+                layer._compiled_call_impl = None  # torch has no word for it
 
     def merge_lora(self) -> None:
         """Put what LoRA has learnt into the decoder's weights, for good: it then generates without the additions."""

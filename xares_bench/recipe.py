@@ -43,6 +43,7 @@ class TrainingRecipe:
         shuffle_buffer: Samples that a draw is shuffled among.
         sort_window: Samples that are sorted by length before they are batched, longest first.
         deterministic: Use deterministic algorithms.
+        compile: Compile the decoder's layers (torch.compile); pays only in long trainings, and needs a compiler.
         max_dropped_share: More unusable samples than this share of a split are an error.
         feature_dtype: What features are kept and used in: `encoder`: what the encoder gives; `float16`: half the disk.
     """
@@ -65,6 +66,7 @@ class TrainingRecipe:
     shuffle_buffer: int
     sort_window: int
     deterministic: bool
+    compile: bool
     max_dropped_share: float
     feature_dtype: FeatureDtype
 

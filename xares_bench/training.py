@@ -63,6 +63,7 @@ def train(
     num_clips, started = 0, time.perf_counter()
     with (
         _prepared(lalm, accelerator) as model,
+        lalm.compiled(accelerator.device) if recipe.compile else contextlib.nullcontext(),
         seeded(recipe.seed, accelerator.device),  # for the dropout
         deterministic_algorithms(wanted=recipe.deterministic, required=True),
         progress.bar(description, num_steps) as advance,
