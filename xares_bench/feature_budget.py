@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from filelock import FileLock, Timeout
 from xares_bench.store import MANIFEST, Entry, Store
 
 KIND = "features"
+
+# Other processes keep features, too: after so long, what there is is looked at again.
+_LOOK_AGAIN_S = 60.0
 
 # Of the disk that is free or taken by features already, when no budget is given.
 DEFAULT_SHARE = 0.5
@@ -36,6 +40,9 @@ class FeatureBudget:
         self._asked_bytes = max_bytes
         self._max_bytes: int | None = max_bytes
         self._writing_bytes = 0
+        # What is free to be taken without looking again at what there is.
+        self._known_room_bytes = 0
+        self._looked_s = 0.0
         self._lease: _Lease | None = None
 
     @property
@@ -64,6 +71,19 @@ class FeatureBudget:
 
     def reserve(self, size_bytes: int) -> bool:
         """Whether there is room for so much more, after giving up what may be given up."""
+        is_known = size_bytes <= self._known_room_bytes and time.monotonic() - self._looked_s < _LOOK_AGAIN_S
+        if not is_known and not self._make_room(size_bytes):
+            return False
+        self._known_room_bytes -= size_bytes
+        self._writing_bytes += size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """What was reserved is given back, or is a finished entry by now."""
+        self._writing_bytes -= size_bytes
+        self._known_room_bytes = 0
+
+    def _make_room(self, size_bytes: int) -> bool:
         if self._writing_bytes + size_bytes > self.max_bytes:
             return False
         with self._alone():
@@ -81,12 +101,9 @@ class FeatureBudget:
                     excess_bytes -= entry.size_bytes
                     if excess_bytes <= 0:
                         break
-        self._writing_bytes += size_bytes
+        self._known_room_bytes = size_bytes - excess_bytes
+        self._looked_s = time.monotonic()
         return True
-
-    def release(self, size_bytes: int) -> None:
-        """What was reserved is given back, or is a finished entry by now."""
-        self._writing_bytes -= size_bytes
 
     def _alone(self) -> FileLock:
         folder = self._store.root / KIND

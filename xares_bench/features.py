@@ -218,7 +218,7 @@ class FeatureStore:
         Nobody waits for another process here: a training has many shards open at once, and two of them could wait for
         each other for ever.
         """
-        if self._is_full:
+        if self._is_full or self.budget.max_bytes == 0:
             return None
         try:
             unfinished = self._store.begin(KIND, key, wait=False)
