@@ -24,12 +24,10 @@ from xares_bench.plan import Plan
 from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = tuple(
-    f"xares_bench.{name}" for name in ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
-)
-_TRAINING = (*_READING, "xares_bench.decoding", "xares_bench.draws", "xares_bench.training")
-_JUDGING = tuple(f"xares_bench.captions.{name}" for name in ("files", "formulas", "judges"))
-_SCORING = (*_READING, *_JUDGING, "xares_bench.generation", "xares_bench.hf_generation", "xares_bench.metrics")
+_READING = ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
+_TRAINING = (*_READING, "draws", "training")
+_JUDGING = ("captions.files", "captions.formulas", "captions.judges")
+_SCORING = (*_READING, *_JUDGING, "generation", "hf_generation", "metrics")
 TRAINING_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers", "webdataset")
 SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 
