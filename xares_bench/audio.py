@@ -81,7 +81,9 @@ def _read_with_soundfile(data: bytes, suffix: str) -> tuple[NDArray[np.float32],
 
     try:
         samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError, MemoryError) as cause:  # a damaged header may claim any length
+    except soundfile.LibsndfileError as cause:  # whose own text holds the address of the buffer, at every run another
+        raise ValueError(f"unreadable audio: {cause.error_string}") from None
+    except (TypeError, MemoryError) as cause:  # a damaged header may claim any length
         raise ValueError(f"unreadable audio: {cause}") from None
     return samples, rate_hz
 
