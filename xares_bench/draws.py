@@ -7,6 +7,7 @@ depends on the seed alone. Only the shards that are being read are in memory, so
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,67 +69,70 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
         DataError: A shard is damaged, or too many samples of a dataset are unusable.
         EncoderError: The encoder does not keep its contract on one of the clips.
     """
-    drawn_rows = _draw(data, features)
-    for drawn, result in features.resolve(drawn_rows, lambda drawn: drawn.sample, num_threads):
-        clip = drawn.sample if result is None else result
-        if isinstance(clip, DroppedSample):
-            if drawn.pass_number == 0 and drawn.is_first:
-                data.tallies[drawn.dataset.name].dropped.append(clip)
-            continue
-        assert isinstance(clip, Clip | Recording)
-        yield Draw(prompt=drawn.prompt, target=drawn.target, clip=clip)
+    drawn = _draw(data, features)
+    for (step, prompt), result in features.resolve(drawn, lambda item: item[0].sample, num_threads):
+        sample = step.sample if result is None else result
+        if step.pass_number == 0:
+            _count(step, sample, data.tallies[step.dataset.name])
+        if isinstance(sample, Clip | Recording):
+            yield Draw(prompt=prompt, target=step.target, clip=sample)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
-    """A row of a dataset: one of its samples and one of that sample's targets.
+class _Step:
+    """A step through a dataset: a row, a sample that cannot be used, or an end.
+
+    All of them travel with the rows, so that samples are counted when it is known what has become of them.
 
     Attributes:
-        sample: The sample.
-        target: The target.
-        is_first: Whether it is the sample's first target.
-        pass_number: How often the dataset was passed over before.
-    """
-
-    sample: Clip | Pending
-    target: str
-    is_first: bool
-    pass_number: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Drawn(_Found):
-    """A row that was drawn.
-
-    Attributes:
-        dataset: Its dataset.
-        prompt: One of the dataset's prompts.
+        dataset: The dataset.
+        pass_number: How often it was passed over before.
+        sample: The row's sample, or the unusable one; None: the end of a shard.
+        target: The row's target.
+        is_first: Whether it is the sample's first row.
+        is_last: Whether it is the end of the pass.
     """
 
     dataset: Dataset
-    prompt: str
+    pass_number: int
+    sample: Clip | Pending | DroppedSample | None
+    target: str = ""
+    is_first: bool = True
+    is_last: bool = False
 
 
-def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Drawn]:
+def _count(step: _Step, sample: object, tally: Tally) -> None:
+    """Count a step of the first pass, whose sample has become what is given."""
+    if sample is None:
+        tally.check(complete=step.is_last)
+    elif step.is_first:
+        tally.count(sample)
+
+
+def _draw(data: TrainingData, features: FeatureStore) -> Iterator[tuple[_Step, str]]:
+    """Steps, up to the next row of the dataset that is drawn, each with a prompt for it."""
     rng = random.Random(f"{data.seed} draw")
-    rows = {dataset.name: _passes(dataset, data, features) for dataset in data.mix.datasets}
+    steps = {dataset.name: _passes(dataset, data, features) for dataset in data.mix.datasets}
     while True:
         dataset = rng.choices(data.mix.datasets, data.mix.weights)[0]
-        yield _Drawn(**vars(next(rows[dataset.name])), dataset=dataset, prompt=rng.choice(dataset.prompts))
+        prompt = rng.choice(dataset.prompts)
+        for step in steps[dataset.name]:
+            yield step, prompt
+            if isinstance(step.sample, Clip | Pending):
+                break
 
 
-def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore) -> Iterator[_Found]:
+def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore) -> Iterator[_Step]:
     """Every row of a dataset, again and again."""
     assert dataset.train is not None
     shards = data.shards[dataset.name]
     rng = random.Random(f"{data.seed} shards of {dataset.name}")
     for pass_number in itertools.count():
+        step = functools.partial(_Step, dataset=dataset, pass_number=pass_number)
         # A limit means the same samples at every pass.
         order = shards if data.limit is not None else rng.sample(shards, len(shards))
-        # Only the first pass is counted.
-        tally = data.tallies[dataset.name] if pass_number == 0 else _uncounted(dataset, data)
+        num_left = data.limit
         for shard in order:
-            num_left = None if data.limit is None else data.limit - tally.num_samples
             if num_left == 0:
                 break
             samples = features.open(
@@ -137,12 +141,12 @@ def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore) -> Ite
                 max_clips=num_left,
                 seed=f"{data.seed} {dataset.name} {pass_number}",
             )
-            for sample, targets in with_targets(samples, dataset.train, shard, tally):
+            for sample, targets in with_targets(samples, dataset.train, shard):
+                if num_left is not None:
+                    num_left -= 1
+                if isinstance(sample, DroppedSample):
+                    yield step(sample=sample)
                 for number, target in enumerate(targets):
-                    yield _Found(sample=sample, target=target, is_first=number == 0, pass_number=pass_number)
-            tally.check(complete=False)
-        tally.check(complete=True)
-
-
-def _uncounted(dataset: Dataset, data: TrainingData) -> Tally:
-    return Tally(dataset=dataset.name, max_dropped_share=data.tallies[dataset.name].max_dropped_share)
+                    yield step(sample=sample, target=target, is_first=number == 0)
+            yield step(sample=None)
+        yield step(sample=None, is_last=True)

@@ -54,6 +54,12 @@ class Tally:
     num_samples: int = 0
     dropped: list[DroppedSample] = field(default_factory=list)
 
+    def count(self, sample: object) -> None:
+        """Count one more sample, given what has become of it."""
+        self.num_samples += 1
+        if isinstance(sample, DroppedSample):
+            self.dropped.append(sample)
+
     def check(self, *, complete: bool) -> None:
         """Raise if too many samples were unusable.
 
@@ -165,18 +171,17 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
 
 
 def with_targets(
-    samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard, tally: Tally
-) -> Iterator[tuple[Clip | Pending, tuple[str, ...]]]:
-    """The samples of a shard that can be used, each with its targets; all of them are counted."""
+    samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard
+) -> Iterator[tuple[Clip | Pending | DroppedSample, tuple[str, ...]]]:
+    """The samples of a shard, each with its targets; those that have none become unusable ones."""
     for sample in samples:
-        tally.num_samples += 1
         if isinstance(sample, DroppedSample):
-            tally.dropped.append(sample)
+            yield sample, ()
             continue
         try:
             targets = targets_of(sample.fields, split)
         except ValueError as cause:
-            tally.dropped.append(DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)))
+            yield DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)), ()
             continue
         yield sample, targets
 
@@ -198,6 +203,7 @@ def _usable_clips(
         if num_left == 0:
             return
         samples = features.read(shard, max_clips=num_left, num_threads=split.num_workers)
-        for clip, targets in with_targets(samples, split, shard, tally):
-            assert isinstance(clip, Clip)
-            yield clip, targets
+        for clip, targets in with_targets(samples, split, shard):
+            tally.count(clip)
+            if isinstance(clip, Clip):
+                yield clip, targets
