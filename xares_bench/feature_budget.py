@@ -60,7 +60,7 @@ class FeatureBudget:
 
     def use(self, key: str) -> Entry | None:
         """The features of that key, which from now on are not given up while this process lives; or None."""
-        if self._store.find(KIND, key) is None:
+        if not (self._store.root / KIND / key / MANIFEST).is_file():
             return None
         with self._alone():
             entry = self._store.use(KIND, key)

@@ -85,7 +85,9 @@ class Unfinished:
         return Entry(folder=self.folder, manifest=finished, reused=False)
 
     def abandon(self) -> None:
-        """Leave nothing of it."""
+        """Leave nothing of it; what is finished or abandoned already stays as it is, for it may be another's by now."""
+        if not self._lock.is_locked:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
@@ -109,14 +111,16 @@ class Store:
         Where one is not what was written, the entry is removed, with a warning, so that it is made anew.
         """
         entry = self.find(kind, key)
-        if entry is None or entry.folder in self._intact:
+        folder = self.root / kind / key
+        if entry is not None and folder in self._intact:
             return entry
-        for name, described in entry.manifest["files"].items():
-            if file_digest(entry.folder / name) != described["sha256"]:
-                warnings.warn(f"{entry.folder / name} is damaged; it is made anew", DamageWarning, stacklevel=2)
-                self.remove(kind, key)
-                return None
-        self._intact.add(entry.folder)
+        damaged = _damaged_file(folder)
+        if damaged is not None:
+            warnings.warn(f"{damaged} is damaged; it is made anew", DamageWarning, stacklevel=2)
+            self._remove_damaged(kind, key)
+            return None
+        if entry is not None:
+            self._intact.add(folder)
         return entry
 
     def begin(self, kind: str, key: str, *, wait: bool) -> Unfinished | None:
@@ -173,6 +177,20 @@ class Store:
         keys = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
         return [entry for entry in (self.find(kind, key) for key in sorted(keys)) if entry is not None]
 
+    def _remove_damaged(self, kind: str, key: str) -> None:
+        """Take an entry away, unless another process makes it anew, or has done so by now."""
+        from filelock import FileLock, Timeout
+
+        folder = self.root / kind / key
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        if _damaged_file(folder) is not None:
+            self.remove(kind, key)
+        lock.release()
+
     def remove(self, kind: str, key: str) -> None:
         """Take an entry away; first its manifest, so that what is left of it is never trusted."""
         folder = self.root / kind / key
@@ -191,6 +209,23 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_whole else None
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """The first file that is not what was written when the folder was finished; None: none, or it never was."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, str] = {name: described["sha256"] for name, described in manifest["files"].items()}
+        if manifest["key"] != folder.name:
+            return folder / MANIFEST
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return folder / MANIFEST
+    for name, digest in files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            return folder / name
+    return None
 
 
 def _describe(path: Path) -> dict[str, Any]:
