@@ -290,14 +290,18 @@ class _Recorder:
         if not self.is_open:
             return
         self._num_chunks += 1
+        lines = [
+            json.dumps(self._line(request.sample, result)) + "\n"
+            for request, result in zip(chunk.requests, chunk.results, strict=True)
+        ]
+        self._lines += lines
         size_bytes = sum(result.frames().nbytes for result in chunk.results if isinstance(result, Clip))
+        size_bytes += sum(map(len, lines))
         if not self._budget.reserve(size_bytes):
             self.abandon()
             self._note_full("the features' budget is used up (--feature-budget)")
             return
         self._reserved_bytes += size_bytes
-        for request, result in zip(chunk.requests, chunk.results, strict=True):
-            self._lines.append(json.dumps(self._line(request.sample, result)) + "\n")
         try:
             if sum(frames_TD.nbytes for frames_TD in self._frames) >= _FILE_BYTES:
                 self._write_frames()
@@ -348,6 +352,9 @@ class _Recorder:
         self._unfinished.finish({"shard": self._shard, "seconds": time.perf_counter() - self._started})
         self.is_open = False
         self._budget.release(self._reserved_bytes)
+        # From now on this process's: of data that the budget is too small for, it must not give up the first shards for
+        # the last ones, and find none of them at the next pass.
+        self._budget.use(self._unfinished.folder.name)
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
