@@ -1,6 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import itertools
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +17,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.shard_factory import shard_at, tone, write_members, write_shard
-from xares_bench.clips import Clip, ClipEncoder, StoredFrames
+from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
+from xares_bench.clips import Clip, ClipEncoder, Recording, StoredFrames
 from xares_bench.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.errors import EncoderError
-from xares_bench.features import FeatureStore
+from xares_bench.errors import DamageWarning, DataError, EncoderError
+from xares_bench.feature_budget import FeatureBudget
+from xares_bench.features import SAMPLES_FILE, FeatureStore, Pending
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Shard
-from xares_bench.store import Store
+from xares_bench.store import MANIFEST, Store
 
 ENCODER = """
 import torch
@@ -60,26 +69,58 @@ class Read:
 
     clips: list[Clip]
     dropped: list[DroppedSample]
-    reused: bool
+
+    @property
+    def reused(self) -> bool:
+        """Whether the features were there already."""
+        return all(isinstance(clip.features, StoredFrames) for clip in self.clips)
 
 
-def obtain(
+def read(
     store: Store,
     encoder: FrozenEncoder,
     shard: Shard,
     *,
     honours_mask: bool = False,
-    max_audio_s: float | None = None,
+    half_precision: bool = False,
     max_clips: int | None = None,
+    max_bytes: int | None = None,
+    num_threads: int | None = None,
 ) -> Read:
-    features = FeatureStore(store, ClipEncoder(encoder=encoder, honours_mask=honours_mask))
-    entry = features.obtain(shard, max_audio_s=max_audio_s, max_clips=max_clips, num_workers=None)
-    samples = list(features.read(shard, max_audio_s=max_audio_s, max_clips=max_clips, num_workers=None))
+    """All of a shard, as a process that has just been started reads it."""
+    clips = ClipEncoder(encoder=encoder, honours_mask=honours_mask, half_precision=half_precision)
+    store = Store(root=store.root)
+    features = FeatureStore(store, clips, FeatureBudget(store, max_bytes))
+    samples = list(features.read(shard, max_clips=max_clips, num_threads=num_threads))
     return Read(
         clips=[sample for sample in samples if isinstance(sample, Clip)],
         dropped=[sample for sample in samples if isinstance(sample, DroppedSample)],
-        reused=entry.reused,
     )
+
+
+def pass_over(
+    features: FeatureStore, shard: Shard, *, max_audio_s: float | None, seed: str = "", num_threads: int = 0
+) -> list[Clip | Recording | DroppedSample]:
+    """What has become of every sample of a shard in one pass of a training."""
+    samples = features.open(shard, max_audio_s=max_audio_s, max_clips=None, seed=seed)
+    made = []
+    for sample, result in features.resolve(samples, lambda sample: sample, num_threads):
+        item = sample if result is None else result
+        assert not isinstance(item, Pending)
+        made.append(item)
+    return made
+
+
+def files_of(store: Store) -> list[str]:
+    """What lies below the features' folder, but for locks and leases."""
+    paths = (path for path in (store.root / "features").rglob("*") if path.suffix not in (".lock", ".keys"))
+    return sorted(path.name for path in paths if path.is_file())
+
+
+def digest_of_frames(clips: Sequence[Clip | DroppedSample]) -> str:
+    """Digest of the bits of every clip's features."""
+    frames = (clip.frames() for clip in clips if isinstance(clip, Clip))
+    return hashlib.sha256(b"".join(frames_TD.numpy().tobytes() for frames_TD in frames)).hexdigest()
 
 
 def calls(encoder: FrozenEncoder) -> list[tuple[tuple[int, int], bool]]:
@@ -106,7 +147,7 @@ def test_every_clip_has_the_features_of_the_clip_alone(
 ) -> None:
     durations_s = [0.3, 0.05, 0.3, 0.121, 0.3]
     shard = shard_of(tmp_path / "a.tar.gz", durations_s)
-    features = obtain(Store(root=tmp_path / "store"), encoder, shard, honours_mask=honours_mask)
+    features = read(Store(root=tmp_path / "store"), encoder, shard, honours_mask=honours_mask)
     assert [clip.key for clip in features.clips] == [f"c{i}" for i in range(5)]
     assert [clip.fields["label"] for clip in features.clips] == list("01234")
     for index, (clip, duration_s) in enumerate(zip(features.clips, durations_s, strict=True)):
@@ -122,33 +163,67 @@ def test_every_clip_has_the_features_of_the_clip_alone(
 def test_features_are_made_once_and_follow_everything_they_depend_on(encoder: FrozenEncoder, tmp_path: Path) -> None:
     store = Store(root=tmp_path / "store")
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2])
-    first = obtain(store, encoder, shard)
+    first = read(store, encoder, shard)
     num_calls = len(calls(encoder))
-    again = obtain(store, encoder, shard)
+    again = read(store, encoder, shard)
     assert (first.reused, again.reused, len(calls(encoder))) == (False, True, num_calls)
     assert [clip.key for clip in again.clips] == ["c0", "c1"]
     assert torch.equal(first.clips[1].frames(), again.clips[1].frames())
 
     moved = shard_at(shard.path.rename(tmp_path / "another-name.tar"))
-    assert obtain(store, encoder, moved).reused
+    assert read(store, encoder, moved).reused
     changed = shard_of(tmp_path / "a.tar", [0.1, 0.3])
-    assert not obtain(store, encoder, changed).reused
-    assert not obtain(store, encoder, moved, max_audio_s=0.15).reused
-    assert not obtain(store, encoder, moved, max_clips=1).reused
+    assert not read(store, encoder, changed).reused
+    assert not read(store, encoder, moved, max_clips=1).reused
     edited = load(tmp_path, ENCODER + "\nx = 1")
-    assert not obtain(store, edited, moved).reused
+    assert not read(store, edited, moved).reused
 
 
-def test_long_clips_are_cropped_only_where_asked(encoder: FrozenEncoder, tmp_path: Path) -> None:
-    shard = shard_of(tmp_path / "a.tar", [0.5, 0.1])
+def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_kept(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    ramp = np.linspace(0, 0.9, 16_000, dtype=np.float32)
+    clips = [("short", tone(0.1), {"label": "x"}), ("long", ramp, {"label": "x"}), ("brief", tone(0.2), {"label": "x"})]
+    shard = shard_at(write_shard(tmp_path / "a.tar", clips))
     store = Store(root=tmp_path / "store")
-    assert [clip.num_frames for clip in obtain(store, encoder, shard, max_audio_s=0.2).clips] == [20, 10]
-    assert [clip.num_frames for clip in obtain(store, encoder, shard).clips] == [50, 10]
+    clip_encoder = ClipEncoder(encoder=encoder, honours_mask=False)
+    passes = [
+        pass_over(FeatureStore(store, clip_encoder), shard, max_audio_s=0.5, seed=seed)
+        for seed in ("pass 0", "pass 1", "pass 0")
+    ]
+    for made in passes:
+        assert [item.key for item in made if not isinstance(item, DroppedSample)] == ["short", "long", "brief"]
+    windows = [made[1] for made in passes]
+    starts = [float(window.waveform[0]) for window in windows if isinstance(window, Recording)]
+    assert starts[0] == starts[2] != starts[1]
+    assert all(isinstance(window, Recording) and window.duration_s == 0.5 and window.is_window for window in windows)
+    assert [isinstance(made[0], Clip) and isinstance(made[0].features, StoredFrames) for made in passes] == [
+        False,
+        True,
+        True,
+    ]
+    assert len(calls(encoder)) == 2, "a call for each of the short clips, which differ in length"
+    (entry,) = store.entries("features")
+    assert entry.manifest["files"]["00000.safetensors"]["size_bytes"] < 30 * 2 * 4 + 200, "30 frames and a header"
+
+
+def test_a_kept_shard_is_opened_again_only_for_windows(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1, 0.4])
+    features = FeatureStore(Store(root=tmp_path / "store"), ClipEncoder(encoder=encoder, honours_mask=False))
+    for max_audio_s in (0.2, 0.5):
+        pass_over(features, shard, max_audio_s=max_audio_s)
+    shard.path.write_bytes(b"no tar any more")
+    assert len(pass_over(features, shard, max_audio_s=0.5)) == 2
+    with pytest.raises(DataError, match=r"a\.tar"):
+        pass_over(features, shard, max_audio_s=0.2)
+
+
+def test_what_is_read_is_never_cropped(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.5, 0.1])
+    assert [clip.num_frames for clip in read(Store(root=tmp_path / "s"), encoder, shard).clips] == [50, 10]
 
 
 def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, tmp_path: Path) -> None:
-    from tests.shard_factory import encode
-
     members = [
         ("good.wav", encode(tone(0.1))),
         ("good.json", b'{"label": "x"}'),
@@ -161,7 +236,7 @@ def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, 
     shard = shard_at(write_members(tmp_path / "bad.tar", members))
     store = Store(root=tmp_path / "store")
     for reused in (False, True):  # also when they are read back
-        features = obtain(store, encoder, shard)
+        features = read(store, encoder, shard)
         assert features.reused is reused
         assert [clip.key for clip in features.clips] == ["good"]
         assert [(sample.clip, sample.shard) for sample in features.dropped] == [
@@ -180,9 +255,9 @@ def test_a_clip_that_breaks_the_encoder_is_named_and_nothing_is_kept(tmp_path: P
     clips = [("fine", tone(0.1), {"label": "x"}), ("loud", tone(0.2, amplitude=0.95), {"label": "x"})]
     shard = shard_at(write_shard(tmp_path / "a.tar", clips))
     with pytest.raises(EncoderError, match=r"loud of a\.tar") as raised:
-        obtain(Store(root=tmp_path / "store"), encoder, shard)
+        read(Store(root=tmp_path / "store"), encoder, shard)
     assert raised.value.clause == "features-finite"
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not files_of(Store(root=tmp_path / "store"))
 
 
 def test_random_encoders_draw_the_same_for_the_same_shard_and_leave_the_generator_alone(tmp_path: Path) -> None:
@@ -190,7 +265,7 @@ def test_random_encoders_draw_the_same_for_the_same_shard_and_leave_the_generato
     encoder = load(tmp_path, source)
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2])
     state = torch.get_rng_state()
-    first, second = (obtain(Store(root=tmp_path / name), encoder, shard) for name in "ab")
+    first, second = (read(Store(root=tmp_path / name), encoder, shard) for name in "ab")
     assert torch.equal(first.clips[0].frames(), second.clips[0].frames())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -198,16 +273,16 @@ def test_random_encoders_draw_the_same_for_the_same_shard_and_leave_the_generato
 def test_half_precision_features_stay_half_precision(tmp_path: Path) -> None:
     encoder = load(tmp_path, ENCODER.replace("dim=-1)\n", "dim=-1).bfloat16()\n", 1))
     shard = shard_of(tmp_path / "a.tar", [0.1])
-    clip = obtain(Store(root=tmp_path / "store"), encoder, shard).clips[0]
+    clip = read(Store(root=tmp_path / "store"), encoder, shard).clips[0]
     assert clip.frames().dtype == torch.bfloat16
 
 
 def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
-    whole = obtain(Store(root=tmp_path / "a"), encoder, shard)
-    monkeypatch.setattr("xares_bench.clips._CHUNK_CLIPS", 2)
+    whole = read(Store(root=tmp_path / "a"), encoder, shard)
+    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
     monkeypatch.setattr("xares_bench.features._FILE_BYTES", 200)
-    chunked = obtain(Store(root=tmp_path / "b"), encoder, shard)
+    _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
     for a, b in zip(whole.clips, chunked.clips, strict=True):
         assert a.key == b.key
@@ -224,6 +299,250 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
     norm = encoder.module.norm
     assert isinstance(norm, nn.BatchNorm1d)
     before = norm.running_mean.clone()  # type: ignore[union-attr]
-    obtain(Store(root=tmp_path / "s"), encoder, shard_of(tmp_path / "a.tar", [0.1, 0.1]))
+    read(Store(root=tmp_path / "s"), encoder, shard_of(tmp_path / "a.tar", [0.1, 0.1]))
     assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
     assert not any(value.requires_grad for value in encoder.module.parameters())
+
+
+@pytest.fixture
+def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two clips, and a file as soon as there are frames."""
+    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features._FILE_BYTES", 1)
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_features_are_the_same_bits_made_or_kept_whatever_the_threads(
+    num_threads: int, encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1 + 0.013 * i for i in range(7)])
+    store = Store(root=tmp_path / "store")
+    expected_digest = digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard, num_threads=0).clips)
+    unkept, made, kept = (
+        read(store, encoder, shard, max_bytes=max_bytes, num_threads=num_threads, honours_mask=False)
+        for max_bytes in (0, None, None)
+    )
+    assert (unkept.reused, made.reused, kept.reused) == (False, False, True)
+    assert {digest_of_frames(result.clips) for result in (unkept, made, kept)} == {expected_digest}
+
+
+def test_float16_takes_half_the_bytes(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    shard = shard_of(tmp_path / "a.tar", [2.0])
+    sizes = []
+    for name, half_precision in (("whole", False), ("half", True)):
+        store = Store(root=tmp_path / name)
+        made, kept = (read(store, encoder, shard, half_precision=half_precision) for _ in range(2))
+        assert kept.reused
+        dtype = torch.float16 if half_precision else torch.float32
+        assert made.clips[0].frames().dtype == kept.clips[0].frames().dtype == dtype
+        torch.testing.assert_close(kept.clips[0].frames().float(), expected(0, 2.0), rtol=2e-3, atol=0.03)
+        (entry,) = store.entries("features")
+        sizes.append((entry.folder / "00000.safetensors").stat().st_size)
+    num_values = 200 * 2
+    assert sizes[0] - sizes[1] == 2 * num_values
+
+
+@pytest.mark.parametrize("file", ["00001.safetensors", SAMPLES_FILE])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_damaged_features_are_found_said_and_made_anew(
+    damage: str, file: str, encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.15])
+    store = Store(root=tmp_path / "store")
+    made = digest_of_frames(read(store, encoder, shard).clips)
+    (entry,) = store.entries("features")
+    path = entry.folder / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(content) if damage == "flipped" else content[:-1])
+    with pytest.warns(DamageWarning, match=rf"{file} is damaged; it is made anew$") as said:
+        again = read(store, encoder, shard)
+    assert len(said) == 1
+    assert not again.reused
+    assert digest_of_frames(again.clips) == made
+    assert read(store, encoder, shard).reused
+
+
+def test_a_used_up_budget_is_said_once_and_leaves_nothing_half_written(
+    encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shards = [shard_of(tmp_path / f"{i}.tar", [0.1 + 0.01 * i, 0.2, 0.3, 0.2]) for i in range(3)]
+    plain = Store(root=tmp_path / "plain")
+    expected_digests = [digest_of_frames(read(plain, encoder, shard).clips) for shard in shards]
+    (smallest, *_) = sorted(entry.size_bytes for entry in plain.entries("features"))
+    store = Store(root=tmp_path / "store")
+    budget = FeatureBudget(store, int(1.5 * smallest))
+    features = FeatureStore(store, ClipEncoder(encoder=encoder, honours_mask=False), budget)
+    with pytest.warns(DamageWarning, match="the features' budget is used up") as said:
+        digests = [
+            digest_of_frames(
+                [clip for clip in features.read(shard, max_clips=None, num_threads=0) if isinstance(clip, Clip)]
+            )
+            for _ in range(2)
+            for shard in shards
+        ]
+    assert len(said) == 1
+    assert digests == expected_digests * 2
+    assert [entry.manifest["shard"] for entry in store.entries("features")] == ["0.tar"]
+    assert budget.kept_bytes <= budget.max_bytes
+    assert files_of(store) == ["00000.safetensors", "00001.safetensors", MANIFEST, SAMPLES_FILE]
+
+
+def test_a_budget_of_nothing_keeps_nothing_and_is_no_reason_to_warn(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    store = Store(root=tmp_path / "store")
+    with warnings.catch_warnings(action="error"):
+        assert len(read(store, encoder, shard_of(tmp_path / "a.tar", [0.1]), max_bytes=0).clips) == 1
+    assert not store.root.exists()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Every file that is written further fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("room_bytes", "failing"), [(300, "the first frames"), (1200, "the list of samples"), (2600, "the manifest")]
+)
+def test_a_full_disk_ends_the_keeping_and_not_the_run(
+    room_bytes: int, failing: str, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    shard = tmp_path / "a.tar"
+    fields = {"label": "x", "notes": "y" * 400}
+    # 800 bytes of frames in a file of their own, then a list of samples of 2200 bytes.
+    write_shard(shard, [(f"c{i}", tone(0.2, 200 + 30 * i), fields) for i in range(5)])
+    store = Store(root=tmp_path / "store")
+    plain = digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard_at(shard)).clips)
+    with files_of_at_most(room_bytes), pytest.warns(DamageWarning, match="features are not kept: ") as said:
+        made = read(store, encoder, shard_at(shard))
+    assert len(said) == 1
+    assert digest_of_frames(made.clips) == plain
+    assert files_of(store) == [], failing
+    assert not read(store, encoder, shard_at(shard)).reused
+    assert read(store, encoder, shard_at(shard)).reused
+
+
+# Reads shards, as a process of its own: argv is encoder, root of the store, and shards; prints digests of their frames.
+READER = """
+import sys, time
+from pathlib import Path
+from tests.test_features import digest_of_frames, shard_at
+from xares_bench.clips import ClipEncoder
+from xares_bench import features as module
+from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.encoders import load_encoder
+from xares_bench.features import FeatureStore
+from xares_bench.store import Store
+import torch
+
+module._CHUNK_CLIPS, module._FILE_BYTES = 2, 1
+encoder, root, pause_s, *shards = sys.argv[1:]
+clips = ClipEncoder(encoder=load_encoder(parse_encoder_spec(encoder, None), torch.device("cpu")), honours_mask=False)
+features = FeatureStore(Store(root=Path(root)), clips)
+print("ready", flush=True)
+sys.stdin.readline()
+for path in shards:
+    made = []
+    for clip in features.read(shard_at(Path(path)), max_clips=None, num_threads=1):
+        made.append(clip)
+        print("clip", flush=True)
+        time.sleep(float(pause_s))
+    print(digest_of_frames(made), flush=True)
+"""
+
+
+def start_reader(folder: Path, store: Store, shards: Sequence[Shard], pause_s: float) -> subprocess.Popen[str]:
+    """A process that reads these shards, once it is told to."""
+    arguments = [str(folder / "counting.py"), str(store.root), str(pause_s), *(str(shard.path) for shard in shards)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_a_process_killed_while_writing_leaves_nothing_to_trust(
+    encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1 + 0.01 * i for i in range(6)])
+    store = Store(root=tmp_path / "store")
+    with start_reader(tmp_path, store, [shard], pause_s=60) as process:
+        tell(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "clip\n"
+        process.send_signal(signal.SIGKILL)
+    assert files_of(store) == ["00000.safetensors"], "it was killed half-way"
+    assert store.entries("features") == []
+    made = read(store, encoder, shard)
+    plain = read(Store(root=tmp_path / "plain"), encoder, shard)
+    assert not made.reused
+    assert digest_of_frames(made.clips) == digest_of_frames(plain.clips)
+    assert read(store, encoder, shard).reused
+
+
+def test_processes_at_once_read_the_same_and_neither_waits_for_the_other(
+    encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shards = [shard_of(tmp_path / f"{i}.tar", [0.1 + 0.01 * i, 0.2, 0.3, 0.25]) for i in range(3)]
+    plain = [digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard).clips) for shard in shards]
+    store = Store(root=tmp_path / "store")
+    orders = [shards, shards[::-1]]
+    processes = [start_reader(tmp_path, store, order, pause_s=0.02) for order in orders]
+    for process in processes:
+        tell(process)
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    digests = [[line for line in output if line != "clip"] for output in outputs]
+    assert digests == [plain, plain[::-1]]
+    assert len(store.entries("features")) == 3
+    assert read(store, encoder, shards[0]).reused
+
+
+def test_two_readers_of_a_shard_in_turns_are_both_right_and_one_of_them_keeps(
+    encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.25, 0.1])
+    store = Store(root=tmp_path / "store")
+    clips = ClipEncoder(encoder=encoder, honours_mask=False)
+    readers = [FeatureStore(store, clips).read(shard, max_clips=None, num_threads=0) for _ in range(2)]
+    for one, other in zip(*readers, strict=True):
+        assert isinstance(one, Clip)
+        assert isinstance(other, Clip)
+        assert one.key == other.key
+        assert torch.equal(one.frames(), other.frames())
+    assert len(store.entries("features")) == 1
+
+
+def test_a_shard_that_is_not_read_to_its_end_leaves_nothing_and_lets_others_in(
+    encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
+) -> None:
+    shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.25, 0.1])
+    store = Store(root=tmp_path / "store")
+    clips = ClipEncoder(encoder=encoder, honours_mask=False)
+    features = FeatureStore(store, clips, FeatureBudget(store, 10_000))
+    samples = features.read(shard, max_clips=None, num_threads=0)
+    assert len(list(itertools.islice(samples, 3))) == 3
+    assert files_of(store) != []
+    samples.close()  # type: ignore[attr-defined]
+    assert files_of(store) == []
+    assert features.budget.reserve(10_000), "nothing is reserved any more"
+    assert not read(store, encoder, shard).reused
+    assert read(store, encoder, shard).reused
