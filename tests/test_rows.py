@@ -26,9 +26,7 @@ class Samples:
     def __init__(self, *samples: Clip | DroppedSample) -> None:
         self.samples = samples
 
-    def read(
-        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, num_workers: int | None
-    ) -> Iterator[Clip | DroppedSample]:
+    def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
         yield from self.samples[:max_clips]
 
 

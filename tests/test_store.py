@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from xares_bench.digests import file_digest
+from xares_bench.errors import DamageWarning
 from xares_bench.store import MANIFEST, Entry, Store, write_atomically
 
 KEY = "0f" * 32
@@ -58,7 +61,10 @@ def assert_made_anew(store: Store) -> Entry:
     entry = store.obtain("features", KEY, make_good)
     assert not entry.reused
     assert sorted(path.name for path in entry.folder.iterdir()) == ["good.bin", MANIFEST]
-    assert entry.manifest == {"key": KEY, "rows": 5}
+    digest = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c"  # of b"good"
+    files = {"good.bin": {"size_bytes": 4, "sha256": digest}}
+    assert entry.manifest == {"key": KEY, "files": files, "rows": 5}
+    assert entry.size_bytes == 4
     return entry
 
 
@@ -106,7 +112,9 @@ def test_a_folder_without_its_own_manifest_is_made_anew(store: Store, manifest: 
     if manifest is not None:
         (folder / MANIFEST).write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
     assert store.find("features", KEY) is None
-    assert_made_anew(store)
+    said = nullcontext() if manifest is None else pytest.warns(DamageWarning, match="manifest.json is damaged")
+    with said:
+        assert_made_anew(store)
 
 
 def test_a_manifest_cut_anywhere_is_not_trusted(store: Store) -> None:
@@ -115,6 +123,79 @@ def test_a_manifest_cut_anywhere_is_not_trusted(store: Store) -> None:
     for length in range(len(whole)):
         (entry.folder / MANIFEST).write_bytes(whole[:length])
         assert store.find("features", KEY) is None, whole[:length]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_file_is_found_said_and_the_entry_made_anew(store: Store, damage: str) -> None:
+    file = assert_made_anew(store).folder / "good.bin"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"gold" if damage == "flipped" else b"goo")
+    another = Store(root=store.root)  # of the next session
+    with pytest.warns(DamageWarning, match=r"good\.bin is damaged; it is made anew$") as said:
+        assert_made_anew(another)
+    assert len(said) == 1
+    assert another.obtain("features", KEY, make_good).reused
+
+
+def test_a_sessions_own_work_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = assert_made_anew(store)
+    read: list[Path] = []
+
+    def noted_digest(path: Path) -> str:
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr("xares_bench.store.file_digest", noted_digest)
+    for _ in range(3):
+        assert store.use("features", KEY) == Entry(folder=entry.folder, manifest=entry.manifest, reused=True)
+    assert read == [entry.folder / "good.bin"]
+
+
+def test_what_another_process_makes_anew_is_not_taken_away(store: Store) -> None:
+    entry = assert_made_anew(store)
+    (entry.folder / "good.bin").unlink()
+    unfinished = Store(root=store.root).begin("features", KEY, wait=False)
+    assert unfinished is not None
+    (unfinished.folder / "good.bin").write_bytes(b"go")
+    (unfinished.folder / MANIFEST).write_text("{}")  # as if it were about to write one
+    with pytest.warns(DamageWarning):
+        assert store.use("features", KEY) is None
+    assert (unfinished.folder / "good.bin").exists()
+    unfinished.abandon()
+    assert not entry.folder.exists()
+
+
+def test_an_unfinished_folder_is_of_one_process_only(store: Store) -> None:
+    one = store.begin("features", KEY, wait=False)
+    assert one is not None
+    assert Store(root=store.root).begin("features", KEY, wait=False) is None
+    (one.folder / "good.bin").write_bytes(b"good")
+    assert store.find("features", KEY) is None
+    one.finish({"rows": 5})
+    assert store.begin("features", KEY, wait=False) is None, "there is nothing to fill"
+    one.abandon()
+    assert store.find("features", KEY) is not None, "what is finished stays"
+    two = store.begin("scores", KEY, wait=False)
+    assert two is not None
+    two.abandon()
+    three = store.begin("scores", KEY, wait=False)
+    assert three is not None
+    two.abandon()
+    assert three.folder.is_dir(), "another's by now"
+    three.abandon()
+
+
+def test_entries_are_listed_and_removed(store: Store) -> None:
+    assert store.entries("features") == []
+    for key in ("b" * 64, "a" * 64):
+        store.obtain("features", key, make_good)
+    (store.root / "features" / "leases").mkdir()
+    assert [entry.folder.name[0] for entry in store.entries("features")] == ["a", "b"]
+    store.remove("features", "a" * 64)
+    store.remove("features", "c" * 64)
+    assert [entry.folder.name[0] for entry in store.entries("features")] == ["b"]
 
 
 @pytest.mark.parametrize("error", [ValueError("no disk"), KeyboardInterrupt()], ids=["exception", "interrupt"])
