@@ -264,7 +264,7 @@ def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkey
     def no_number(name: str, references: list[str], hypotheses: list[str]) -> MetricResult:
         return MetricResult(score=math.nan, row_values=(None,) * len(references))
 
-    monkeypatch.setattr("xares_bench.suite.evaluate", no_number)
+    monkeypatch.setattr("xares_bench.workshop.evaluate", no_number)
     save = f"--save-baseline={tmp_path / 'b.yaml'}"
     result = run(f"--encoder={ENCODER}", "-k", "task2", save, runs=tmp_path / "runs")
     assert result.ret == 1
@@ -392,6 +392,7 @@ WRONG_COMMANDS = {
     "bad value": ([f"--encoder={ENCODER}", "--set", "batch_size=0"], "batch_size: found 0, expected a whole number"),
     "bad tolerance": ([f"--encoder={ENCODER}", "--tolerance=-1"], "found '-1', expected a number of at least 0"),
     "bad limit": ([f"--encoder={ENCODER}", "--limit=0"], "found '0', expected a whole number of at least 1"),
+    "bad budget": ([f"--encoder={ENCODER}", "--feature-budget=abc"], "found 'abc', expected a size, e.g. 50GB, 300MB"),
     "missing baseline": ([f"--encoder={ENCODER}", "--baseline=b.yaml"], "no baseline 'b.yaml'"),
     "other preset's baseline": ([f"--encoder={ENCODER}", "--baseline=whisper-base"], "measured with --preset=full"),
     "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "is there already"),

@@ -174,7 +174,9 @@ def test_mecat_has_its_ten_shards_a_split(full: Catalogue) -> None:
 def test_full_preset_is_the_published_recipe(full: Catalogue) -> None:
     values = full.preset.recipe.values()
     assert {key: values[key] for key in RECIPE} == RECIPE
-    assert set(values) - set(RECIPE) == {"steps", "max_dropped_share", "generation_batch_size"}
+    # What changes speed, disk and memory; and when data is refused.
+    ours = {"compile", "feature_dtype", "generation_batch_size", "generation_positions", "max_dropped_share", "steps"}
+    assert set(values) - set(RECIPE) == ours
     assert values["steps"] is None
     assert full.preset.decoder == "HuggingFaceTB/SmolLM2-135M"
     assert full.preset.folder is None
@@ -246,11 +248,11 @@ def test_a_prompt_may_be_a_list(tmp_path: Path) -> None:
     assert load_catalogue("full", datasets_file=path).datasets["voxlingua33"].prompts == ("Which?", "What language?")
 
 
-def test_only_the_small_corpus_keeps_its_features(full: Catalogue, mini: Catalogue) -> None:
-    assert (full.preset.keep_features, mini.preset.keep_features) == (False, True)
+def test_features_are_the_encoders_own_unless_said(full: Catalogue, mini: Catalogue) -> None:
+    assert {full.preset.recipe.training.feature_dtype, mini.preset.recipe.training.feature_dtype} == {"encoder"}
 
 
-def test_workers_are_one_per_processor_unless_said(full: Catalogue) -> None:
+def test_decoding_threads_are_one_per_processor_unless_said(full: Catalogue) -> None:
     split = full.datasets["gtzan"].train
     assert split is not None
     assert split.num_workers is None
@@ -434,9 +436,10 @@ def drop(*path: str) -> Edit:
         ("presets", put("full", "steps", "task1", value=0), "full.steps.task1:", "at least 1"),
         ("presets", drop("full", "steps", "all"), "full.steps.all:", "missing"),
         ("presets", drop("full", "decoder"), "full.decoder:", "missing"),
-        ("presets", drop("full", "keep_features"), "full.keep_features:", "missing"),
+        ("presets", drop("full", "recipe", "feature_dtype"), "full.recipe.feature_dtype:", "one of encoder, float16"),
         ("presets", drop("full", "needs_gpu"), "full.needs_gpu:", "missing"),
-        ("presets", put("full", "keep_features", value="no"), "full.keep_features:", "found 'no', expected true or"),
+        ("presets", put("full", "keep_features", value=True), "full.keep_features:", "unknown key"),
+        ("presets", put("full", "recipe", "feature_dtype", value="half"), "full.recipe.feature_dtype:", "found 'half'"),
     ],
 )
 def test_ill_formed_files_are_refused(

@@ -43,6 +43,7 @@ def plan(*changes: str, **options: Any) -> Plan:
         "data_home": None,
         "data_revisions": (),
         "allow_cpu": False,
+        "feature_bytes": None,
         "runs_dir": "runs",
     }
     return make_plan(**{**defaults, **options})
@@ -244,12 +245,20 @@ def test_planning_imports_nothing_heavy() -> None:
         "import sys\nfrom xares_bench.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
         " changes=['steps=3'], seed=1, decoder=None, limit=2, data_home=None, data_revisions=(),"
-        " allow_cpu=False, runs_dir='runs')\n"
+        " allow_cpu=False, feature_bytes=None, runs_dir='runs')\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'webdataset', 'numpy', 'soundfile', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_half_the_disk_for_features_is_a_deviation_and_their_budget_is_none() -> None:
+    made = plan("feature_dtype=float16", feature_bytes=1000)
+    assert made.deviations == {"feature_dtype": ("encoder", "float16")}
+    assert made.feature_bytes == 1000
+    with pytest.raises(CatalogueError, match=r"feature_dtype: found 'float8', expected one of encoder, float16"):
+        plan("feature_dtype=float8")
 
 
 def test_another_decoder_is_a_deviation(tmp_path: Path) -> None:
