@@ -87,7 +87,7 @@ def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more
         repetition_penalty=1.5, max_new_tokens=30, generation_batch_size=24, generation_positions=900
     )
     computed: list[int] = []
-    output_layer = lalm.decoder.get_output_embeddings()
+    output_layer = lalm.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
     handle = output_layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.shape[1]))
     arguments: dict[str, Any] = {"encoding": token_encoding, "recipe": recipe, "device": torch.device("cpu")}
     texts = generate(lalm, prompts, progress=Progress(), **arguments)
