@@ -44,6 +44,7 @@ class FeatureBudget:
         self._known_room_bytes = 0
         self._looked_s = 0.0
         self._lease: _Lease | None = None
+        self._has_swept = False
 
     @property
     def max_bytes(self) -> int:
@@ -69,6 +70,14 @@ class FeatureBudget:
                 os.utime(entry.folder / MANIFEST)
         return entry
 
+    def hold(self, key: str) -> None:
+        """Features that are being written are not given up either, once they are finished, while this process lives.
+
+        Else a first pass over more data than there is room for would write all of it, and keep the end of it only.
+        """
+        with self._alone():
+            self._leased.add(key)
+
     def reserve(self, size_bytes: int) -> bool:
         """Whether there is room for so much more, after giving up what may be given up."""
         is_known = size_bytes <= self._known_room_bytes and time.monotonic() - self._looked_s < _LOOK_AGAIN_S
@@ -87,6 +96,9 @@ class FeatureBudget:
         if self._writing_bytes + size_bytes > self.max_bytes:
             return False
         with self._alone():
+            if not self._has_swept:
+                self._store.remove_leftovers(KIND)
+                self._has_swept = True
             entries = self._store.entries(KIND)
             excess_bytes = (
                 sum(entry.size_bytes for entry in entries) + self._writing_bytes + size_bytes - self.max_bytes

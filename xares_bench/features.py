@@ -10,6 +10,7 @@ Shapes: N frames of all clips of a file, D `output_dim`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -52,6 +53,7 @@ class Chunk:
     """Samples that are decoded, encoded and written together.
 
     Attributes:
+        number: Its place in the shard.
         requests: What to decode for them.
         seed: Of an encoder that draws random numbers.
         recorder: Writes what becomes of them; None: it is written already, or not kept.
@@ -59,6 +61,7 @@ class Chunk:
         results: What became of them, once it is known.
     """
 
+    number: int
     requests: tuple[DecodingRequest, ...]
     seed: str
     recorder: _Recorder | None
@@ -162,13 +165,22 @@ class FeatureStore:
         recorder = self._record(key, shard)
         num_chunks = 0
         for samples in _chunks(itertools.islice(read_samples(shard), max_clips)):
-            chunk = Chunk(requests=tuple(map(request, samples)), seed=f"{shard.digest} {num_chunks}", recorder=recorder)
+            chunk = Chunk(
+                number=num_chunks,
+                requests=tuple(map(request, samples)),
+                seed=f"{shard.digest} {num_chunks}",
+                recorder=recorder,
+            )
             num_chunks += 1
             for place, sample in enumerate(samples):
                 if sample.problem is None:
                     yield Pending(sample=sample, chunk=chunk, place=place)
                 else:
                     yield DroppedSample(shard=shard.name, clip=sample.key, reason=sample.problem)
+            if recorder is not None and recorder.is_open and not chunk.is_requested:
+                # Whoever takes these samples has no use for any of them, so nobody will ask; the entry needs them all.
+                chunk.is_requested = True
+                self._encode(chunk, [request.decode() for request in chunk.requests])
         if recorder is not None:
             recorder.expect(num_chunks)
 
@@ -178,7 +190,8 @@ class FeatureStore:
         """Every item with what its pending sample has become; with None where it has none.
 
         Args:
-            items: Anything that samples have been put into, in the order of `open`; may be endless.
+            items: Anything that samples have been put into, in the order of `open`, each as soon as it is given; may be
+                endless.
             sample_of: What `open` has given for an item.
             num_threads: Threads that decode; None: one per processor. Nothing else depends on it.
 
@@ -221,6 +234,7 @@ class FeatureStore:
         if self._is_full or self.budget.max_bytes == 0:
             return None
         try:
+            self.budget.hold(key)
             unfinished = self._store.begin(KIND, key, wait=False)
         except OSError as cause:
             self._note_full(f"features are not kept: {cause}")
@@ -273,9 +287,8 @@ class _Recorder:
         self._budget = budget
         self._note_full = note_full
         self._started = time.perf_counter()
-        self._num_chunks = 0
         self._num_expected: int | None = None
-        self._lines: list[str] = []
+        self._lines: dict[int, list[str]] = {}  # of every chunk; they may come in another order than they stand in
         self._frames: list[torch.Tensor] = []
         self._num_files = self._num_frames = 0
         self._reserved_bytes = 0
@@ -283,18 +296,18 @@ class _Recorder:
     def expect(self, num_chunks: int) -> None:
         """Finish with so many chunks."""
         self._num_expected = num_chunks
-        self._finish_if_complete()
+        with self._abandoned_without_room():
+            self._finish_if_complete()
 
     def add(self, chunk: Chunk) -> None:
-        """Write what became of the next chunk's samples."""
+        """Write what became of a chunk's samples."""
         if not self.is_open:
             return
-        self._num_chunks += 1
         lines = [
             json.dumps(self._line(request.sample, result)) + "\n"
             for request, result in zip(chunk.requests, chunk.results, strict=True)
         ]
-        self._lines += lines
+        self._lines[chunk.number] = lines
         size_bytes = sum(result.frames().nbytes for result in chunk.results if isinstance(result, Clip))
         size_bytes += sum(map(len, lines))
         if not self._budget.reserve(size_bytes):
@@ -302,13 +315,10 @@ class _Recorder:
             self._note_full("the features' budget is used up (--feature-budget)")
             return
         self._reserved_bytes += size_bytes
-        try:
+        with self._abandoned_without_room():
             if sum(frames_TD.nbytes for frames_TD in self._frames) >= _FILE_BYTES:
                 self._write_frames()
             self._finish_if_complete()
-        except (OSError, SafetensorError) as cause:  # safetensors reports a full disk in an exception of its own
-            self.abandon()
-            self._note_full(f"features are not kept: {cause}")
 
     def abandon(self) -> None:
         """Leave nothing of it."""
@@ -316,6 +326,15 @@ class _Recorder:
             self.is_open = False
             self._unfinished.abandon()
             self._budget.release(self._reserved_bytes)
+
+    @contextlib.contextmanager
+    def _abandoned_without_room(self) -> Iterator[None]:
+        """Give the entry up where the block finds the disk full: its clips are of use without it."""
+        try:
+            yield
+        except (OSError, SafetensorError) as cause:  # safetensors reports a full disk in an exception of its own
+            self.abandon()
+            self._note_full(f"features are not kept: {cause}")
 
     def _line(self, sample: Sample, result: Clip | Recording | DroppedSample) -> Mapping[str, Any]:
         if isinstance(result, Recording):
@@ -344,11 +363,12 @@ class _Recorder:
         self._frames, self._num_files, self._num_frames = [], self._num_files + 1, 0
 
     def _finish_if_complete(self) -> None:
-        if not self.is_open or self._num_chunks != self._num_expected:
+        if not self.is_open or len(self._lines) != self._num_expected:
             return
         if self._frames:
             self._write_frames()
-        (self._unfinished.folder / SAMPLES_FILE).write_text("".join(self._lines), encoding="utf-8")
+        lines = "".join(line for number in sorted(self._lines) for line in self._lines[number])
+        (self._unfinished.folder / SAMPLES_FILE).write_text(lines, encoding="utf-8")
         self._unfinished.finish({"shard": self._shard, "seconds": time.perf_counter() - self._started})
         self.is_open = False
         self._budget.release(self._reserved_bytes)
@@ -393,7 +413,7 @@ def _read_entry(
 
 def _alone(request: DecodingRequest) -> Pending:
     """A sample that is a chunk of its own."""
-    return Pending(sample=request.sample, chunk=Chunk(requests=(request,), seed="", recorder=None), place=0)
+    return Pending(sample=request.sample, chunk=Chunk(number=0, requests=(request,), seed="", recorder=None), place=0)
 
 
 def _clip(line: Mapping[str, Any], shard: Shard, folder: Path) -> Clip:

@@ -198,6 +198,22 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         self._intact.discard(folder)
 
+    def remove_leftovers(self, kind: str) -> None:
+        """Take away what killed processes have left unfinished; what somebody is filling is locked, and stays."""
+        from filelock import FileLock, Timeout
+
+        # The lock's file is beside every folder that was ever begun.
+        for lock_file in sorted((self.root / kind).glob("*.lock")):
+            folder = lock_file.with_suffix("")
+            if not folder.is_dir() or (folder / MANIFEST).exists():
+                continue
+            try:
+                with FileLock(lock_file, timeout=0):
+                    if not (folder / MANIFEST).exists():  # nobody has finished it meanwhile
+                        shutil.rmtree(folder, ignore_errors=True)
+            except Timeout:
+                continue
+
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished folder whose files are all there, in their sizes."""

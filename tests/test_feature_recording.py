@@ -1,0 +1,197 @@
+"""What `FeatureStore` writes while features are used: the awkward ends of a shard, of a disk, of a process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
+from xares_bench.catalogue import Dataset, Split, make_mix
+from xares_bench.clips import Clip, ClipEncoder, Recording
+from xares_bench.draws import Draw, TrainingData, draws
+from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.encoders import load_encoder
+from xares_bench.errors import DamageWarning
+from xares_bench.feature_budget import KIND, FeatureBudget
+from xares_bench.features import FeatureStore
+from xares_bench.rows import Tally
+from xares_bench.shards import Shard
+from xares_bench.store import Store
+
+ENCODER = """
+import torch
+
+class FrameEncoder(torch.nn.Module):
+    output_dim = 4
+
+    def forward(self, audio, mask=None):
+        return audio[:, : audio.shape[1] // 400 * 400].reshape(len(audio), -1, 4), None
+"""
+
+PLENTY_BYTES = 1 << 30
+
+
+class CountingClipEncoder(ClipEncoder):
+    """Writes down the keys of all that it encodes."""
+
+    def encode(self, recordings: Sequence[Recording], seed: str) -> list[Clip]:
+        ENCODED.extend(recording.key for recording in recordings)
+        return super().encode(recordings, seed)
+
+
+ENCODED: list[str] = []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(root=tmp_path / "store")
+
+
+@pytest.fixture
+def features(tmp_path: Path, store: Store) -> Callable[..., FeatureStore]:
+    """Makes feature stores of one encoder, as every session has one."""
+    file = tmp_path / "frames.py"
+    file.write_text(ENCODER)
+    encoder = load_encoder(parse_encoder_spec(str(file), None), torch.device("cpu"))
+    clips = CountingClipEncoder(encoder=encoder, honours_mask=False)
+    ENCODED.clear()
+    return lambda budget_bytes=PLENTY_BYTES: FeatureStore(store, clips, FeatureBudget(store, budget_bytes))
+
+
+def drawn(features: FeatureStore, shards: Sequence[Shard], number: int, num_threads: int = 0) -> list[Draw]:
+    """The first draws of a mix of one dataset."""
+    split = Split(shards=(), target_keys=("label",))
+    dataset = Dataset(
+        name="a", task="task1", prompts=("?",), metric="Accuracy", metric_arguments={}, train=split, eval=split
+    )
+    data = TrainingData(
+        mix=make_mix("mix", [dataset], [1], steps=1),
+        shards={"a": shards},
+        tallies={"a": Tally(dataset="a", max_dropped_share=0.9)},
+        seed=1,
+        max_audio_s=30,
+        limit=None,
+    )
+    taken = list(itertools.islice(draws(data, features, num_threads), number))
+    features.drop_unfinished()
+    return taken
+
+
+def same_draws(first: Sequence[Draw], second: Sequence[Draw]) -> bool:
+    """Whether draws are of the same clips with the same bits."""
+
+    def frames(draw: Draw) -> torch.Tensor:
+        assert isinstance(draw.clip, Clip)
+        return draw.clip.frames()
+
+    return [draw.clip.key for draw in first] == [draw.clip.key for draw in second] and all(
+        torch.equal(frames(one), frames(other)) for one, other in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+@pytest.mark.parametrize("useless", [slice(0, 2), slice(2, 4), slice(4, 5), slice(0, 4)], ids=str)
+@pytest.mark.parametrize("fault", ["no target", "no audio"])
+def test_a_shard_is_kept_although_nothing_of_a_whole_chunk_can_be_used(
+    tmp_path: Path,
+    store: Store,
+    features: Callable[..., FeatureStore],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    useless: slice,
+    num_threads: int,
+) -> None:
+    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
+    names = [f"c{i}" for i in range(5)]
+    members: list[tuple[str, bytes]] = []
+    for number, name in enumerate(names):
+        is_useless = name in names[useless]
+        if not (is_useless and fault == "no audio"):
+            members.append((f"{name}.wav", encode(tone(0.1 + 0.01 * number))))
+        label = b"{}" if is_useless and fault == "no target" else b'{"label": "x"}'
+        members.append((f"{name}.json", label))
+    shard = shard_at(write_members(tmp_path / "a.tar", members))
+    first = drawn(features(), [shard], 20, num_threads)
+    assert len(store.entries(KIND)) == 1
+    num_encoded = len(ENCODED)
+    assert same_draws(first, drawn(features(), [shard], 20, num_threads))
+    assert len(ENCODED) == num_encoded, "a later session encodes nothing"
+    assert {draw.clip.key for draw in first} == set(names) - set(names[useless])
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_disk_that_is_full_when_a_shard_ends_stops_the_keeping_and_not_the_training(
+    tmp_path: Path, store: Store, features: Callable[..., FeatureStore], num_threads: int
+) -> None:
+    clips = [(f"c{i}", tone(2.0, 200 + 20 * i), {"label": "x"}) for i in range(8)]
+    shard = shard_at(write_shard(tmp_path / "a.tar", clips))
+    wanted = drawn(features(0), [shard], 20)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # of a frames file of 1 MB
+    try:
+        with pytest.warns(DamageWarning, match="features are not kept") as warned:
+            got = drawn(features(), [shard], 20, num_threads)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert same_draws(got, wanted)
+    assert len(warned) == 1
+    assert not list((store.root / KIND).glob("*/*.safetensors")), "nothing half-written stays"
+
+
+def test_a_session_does_not_give_up_what_it_has_just_written(
+    tmp_path: Path, store: Store, features: Callable[..., FeatureStore]
+) -> None:
+    shards = [
+        shard_at(write_shard(tmp_path / f"{k}.tar", [(f"{k}-{i}", tone(1.0), {"label": "x"}) for i in range(10)]))
+        for k in range(4)
+    ]
+    list(features().read(shards[0], max_clips=None, num_threads=0))
+    shard_bytes = store.entries(KIND)[0].size_bytes
+    for entry in store.entries(KIND):
+        store.remove(KIND, entry.folder.name)
+    ENCODED.clear()
+    with pytest.warns(DamageWarning, match="budget is used up"):
+        drawn(features(round(2.5 * shard_bytes)), shards, 10 * 4 * 10)
+    assert len(store.entries(KIND)) == 2
+    # Ten passes: the two shards that there is room for once, the two others ten times.
+    assert len(ENCODED) == 2 * 10 + 2 * 10 * 10
+
+
+def test_what_a_killed_process_has_left_unfinished_goes_when_room_is_looked_for(
+    tmp_path: Path, store: Store, features: Callable[..., FeatureStore]
+) -> None:
+    killed = tmp_path / "killed.py"
+    killed.write_text(
+        f"""
+import os, signal
+from pathlib import Path
+from xares_bench.store import Store
+
+unfinished = Store(root=Path({str(store.root)!r})).begin({KIND!r}, "0" * 64, wait=False)
+(unfinished.folder / "00000.safetensors").write_bytes(b"half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    status = subprocess.run([sys.executable, str(killed)], env={**os.environ}, check=False).returncode
+    assert status == -signal.SIGKILL
+    left = store.root / KIND / ("0" * 64)
+    assert left.is_dir()
+    open_elsewhere = store.begin(KIND, "1" * 64, wait=False)
+    assert open_elsewhere is not None
+    shard = shard_at(write_shard(tmp_path / "a.tar", [("c", tone(0.2), {"label": "x"})]))
+    list(features().read(shard, max_clips=None, num_threads=0))
+    assert not left.exists()
+    assert open_elsewhere.folder.is_dir(), "what somebody is filling just now stays"
+    assert len(store.entries(KIND)) == 1
+    open_elsewhere.abandon()
