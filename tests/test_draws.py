@@ -287,4 +287,6 @@ def test_a_damaged_shard_is_an_error_of_the_draws_and_nothing_of_it_is_kept(
     with pytest.raises(DataError, match=r"damaged archive"):
         take(training_data(mix, {"a": [shard]}), features, 60, num_threads=num_threads)
     features.drop_unfinished()
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix not in (".lock", ".keys")]
+    assert not [
+        path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix not in (".lock", ".keys")
+    ]
