@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.catalogue import Dataset, Split, make_mix
 from xares_bench.clips import Clip, ClipEncoder, Recording
@@ -195,3 +197,49 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert open_elsewhere.folder.is_dir(), "what somebody is filling just now stays"
     assert len(store.entries(KIND)) == 1
     open_elsewhere.abandon()
+
+
+def session(folder: Path, *options: str) -> list[str]:
+    """The lines of a whole session on the folder's own data."""
+    command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"]
+    command += [f"--encoder={folder / 'frames.py'}", f"--train={folder / 'train.yaml'}"]
+    command += [f"--eval={folder / 'eval.yaml'}", f"--runs-dir={folder / 'runs'}", "--set", "steps=2"]
+    command += ["--set", "batch_size=4", "-k", "mine"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """An encoder and a mix of two shards, one of them also the test split."""
+    (tmp_path / "frames.py").write_text(ENCODER)
+    for number in range(2):
+        clips = [(f"{number}-{i}", tone(0.3, 300 + 50 * i), {"label": str(i)}) for i in range(4)]
+        write_shard(tmp_path / f"train{number}.tar", clips)
+    train = f"train_data:\n  mine: {{prompt: Which?, data: ['{tmp_path}/train{{0..1}}.tar'], key: label}}\n"
+    (tmp_path / "train.yaml").write_text(train)
+    evaluation = f"{{data: ['{tmp_path}/train0.tar'], key: label, prompt: Which?}}"
+    (tmp_path / "eval.yaml").write_text(f"mine: {{data: {evaluation}, metric: Accuracy}}\n")
+    return tmp_path
+
+
+def test_the_header_counts_only_shards_that_a_limit_reaches_and_says_what_features_take(own_data: Path) -> None:
+    options = ("--limit=4", "--feature-budget=5MB")
+    first = session(own_data, *options)
+    assert "features: 0 bytes kept, 5.0 MB allowed" in first
+    again = session(own_data, *options)
+    assert "kept: LALM train.yaml reused, features of 2 of 2 shards reused, 1 of 1 scores reused" in again
+    kept_bytes = sum(path.stat().st_size for path in own_data.glob(f"runs/store/{KIND}/*/*[!n].*[!k]"))
+    results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
+    assert results["lalms"][0]["features_not_kept"] is None
+    assert results["lalms"][0]["feature_budget_bytes"] == 5_000_000
+    assert 0 < results["lalms"][0]["feature_bytes"] <= kept_bytes
+
+
+def test_results_say_why_features_are_not_kept(own_data: Path) -> None:
+    lines = session(own_data, "--feature-budget=0")
+    assert "features: 0 bytes kept, 0 bytes allowed" in lines
+    results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
+    assert results["lalms"][0]["features_not_kept"] == "--feature-budget=0"
+    assert not list(own_data.glob(f"runs/store/{KIND}/*/manifest.json"))

@@ -94,6 +94,7 @@ class FeatureStore:
     Attributes:
         seconds: Spent so far on waiting for samples, encoding and writing.
         budget: The disk that features may take.
+        not_kept: Why those of some shards are not kept; None: all are that are read to their end.
     """
 
     def __init__(self, store: Store, clips: ClipEncoder, budget: FeatureBudget | None = None) -> None:
@@ -109,7 +110,7 @@ class FeatureStore:
         self._store = store
         self._clips = clips
         self._recorders: list[_Recorder] = []
-        self._is_full = False
+        self.not_kept: str | None = None if self.budget.max_bytes else "--feature-budget=0"
 
     def key(self, shard: Shard, max_audio_s: float | None, max_clips: int | None) -> str:
         """Digest of all that the features of a shard depend on."""
@@ -231,7 +232,7 @@ class FeatureStore:
         Nobody waits for another process here: a training has many shards open at once, and two of them could wait for
         each other for ever.
         """
-        if self._is_full or self.budget.max_bytes == 0:
+        if self.not_kept is not None:
             return None
         try:
             self.budget.hold(key)
@@ -247,9 +248,9 @@ class FeatureStore:
         return recorder
 
     def _note_full(self, reason: str) -> None:
-        if not self._is_full:
+        if self.not_kept is None:
             warnings.warn(f"{reason}; those of more shards are made whenever needed", DamageWarning, stacklevel=2)
-        self._is_full = True
+            self.not_kept = reason
 
     def _encode(self, chunk: Chunk, decoded: Sequence[Recording | DroppedSample]) -> None:
         """Encode the recordings of a chunk but windows, which their use encodes, and write what there is to write."""
@@ -369,7 +370,10 @@ class _Recorder:
             self._write_frames()
         lines = "".join(line for number in sorted(self._lines) for line in self._lines[number])
         (self._unfinished.folder / SAMPLES_FILE).write_text(lines, encoding="utf-8")
-        self._unfinished.finish({"shard": self._shard, "seconds": time.perf_counter() - self._started})
+        num_samples = sum(map(len, self._lines.values()))
+        self._unfinished.finish(
+            {"shard": self._shard, "num_samples": num_samples, "seconds": time.perf_counter() - self._started}
+        )
         self.is_open = False
         self._budget.release(self._reserved_bytes)
         # From now on this process's: of data that the budget is too small for, it must not give up the first shards for

@@ -26,8 +26,10 @@ class Reuse:
 
     Attributes:
         mixes: Whether there is a LALM, per mix.
-        num_shards: Shards that features are made of.
+        num_shards: Shards that features are made of; of more than one, a limit may leave the later ones out.
         num_shards_reused: Those of them whose features are there.
+        feature_bytes: What all kept features take, those of other runs included.
+        feature_budget_bytes: What they may take.
         num_scores: Datasets to score.
         num_scores_reused: Those of them whose scores are there.
     """
@@ -35,6 +37,8 @@ class Reuse:
     mixes: Mapping[str, bool]
     num_shards: int
     num_shards_reused: int
+    feature_bytes: int
+    feature_budget_bytes: int
     num_scores: int
     num_scores_reused: int
 
@@ -113,14 +117,25 @@ class Needs:
         Raises:
             DataError: A shard is missing.
         """
-        keys = set()
+        features: dict[str, bool] = {}  # whether they are there, per key
         for dataset, split in self._splits(names):
             max_audio_s = None if split is dataset.eval else self.plan.recipe.training.max_audio_s
+            num_left = self.plan.limit
             for shard in self.shards.locate(split, dataset.repository):
-                keys.add(self.features.key(shard, max_audio_s, self.plan.limit))
+                if num_left == 0:
+                    break
+                key = self.features.key(shard, max_audio_s, num_left)
+                entry = self.store.find(FEATURES, key)
+                features[key] = entry is not None
+                if num_left is not None:
+                    if entry is None:
+                        break  # how many samples it leaves to the shards behind it is not known yet
+                    num_left -= entry.manifest["num_samples"]
         return Reuse(
-            num_shards=len(keys),
-            num_shards_reused=sum(self.store.find(FEATURES, key) is not None for key in keys),
+            num_shards=len(features),
+            num_shards_reused=sum(features.values()),
+            feature_bytes=self.features.budget.kept_bytes,
+            feature_budget_bytes=self.features.budget.max_bytes,
             mixes={mix.name: self._has_lalm(mix) for mix in self._mixes(names)},
             num_scores=len(names),
             num_scores_reused=sum(map(self._has_score, names)),

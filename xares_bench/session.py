@@ -358,7 +358,7 @@ def _header(session: BenchSession) -> list[str]:
     lines.append(
         "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance:g}"
     )
-    lines.append(f"kept: {_kept(session)}")
+    lines.extend(_kept(session))
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines
 
@@ -376,16 +376,19 @@ def _data_lines(session: BenchSession) -> list[str]:
     return lines if survey is None else [*lines, f"data: {survey.summary}"]
 
 
-def _kept(session: BenchSession) -> str:
+def _kept(session: BenchSession) -> list[str]:
     """What the session finds finished, or which shard keeps it from knowing."""
+    from rich.filesize import decimal
+
     try:
         reuse = session.suite.needs.reuse(session.selected)
     except XaresError as error:
-        return f"not known: {error}"
+        return [f"kept: not known: {error}"]
     parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
     parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
     parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
-    return ", ".join(parts)
+    room = f"features: {decimal(reuse.feature_bytes)} kept, {decimal(reuse.feature_budget_bytes)} allowed"
+    return [f"kept: {', '.join(parts)}", room]
 
 
 def _parameters(item: pytest.Item) -> Mapping[str, Any]:

@@ -114,6 +114,9 @@ class Workshop:
             "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
             "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
             "features_s": features_s,
+            "features_not_kept": self.features.not_kept,
+            "feature_bytes": self.features.budget.kept_bytes,
+            "feature_budget_bytes": self.features.budget.max_bytes,
             "training_s": time.perf_counter() - started - features_s,
         }
 
