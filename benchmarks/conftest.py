@@ -1,0 +1,65 @@
+"""What measurements share. `XARES_BENCHMARKS=small` runs all of them in a reduced form whose times mean nothing."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.comparison import LINES, Comparison
+from benchmarks.ours import learnt_lalm, token_encoding
+from benchmarks.workload import Size, logmel_encoder, real_size, small_size
+from tests.plain_lalm import TokenEncoding
+from xares_bench.encoders import FrozenEncoder
+from xares_bench.lalm import LALM
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for the lines."""
+    config.stash[LINES] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show a line per measurement."""
+    if config.stash[LINES]:
+        terminalreporter.section(f"ratios, medians of the rounds, {torch.get_num_threads()} threads unless said")
+        for line in config.stash[LINES]:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def size(tmp_path_factory: pytest.TempPathFactory) -> Size:
+    """How much is measured."""
+    if os.environ.get("XARES_BENCHMARKS") == "small":
+        return small_size(tmp_path_factory.mktemp("decoder"))
+    try:
+        return real_size()
+    except (FileNotFoundError, ImportError) as error:
+        pytest.skip(f"SmolLM2 is needed: name its folder in XARES_SMOLLM2, or {error}")
+
+
+@pytest.fixture
+def comparison(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, size: Size) -> Comparison:
+    """The measurement of one test."""
+    title = request.node.name.removeprefix("test_").replace("_", " ")
+    return Comparison(benchmark=benchmark, lines=request.config.stash[LINES], title=title, rounds=size.rounds)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> FrozenEncoder:
+    """Log-mel, which costs next to nothing."""
+    return logmel_encoder()
+
+
+@pytest.fixture(scope="session")
+def encoding(size: Size) -> TokenEncoding:
+    """The decoder's tokens."""
+    return token_encoding(size)
+
+
+@pytest.fixture(scope="session")
+def learnt(size: Size, encoder: FrozenEncoder) -> LALM:
+    """A LALM that has learnt the evaluated tasks."""
+    return learnt_lalm(size, encoder)

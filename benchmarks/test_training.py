@@ -1,0 +1,66 @@
+"""Training: the same losses as the control's, then the time of a step.
+
+    pytest benchmarks/test_training.py
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.comparison import Comparison, threads
+from benchmarks.control import Control, drawn_batches, train_control
+from benchmarks.ours import bare_lalm, published_recipe, train_ours
+from benchmarks.workload import Size, labelled_sounds
+from xares_bench.batches import Encoding
+from xares_bench.encoders import FrozenEncoder
+from xares_bench.lalm import build_lalm
+
+# Of the losses, which are of the order of 1 to 10 nats per token.
+LOSS_TOLERANCE = 1e-5
+
+
+def test_losses_of_every_step(comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding) -> None:
+    """Without dropout, whose random numbers are drawn otherwise, every step's loss is the control's."""
+    recipe = published_recipe(size, lora_dropout=0.0, warmup_steps=size.num_compared_steps // 5).training
+    sounds = labelled_sounds(size.num_compared_steps * recipe.batch_size, seed=5)
+    lalm = build_lalm(size.decoder, encoder.output_dim, recipe)
+    control = Control(size.decoder, encoder, recipe)
+    control.take_values(lalm)
+    batches = drawn_batches(control, sounds, recipe)
+    expected = train_control(control, batches, num_steps=len(batches), recipe=recipe)
+    draws = [sound.draw() for sound in sounds]
+    losses = train_ours(lalm, draws, encoder=encoder, encoding=encoding, num_steps=len(batches), recipe=recipe)
+    worst = max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True))
+    comparison.say(f"{len(losses)} losses from {losses[0]:.3f} to {losses[-1]:.3f}, at most {worst:.1e} apart")
+    comparison.note(worst_loss_difference=worst)
+    assert losses[-1] != losses[0]
+    assert losses == pytest.approx(expected, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE)
+
+
+def test_training_step(comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding) -> None:
+    """A step of four clips of 1 to 4 s as published, beside the control and beside the bare decoder."""
+    recipe = published_recipe(size).training
+    sounds = labelled_sounds(size.num_steps * recipe.batch_size, seed=6)
+    draws = [sound.draw() for sound in sounds]
+    lalm = build_lalm(size.decoder, encoder.output_dim, recipe)
+    bare = bare_lalm(size, encoder.output_dim, recipe)
+    control = Control(size.decoder, encoder, recipe)
+    batches = drawn_batches(control, sounds, recipe)
+    arguments = {"encoder": encoder, "encoding": encoding, "num_steps": size.num_steps, "recipe": recipe}
+
+    def train_on_one_thread() -> None:
+        with threads(1):
+            train_control(control, batches, num_steps=size.num_steps, recipe=recipe)
+
+    # The first steps of a process are slower.
+    train_ours(lalm, draws, **{**arguments, "num_steps": 2})
+    train_control(control, batches, num_steps=2, recipe=recipe)
+    comparison.measure(
+        lambda: train_ours(lalm, draws, **arguments),
+        {
+            "control": lambda: train_control(control, batches, num_steps=size.num_steps, recipe=recipe),
+            "control on one thread": train_on_one_thread,
+            "bare decoder": lambda: train_ours(bare, draws, **arguments),
+        },
+        per=size.num_steps,
+    )
