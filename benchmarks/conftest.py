@@ -9,8 +9,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.comparison import LINES, Comparison
-from benchmarks.ours import learnt_lalm, token_encoding
-from benchmarks.workload import Size, logmel_encoder, real_size, small_size
+from benchmarks.lessons import learnt_lalm
+from benchmarks.ours import token_encoding
+from benchmarks.sizes import Size, logmel_encoder, real_size, small_size
 from tests.plain_lalm import TokenEncoding
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import LALM

@@ -1,7 +1,7 @@
 """The control: training and evaluation in the reference's way, on transformers and peft alone.
 
 The encoder is called at every draw, on the padded audio of one batch. Sequences are padded to the longest of their
-batch, logits are computed at every position, adapters are peft's, the optimiser is torch's plain AdamW. Evaluation takes
+batch, logits are computed at every position, adapters are those of peft, the optimiser is plain AdamW. Evaluation takes
 the rows as they come, as many at a time as it is told, and generates for every row, also where rows share a clip.
 
 In two points it is better than the reference, which would otherwise give other numbers: padding is never between audio
@@ -27,7 +27,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from benchmarks.workload import Sound
+from benchmarks.sounds import Sound
 from xares_bench.determinism import deterministic_algorithms
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import LALM

@@ -16,7 +16,8 @@ import pytest
 from benchmarks.comparison import Comparison
 from benchmarks.control import Control, evaluate_control
 from benchmarks.ours import evaluate_ours, published_recipe
-from benchmarks.workload import Size, Sound, captioned_sounds, labelled_sounds, with_runaways
+from benchmarks.sizes import Size
+from benchmarks.sounds import Sound, captioned_sounds, labelled_sounds, with_runaways
 from xares_bench import generation, metrics
 from xares_bench.attention import Cache
 from xares_bench.batches import Encoding

@@ -1,6 +1,6 @@
 """Training: the same losses as the control's, then the time of a step.
 
-    pytest benchmarks/test_training.py
+pytest benchmarks/test_training.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pytest
 from benchmarks.comparison import Comparison, threads
 from benchmarks.control import Control, drawn_batches, train_control
 from benchmarks.ours import bare_lalm, published_recipe, train_ours
-from benchmarks.workload import Size, labelled_sounds
+from benchmarks.sizes import Size
+from benchmarks.sounds import labelled_sounds
 from xares_bench.batches import Encoding
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import build_lalm

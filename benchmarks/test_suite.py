@@ -1,0 +1,42 @@
+"""The mini suite as users start it: everything made, and everything there.
+
+    pytest benchmarks/test_suite.py
+
+Whole processes; once each, since one is minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.comparison import Comparison
+from benchmarks.sizes import REPOSITORY, Size
+
+_REDUCED = ("--train=esc-50", "-k", "esc-50", "--set", "steps=2", "--set", "max_new_tokens=4", "--limit=8")
+
+
+def run_suite(size: Size, runs: Path) -> int:
+    """Run the mini preset on log-mel; its peak resident memory in bytes."""
+    command = [sys.executable, "-m", "pytest", "bench", "--preset=mini", "-q", "-p", "no:cacheprovider"]
+    command += ["--encoder=examples/logmel_encoder.py", f"--runs-dir={runs}", *(() if size.is_real else _REDUCED)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    # Waited for by hand, because only so does the system tell what this one process took.
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, " ".join(command)
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def test_mini_suite(comparison: Comparison, size: Size, tmp_path: Path) -> None:
+    """All features, trainings and scores, then the same command again."""
+    peaks: list[int] = []
+    once = Comparison(benchmark=comparison.benchmark, lines=comparison.lines, title=comparison.title, rounds=1)
+    once.measure(
+        lambda: peaks.append(run_suite(size, tmp_path)),
+        {"everything made": lambda: peaks.append(run_suite(size, tmp_path))},
+    )
+    once.say(f"peak memory {peaks[0] / 1e9:.2f} GB, {peaks[1] / 1e9:.2f} GB when all is there")
+    once.note(peak_bytes=peaks[0], cached_peak_bytes=peaks[1])
