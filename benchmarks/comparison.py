@@ -55,7 +55,8 @@ class Comparison:
         def run_ours(*arguments: object) -> None:
             self._timed("ours", lambda: ours(*arguments))
 
-        self.benchmark.pedantic(run_ours, setup=run_others, rounds=self.rounds)
+        pedantic: Any = self.benchmark.pedantic  # untyped
+        pedantic(run_ours, setup=run_others, rounds=self.rounds)
         medians = {name: statistics.median(seconds) / per for name, seconds in self._seconds.items()}
         self.note(ours_s=medians["ours"])
         parts = [f"ours {_shown(medians['ours'])}"]

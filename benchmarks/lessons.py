@@ -64,7 +64,7 @@ def _lessons(size: Size, encoder: FrozenEncoder, encoding: Encoding) -> Iterator
     ]
     for _ in range(num):
         lesson = [*itertools.islice(kinds[0], 5), *itertools.islice(kinds[1], 2), next(kinds[2])]
-        batch = []
+        batch: list[Utterance] = []
         for sound, clip in lesson:
             is_endless = len(batch) == len(lesson) - 1
             target_ids = encoding.prompt(clip, sound.targets[0]).prompt_ids

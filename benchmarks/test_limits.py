@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,8 @@ def decoder_products(
 def share_of_large_products(profiled: profile, rank: int) -> float:
     """Share of a profile's time in products of matrices none of whose sides is an adapter's rank."""
     events = [event for event in profiled.key_averages(group_by_input_shape=True) if event.self_cpu_time_total > 0]
-    total_us = sum(event.self_cpu_time_total for event in events)
-    large_us = sum(
+    total_us: float = sum(event.self_cpu_time_total for event in events)
+    large_us: float = sum(
         event.self_cpu_time_total
         for event in events
         if event.key in _PRODUCTS and min(size for shape in event.input_shapes for size in shape) > rank
@@ -77,7 +78,7 @@ def test_step_beside_its_matrix_products(
         for multiply, _ in products:
             multiply()
 
-    arguments = {"encoder": encoder, "encoding": encoding, "recipe": recipe}
+    arguments: dict[str, Any] = {"encoder": encoder, "encoding": encoding, "recipe": recipe}
     medians = comparison.measure(
         lambda: train_ours(lalm, draws, num_steps=size.num_steps, **arguments),
         {"matrix products alone": multiply_all},

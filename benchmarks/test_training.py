@@ -5,6 +5,8 @@ pytest benchmarks/test_training.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks.comparison import Comparison, threads
@@ -47,7 +49,12 @@ def test_training_step(comparison: Comparison, size: Size, encoder: FrozenEncode
     bare = bare_lalm(size, encoder.output_dim, recipe)
     control = Control(size.decoder, encoder, recipe)
     batches = drawn_batches(control, sounds, recipe)
-    arguments = {"encoder": encoder, "encoding": encoding, "num_steps": size.num_steps, "recipe": recipe}
+    arguments: dict[str, Any] = {
+        "encoder": encoder,
+        "encoding": encoding,
+        "num_steps": size.num_steps,
+        "recipe": recipe,
+    }
 
     def train_on_one_thread() -> None:
         with threads(1):

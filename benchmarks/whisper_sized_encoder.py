@@ -5,6 +5,8 @@ Shapes: B clips, S samples at 16 kHz, T frames, D = output_dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
@@ -30,7 +32,8 @@ class WhisperSizedEncoder(nn.Module):
         config = WhisperConfig(
             d_model=width, encoder_layers=num_layers, encoder_attention_heads=8, encoder_ffn_dim=4 * width
         )
-        self.feature_extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        extractor: Any = WhisperFeatureExtractor  # untyped
+        self.feature_extractor = extractor(feature_size=config.num_mel_bins)
         self.encoder = WhisperEncoder(config)
         self.output_dim = width
         self.joined_frames = joined_frames
@@ -46,6 +49,6 @@ class WhisperSizedEncoder(nn.Module):
         frame_samples = 2 * self.feature_extractor.hop_length * self.joined_frames
         num_frames = -(-audio.shape[1] // frame_samples)
         heard_BTD = hidden_BTD[:, : num_frames * self.joined_frames]
-        features_BTD = heard_BTD.unflatten(1, (num_frames, self.joined_frames)).mean(dim=2)
+        features_BTD = heard_BTD.reshape(len(audio), num_frames, self.joined_frames, -1).mean(dim=2)
         num_frames_B1 = -(-audio_attention_mask.sum(dim=1, keepdim=True) // frame_samples)
         return features_BTD, (torch.arange(num_frames) < num_frames_B1).long()
