@@ -16,6 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 LINES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 Work = Callable[[], object]
+Report = Callable[[str], None]
+"""Shows a line, with the test's title, at the end of the session."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +26,12 @@ class Comparison:
 
     Attributes:
         benchmark: Of the test.
-        lines: What the session shows at its end.
-        title: What is measured.
+        say: Adds a line to what the session shows at its end.
         rounds: How often.
     """
 
     benchmark: BenchmarkFixture
-    lines: list[str]
-    title: str
+    say: Report
     rounds: int
     _seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -72,10 +72,6 @@ class Comparison:
     def note(self, **figures: object) -> None:
         """Write figures into the benchmark's JSON."""
         self.benchmark.extra_info.update(figures)
-
-    def say(self, text: str) -> None:
-        """Add a line to what the session shows at its end."""
-        self.lines.append(f"{self.title}: {text}")
 
     def _timed(self, name: str, work: Work) -> None:
         started = time.perf_counter()

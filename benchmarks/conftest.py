@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.comparison import LINES, Comparison
+from benchmarks.comparison import LINES, Comparison, Report
 from benchmarks.lessons import learnt_lalm
 from benchmarks.ours import token_encoding
 from benchmarks.sizes import Size, logmel_encoder, real_size, small_size
@@ -34,6 +34,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def size(tmp_path_factory: pytest.TempPathFactory) -> Size:
     """How much is measured."""
     if os.environ.get("XARES_BENCHMARKS") == "small":
+        torch.set_num_threads(1)  # quicker where other programs run
         return small_size(tmp_path_factory.mktemp("decoder"))
     try:
         return real_size()
@@ -42,10 +43,16 @@ def size(tmp_path_factory: pytest.TempPathFactory) -> Size:
 
 
 @pytest.fixture
-def comparison(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, size: Size) -> Comparison:
-    """The measurement of one test."""
+def report(request: pytest.FixtureRequest) -> Report:
+    """Shows a line about the test at the end of the session."""
     title = request.node.name.removeprefix("test_").replace("_", " ")
-    return Comparison(benchmark=benchmark, lines=request.config.stash[LINES], title=title, rounds=size.rounds)
+    return lambda text: request.config.stash[LINES].append(f"{title}: {text}")
+
+
+@pytest.fixture
+def comparison(benchmark: BenchmarkFixture, report: Report, size: Size) -> Comparison:
+    """The measurement of one test."""
+    return Comparison(benchmark=benchmark, say=report, rounds=size.rounds)
 
 
 @pytest.fixture(scope="session")

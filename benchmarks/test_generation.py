@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, Report
 from benchmarks.control import Control, evaluate_control
 from benchmarks.ours import evaluate_ours, published_recipe
 from benchmarks.sizes import Size
@@ -116,9 +116,7 @@ def test_captions_with_five_references(size: Size, evaluate: Evaluate) -> None:
     assert not size.is_real or 10 <= sum(lengths) / len(lengths) <= 25
 
 
-def test_memory_of_generation(
-    comparison: Comparison, size: Size, sides: Sides, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_generation(report: Report, size: Size, sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache holds no more positions than the recipe says, with four times the clips and clips of four times 4 s."""
     positions: list[int] = []
 
@@ -136,5 +134,5 @@ def test_memory_of_generation(
         positions.clear()
         sides.ours(copy.deepcopy(sides.lalm), sounds)
         peaks.append(max(positions))
-    comparison.say(f"{', '.join(map(str, peaks))} positions of {sides.recipe.generation_positions}")
+    report(f"{', '.join(map(str, peaks))} positions of {sides.recipe.generation_positions}")
     assert max(peaks) <= sides.recipe.generation_positions
