@@ -43,7 +43,8 @@ def stored_clips(sounds: list[Sound], encoder: FrozenEncoder, folder: Path) -> l
     waveforms = [encode(sound.waveform, subtype="FLOAT") for sound in sounds]
     path = write_shard(folder / "train.tar", [(f"{number:04}", wave, {}) for number, wave in enumerate(waveforms)])
     store = FeatureStore(Store(root=folder / "store"), ClipEncoder(encoder=encoder, honours_mask=True))
-    samples = list(store.read(shard_at(path), max_audio_s=30.0, max_clips=None, num_workers=0))
+    for _ in range(2):  # the first time the frames are made and written, the second time they are found
+        samples = list(store.read(shard_at(path), max_clips=None, num_threads=0))
     clips = [sample for sample in samples if isinstance(sample, Clip)]
     assert len(clips) == len(sounds)
     return clips
