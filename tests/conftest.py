@@ -25,6 +25,7 @@ from xares_bench.catalogue import load_catalogue
 from xares_bench.clips import Clip, StoredFrames
 from xares_bench.recipe import Recipe
 from xares_bench.suite import Suite  # noqa: F401
+from xares_bench.workshop import Workshop  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
