@@ -87,7 +87,7 @@ class Mix:
         weights: Sampling weight per dataset, in a fixed order.
         datasets: The datasets, in that order.
         steps: Optimiser steps.
-        num_workers: Processes that decode; None: one per processor, within reason; 0: none, the main process does it.
+        num_workers: Threads that decode; None: one per processor; 0: none, the main one does it.
     """
 
     name: str
