@@ -105,7 +105,7 @@ def test_one_dataset_is_fetched_trained_scored_and_found_again_without_the_hub(m
 
     num_requests = len(hub.requests)
     again = bench(machine, "--allow-cpu", "--train=esc-50", "-k", "esc-50", HF_HUB_OFFLINE="1")
-    assert "kept: LALM esc-50 reused, 1 of 1 scores reused" in again
+    assert "kept: LALM esc-50 reused, features of 2 of 2 shards reused, 1 of 1 scores reused" in again
     anew = bench(machine, "--allow-cpu", "--train=esc-50", "-k", "esc-50", "--seed=1", HF_HUB_OFFLINE="1")
     assert "kept: LALM esc-50 to be trained" in anew
     assert "all there" in anew
