@@ -28,8 +28,8 @@ def test_losses_of_every_step(
 ) -> None:
     """Every step's loss is the control's, with the published recipe but for dropout, which draws other random numbers.
 
-    The LALM knows captions and now learns others. From an untrained one on, the first steps are chaotic: rounding grows
-    until nothing agrees, the control of one thread with that of two no more than with ours.
+    The LALM knows captions and now learns others. From an untrained one on, at losses of 7 to 13, differences grow with
+    the steps: relatively at most 1e-5 for the first 33, and 7e-4 at the 49th.
     """
     recipe = published_recipe(size, lora_dropout=0.0).training
     num_steps = size.num_compared_steps
