@@ -13,7 +13,7 @@ import pytest
 from tests.captions.factory import write_judges
 from tests.conftest import REPOSITORY
 from tests.shard_factory import tone, write_shard
-from xares_bench import lalm
+from xares_bench import workshop
 from xares_bench.captions import judges
 from xares_bench.captions.files import FOLDER_VARIABLE
 from xares_bench.catalogue import load_catalogue
@@ -89,7 +89,7 @@ def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_
 def test_the_decoder_is_built_once_and_never_for_what_is_finished(
     session_options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, tokenizers = (counted(lalm, name, monkeypatch) for name in ("build_lalm", "load_tokenizer"))
+    built, tokenizers = (counted(workshop, name, monkeypatch) for name in ("build_lalm", "load_tokenizer"))
     for _ in range(2):
         assert pytester.runpytest_inprocess(*session_options).ret == pytest.ExitCode.OK
         assert (len(built), len(tokenizers)) == (1, 1)
