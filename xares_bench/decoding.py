@@ -18,8 +18,10 @@ from xares_bench.shards import Sample
 
 ItemT = TypeVar("ItemT")
 
-# What may be asked for in advance: recordings, which take memory, and items that need none.
+# What may be asked for in advance: recordings, which take memory, the bytes of their files (a recording may last for
+# hours), and items that need none.
 _RECORDINGS_AHEAD = 128
+_BYTES_AHEAD = 16 << 20
 _ITEMS_AHEAD = 256
 
 
@@ -38,6 +40,11 @@ class DecodingRequest:
     shard: str
     max_audio_s: float | None
     seed: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the encoded audio."""
+        return len(self.sample.audio or b"")
 
     def decode(self) -> Recording | DroppedSample:
         """The recording, or why there is none."""
@@ -58,19 +65,22 @@ def decode_ahead(
         for item in items:
             yield item, [request.decode() for request in requests_of(item)]
         return
-    ahead: deque[tuple[ItemT, list[Future[Recording | DroppedSample]]]] = deque()
-    num_recordings = 0
+    ahead: deque[tuple[ItemT, int, list[Future[Recording | DroppedSample]]]] = deque()
+    num_recordings = size_bytes = 0
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decoding")
     try:
         for item in items:
-            futures = [pool.submit(request.decode) for request in requests_of(item)]
-            ahead.append((item, futures))
-            num_recordings += len(futures)
-            while num_recordings > _RECORDINGS_AHEAD or len(ahead) > _ITEMS_AHEAD:
-                first, awaited = ahead.popleft()
+            requests = requests_of(item)
+            item_bytes = sum(request.size_bytes for request in requests)
+            ahead.append((item, item_bytes, [pool.submit(request.decode) for request in requests]))
+            num_recordings += len(requests)
+            size_bytes += item_bytes
+            while num_recordings > _RECORDINGS_AHEAD or size_bytes > _BYTES_AHEAD or len(ahead) > _ITEMS_AHEAD:
+                first, first_bytes, awaited = ahead.popleft()
                 num_recordings -= len(awaited)
+                size_bytes -= first_bytes
                 yield first, [future.result() for future in awaited]
-        for last, awaited in ahead:
+        for last, _, awaited in ahead:
             yield last, [future.result() for future in awaited]
     finally:
         pool.shutdown(cancel_futures=True)
