@@ -16,7 +16,7 @@ from tests.plain_lalm import save_decoder
 from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.catalogue import load_catalogue
 from xares_bench.lalm import build_lalm
-from xares_bench.lora import LoRALinear, _dropout_mask, merge_lora
+from xares_bench.lora import LoRALinear, _dropped_places, merge_lora
 
 RANK, ALPHA = 4, 8
 
@@ -42,6 +42,11 @@ BASES: dict[str, Callable[[], nn.Linear | Conv1D]] = {
 }
 
 
+def drawn_hits(num_places: int, dropout: float) -> torch.Tensor:
+    """Whether dropout hits each of so many places."""
+    return torch.zeros(num_places, dtype=torch.bool).index_fill_(0, _dropped_places(num_places, dropout), True)
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_output_and_gradients_are_those_of_the_formula(base: str, dropout: float) -> None:
@@ -52,7 +57,7 @@ def test_output_and_gradients_are_those_of_the_formula(base: str, dropout: float
     torch.manual_seed(1)
     out = layer(x)
     torch.manual_seed(1)
-    mask = _dropout_mask(x.detach().flatten(0, 1), dropout).view(2, 7, 6) if dropout else 1.0
+    mask = (~drawn_hits(x.numel(), dropout)).view(2, 7, 6).float() if dropout else 1.0
     expected = written_out(layer, x, mask, dropout)
     torch.testing.assert_close(out, expected)
     inputs = (x, layer.lora_A, layer.lora_B)
@@ -73,7 +78,7 @@ def test_every_place_is_dropped_as_often_as_it_should_be_and_without_regard_to_o
     """Counts over 4,000 draws of 20 places against the binomial distribution, alone and in neighbouring pairs."""
     torch.manual_seed(0)
     num_draws = 4000
-    dropped = torch.stack([_dropout_mask(torch.zeros(4, 5), dropout).flatten() == 0 for _ in range(num_draws)])
+    dropped = torch.stack([drawn_hits(20, dropout) for _ in range(num_draws)])
     for hits, share in ((dropped, dropout), (dropped[:, 1:] & dropped[:, :-1], dropout**2)):
         deviation = math.sqrt(num_draws * share * (1 - share))
         assert (hits.sum(dim=0) - num_draws * share).abs().max() < 4.5 * deviation

@@ -122,39 +122,38 @@ class _AdaptedLinear(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
-        mask_NI = _dropout_mask(x_NI, dropout) if dropout else None
-        kept_NI = x_NI if mask_NI is None else x_NI * mask_NI
+        kept_NI, dropped = x_NI, None
+        if dropout:
+            dropped = _dropped_places(x_NI.numel(), dropout)
+            kept_NI = x_NI.clone(memory_format=torch.contiguous_format)
+            kept_NI.view(-1).index_fill_(0, dropped, 0)
         ctx.scale = scale / (1 - dropout)
         low_NR = (kept_NI @ a_RI.T).mul_(ctx.scale)
         out_NO = functional.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T)
-        ctx.save_for_backward(weight_OI, a_RI, b_OR, kept_NI, low_NR, mask_NI)
+        ctx.save_for_backward(weight_OI, a_RI, b_OR, kept_NI, low_NR, dropped)
         return out_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight_OI, a_RI, b_OR, kept_NI, low_NR, mask_NI = ctx.saved_tensors
+        weight_OI, a_RI, b_OR, kept_NI, low_NR, dropped = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
         grad_low_NR = (grad_NO @ b_OR).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x_NI = grad_NO @ weight_OI
-            if mask_NI is None:
-                grad_x_NI.addmm_(grad_low_NR, a_RI)
-            else:
-                grad_x_NI.addcmul_(grad_low_NR @ a_RI, mask_NI)
-            grad_x = grad_x_NI.view(*grad.shape[:-1], -1)
+            grad_x_NI = grad_low_NR @ a_RI
+            if dropped is not None:
+                grad_x_NI.view(-1).index_fill_(0, dropped, 0)
+            grad_x = grad_x_NI.addmm_(grad_NO, weight_OI).view(*grad.shape[:-1], -1)
         # The transposed product has the long side where it is read in order.
         return grad_x, None, None, grad_low_NR.T @ kept_NI, (low_NR.T @ grad_NO).T, None, None
 
 
-def _dropout_mask(like_NI: torch.Tensor, dropout: float) -> torch.Tensor:
-    """Ones, and zeros with probability `dropout`, each independently of the others, in the shape of a tensor.
+def _dropped_places(num_places: int, dropout: float) -> torch.Tensor:
+    """Places that dropout hits, each with probability `dropout` and independently of the others; some occur repeatedly.
 
     If as many hits fall on a place as a Poisson variable of mean -ln(1 - dropout) says, none falls on it with
     probability 1 - dropout. Throwing as many hits as the sum of those variables, each on a place drawn uniformly, gives
     just that, for some `dropout` random numbers a place.
     """
-    mask_NI = torch.ones_like(like_NI)
-    num_hits = torch.poisson(torch.tensor(-math.log1p(-dropout) * mask_NI.numel(), dtype=torch.float64))
-    mask_NI.view(-1)[torch.randint(mask_NI.numel(), (int(num_hits),))] = 0
-    return mask_NI
+    num_hits = torch.poisson(torch.tensor(-math.log1p(-dropout) * num_places, dtype=torch.float64))
+    return torch.randint(num_places, (int(num_hits),))
