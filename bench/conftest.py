@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +50,14 @@ def data(bench: BenchSession, contract: ContractReport) -> None:
 
 
 @pytest.fixture
-def lalm(bench: BenchSession, data: None, dataset: str) -> Entry:
-    """The LALM that the dataset is evaluated with, trained when it is first asked for."""
-    return bench.suite.lalm(bench.plan.mix_for(dataset))
+def lalms(bench: BenchSession, data: None, dataset: str) -> list[Entry]:
+    """The LALMs that the dataset is evaluated with, one per seed, trained when they are first asked for."""
+    return bench.suite.lalms(bench.plan.mix_for(dataset))
 
 
 @pytest.fixture
 def evaluate(
-    bench: BenchSession, lalm: Entry, benchmark: BenchmarkFixture, request: pytest.FixtureRequest
+    bench: BenchSession, lalms: list[Entry], benchmark: BenchmarkFixture, request: pytest.FixtureRequest
 ) -> Callable[[str], ScoreRecord]:
     """Scores a dataset and records the score, before anything is asserted of it."""
 
@@ -73,19 +74,15 @@ def evaluate(
 
 
 @pytest.fixture
-def gate(bench: BenchSession) -> Callable[[ScoreRecord], None]:
+def gate(bench: BenchSession, request: pytest.FixtureRequest) -> Callable[[ScoreRecord], None]:
     """Fails the test where the score is below the baseline."""
-
-    def hold(record: ScoreRecord) -> None:
-        problem = bench.gate.problem_of(record, bench.predictions_file(record.dataset))
-        if problem is not None:
-            pytest.fail(problem, pytrace=False)
-
-    return hold
+    return functools.partial(bench.hold, request.node)
 
 
 @pytest.fixture
-def gate_overall(bench: BenchSession, contract: ContractReport) -> Callable[[str], None]:
+def gate_overall(
+    bench: BenchSession, contract: ContractReport, request: pytest.FixtureRequest
+) -> Callable[[str], None]:
     """Fails the test where a task's overall score is below the baseline; skips while datasets are missing."""
 
     def hold(task: str) -> None:
@@ -95,9 +92,8 @@ def gate_overall(bench: BenchSession, contract: ContractReport) -> Callable[[str
         selected = [name for name in expected if name in bench.selected]
         if len(selected) < len(expected) or bench.plan.limit is not None:
             pytest.skip(f"incomplete: {len(selected)} of {len(expected)} datasets selected, limit {bench.plan.limit}")
-        overall = overall_of(task, map(bench.suite.evaluate, selected), expected)
-        problem = bench.gate.problem_of_overall(overall, bench.predictions_folder)
-        if problem is not None:
-            pytest.fail(problem, pytrace=False)
+        records = [bench.suite.evaluate(name) for name in selected]
+        num_clips = sum(record.num_clips for record in records)
+        bench.hold_overall(request.node, overall_of(task, records, expected), num_clips)
 
     return hold

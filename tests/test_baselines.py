@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import yaml
 from xares_bench import baselines
 from xares_bench.baselines import (
     Baseline,
+    BaselineScore,
     check_comparable,
     check_new_baseline,
     judge,
@@ -23,6 +26,7 @@ from xares_bench.baselines import (
     write_baseline,
 )
 from xares_bench.errors import BaselineError, UsageError
+from xares_bench.evidence import Evidence
 
 TASKS = {
     "task1": [
@@ -57,8 +61,22 @@ def written(tmp_path: Path, text: str) -> str:
 
 def made(preset: str = "mini", **scores: float) -> Baseline:
     return Baseline(
-        name="base", preset=preset, scores=scores, overalls={}, note="", fingerprints={}, path=Path("base.yaml")
+        name="base",
+        preset=preset,
+        scores=held(scores),
+        overalls={},
+        note="",
+        fingerprints={},
+        path=Path("base.yaml"),
     )
+
+
+def held(scores: Mapping[str, float]) -> dict[str, BaselineScore]:
+    return {name: BaselineScore(score=score) for name, score in scores.items()}
+
+
+def plain(held: Mapping[str, BaselineScore]) -> dict[str, float]:
+    return {name: score.score for name, score in held.items()}
 
 
 # --- shipped
@@ -79,13 +97,13 @@ def test_shipped_baseline_covers_all_20_datasets_under_the_full_preset(name: str
 
 def test_shipped_overalls_are_the_means_of_the_rows_and_agree_with_the_published_ones_where_those_do() -> None:
     whisper, dasheng = load_baseline("whisper-base", tasks=TASKS), load_baseline("dasheng-base", tasks=TASKS)
-    assert dict(whisper.overalls) == pytest.approx({"task1": 0.6515333, "task2": 0.4352}, abs=1e-6)
-    assert dict(dasheng.overalls) == pytest.approx({"task1": 0.6141333, "task2": 0.2676}, abs=1e-6)
-    assert round(whisper.overalls["task1"], 3) == 0.652
-    assert round(dasheng.overalls["task1"], 3) == 0.614
-    assert round(dasheng.overalls["task2"], 2) == 0.27
+    assert plain(whisper.overalls) == pytest.approx({"task1": 0.6515333, "task2": 0.4352}, abs=1e-6)
+    assert plain(dasheng.overalls) == pytest.approx({"task1": 0.6141333, "task2": 0.2676}, abs=1e-6)
+    assert round(whisper.overalls["task1"].score, 3) == 0.652
+    assert round(dasheng.overalls["task1"].score, 3) == 0.614
+    assert round(dasheng.overalls["task2"].score, 2) == 0.27
     # The one that does not: 0.40 is printed.
-    assert round(whisper.overalls["task2"], 2) == 0.44
+    assert round(whisper.overalls["task2"].score, 2) == 0.44
     assert "0.40" in whisper.note
 
 
@@ -99,7 +117,7 @@ def test_shipped_overalls_are_the_means_of_the_rows_and_agree_with_the_published
     ],
 )
 def test_shipped_scores_are_the_published_ones(name: str, dataset: str, expected: float) -> None:
-    assert load_baseline(name, tasks={}).scores[dataset] == expected
+    assert load_baseline(name, tasks={}).scores[dataset].score == expected
 
 
 # --- reading
@@ -111,12 +129,12 @@ def test_load_reads_a_file(tmp_path: Path) -> None:
     assert baseline.name == name
     assert baseline.path == Path(name)
     assert baseline.preset == "mini"
-    assert baseline.scores == {"esc-50": 0.5, "gtzan": 1.0, "cremad": 0.0}
-    assert all(type(value) is float for value in baseline.scores.values())
+    assert plain(baseline.scores) == {"esc-50": 0.5, "gtzan": 1.0, "cremad": 0.0}
+    assert all(type(held.score) is float for held in baseline.scores.values())
     assert baseline.note == "made by hand"
     assert baseline.fingerprints == {"encoder": "abc"}
     # A task with a dataset missing has no overall, rather than one over fewer datasets; a task without any has none.
-    assert baseline.overalls == {"one": 0.75}
+    assert plain(baseline.overalls) == {"one": 0.75}
 
 
 def test_note_and_fingerprints_are_optional(tmp_path: Path) -> None:
@@ -142,7 +160,7 @@ def test_a_missing_baseline_is_an_error_that_lists_what_ships(name: str) -> None
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("schema: 1", "schema: 2", "schema: found 2, this version reads 1"),
+        ("schema: 1", "schema: 3", "schema: found 3, this version reads 1 to 2"),
         ("schema: 1", "schema: one", "schema: "),
         ("schema: 1\n", "", "schema: missing"),
         ("preset: mini\n", "", "preset: missing"),
@@ -254,17 +272,17 @@ def test_an_impossible_tolerance_is_refused(tolerance: float) -> None:
 def test_what_is_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     scores = {"wörter": 1 / 3, "esc-50": 0.1 + 0.2, "no": 1e-5, "007": 0.0, "z": 1.0, "np": np.float64(2 / 3)}
     path = tmp_path / "base.yaml"
-    write_baseline(path, preset="mini", scores=scores, note="näive: yes # no", fingerprints={"encoder": "1e5"})
+    write_baseline(path, preset="mini", scores=held(scores), note="näive: yes # no", fingerprints={"encoder": "1e5"})
     baseline = load_baseline(str(path), tasks={"all": list(scores)})
-    assert baseline.scores == scores
+    assert plain(baseline.scores) == scores
     assert (baseline.preset, baseline.note, baseline.fingerprints) == ("mini", "näive: yes # no", {"encoder": "1e5"})
-    assert baseline.overalls == {"all": pytest.approx(sum(scores.values()) / 6)}
+    assert plain(baseline.overalls) == {"all": pytest.approx(sum(scores.values()) / 6)}
     assert list(yaml.safe_load(path.read_text(encoding="utf-8"))["scores"]) == sorted(scores)
 
 
 def test_the_same_scores_give_the_same_bytes(tmp_path: Path) -> None:
-    write_baseline(tmp_path / "one.yaml", preset="mini", scores={"a": 0.25, "b": 0.5})
-    write_baseline(tmp_path / "two.yaml", preset="mini", scores={"b": 0.5, "a": 0.25})
+    write_baseline(tmp_path / "one.yaml", preset="mini", scores=held({"a": 0.25, "b": 0.5}))
+    write_baseline(tmp_path / "two.yaml", preset="mini", scores=held({"b": 0.5, "a": 0.25}))
     assert (tmp_path / "one.yaml").read_bytes() == (tmp_path / "two.yaml").read_bytes()
 
 
@@ -272,15 +290,15 @@ def test_missing_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "new" / "newer" / "base.yaml"
     check_new_baseline(path)
     assert not path.parent.exists()
-    write_baseline(path, preset="mini", scores={"a": 0.5})
-    assert load_baseline(str(path), tasks={}).scores == {"a": 0.5}
+    write_baseline(path, preset="mini", scores=held({"a": 0.5}))
+    assert load_baseline(str(path), tasks={}).scores["a"].score == 0.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.01, 1.01, 65.2])
 def test_a_score_that_is_none_is_not_written(tmp_path: Path, value: float) -> None:
     path = tmp_path / "base.yaml"
     with pytest.raises(BaselineError, match="the score of bad is"):
-        write_baseline(path, preset="mini", scores={"good": 0.5, "bad": value})
+        write_baseline(path, preset="mini", scores=held({"good": 0.5, "bad": value}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,16 +314,102 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there already"):
         check_new_baseline(path)
     with pytest.raises(UsageError, match="there already"):
-        write_baseline(path, preset="mini", scores={"a": 0.5})
+        write_baseline(path, preset="mini", scores=held({"a": 0.5}))
     assert path.read_text() == "precious"
 
 
-def test_a_dangling_link_and_a_folder_are_there_already(tmp_path: Path) -> None:
+def test_a_dangling_link_is_there_already(tmp_path: Path) -> None:
     link = tmp_path / "link.yaml"
     link.symlink_to(tmp_path / "nothing.yaml")
-    for path in (link, tmp_path):
-        with pytest.raises(UsageError, match="there already"):
-            check_new_baseline(path)
+    with pytest.raises(UsageError, match="there already"):
+        check_new_baseline(link)
+
+
+def test_a_baseline_is_a_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        check_new_baseline(tmp_path / "folder.yaml", replace=True)
+    with pytest.raises(UsageError, match=r"expected a file that ends in \.yaml"):
+        check_new_baseline(tmp_path / "base.json")
+
+
+def test_a_file_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores=held({"a": 0.5}))
+    write_baseline(path, preset="mini", scores=held({"a": 0.25}), replace=True)
+    assert load_baseline(str(path), tasks={}).scores["a"].score == 0.25
+
+
+EVIDENCE = Evidence(
+    metric="Accuracy", arguments={}, clips=("x", "y"), parts=np.array([[[1.0, 1.0], [0.0, 1.0]], [[1.0, 1.0]] * 2])
+)
+WHOLE = BaselineScore(
+    score=0.75,
+    interval=(0.5, 1.0),
+    deviation=0.25,
+    spread=0.1,
+    num_seeds=2,
+    num_rows=2,
+    num_clips=2,
+    evidence=EVIDENCE,
+)
+
+
+def test_all_that_is_known_of_a_score_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE, "b": BaselineScore(score=0.5)})
+    found = load_baseline(str(path), tasks={"one": ["a"], "both": ["a", "b"]})
+    read = found.scores["a"]
+    assert read.evidence is not None
+    assert np.array_equal(read.evidence.parts, EVIDENCE.parts)
+    assert dataclasses.replace(read, evidence=None).__dict__ == dataclasses.replace(WHOLE, evidence=None).__dict__
+    assert (found.overalls["one"].deviation, found.overalls["one"].num_seeds) == (0.25, 2)
+    assert found.overalls["both"].deviation is None
+
+
+def test_without_its_evidence_a_baseline_still_stands(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE})
+    (tmp_path / "base.evidence" / "a.npz").unlink()
+    assert load_baseline(str(path), tasks={}).scores["a"].evidence is None
+
+
+def test_evidence_of_another_baseline_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE})
+    EVIDENCE.select(["x"]).save(tmp_path / "base.evidence" / "a.npz")
+    with pytest.raises(BaselineError, match=r"scores\.a\.evidence: .*a\.npz is not the file"):
+        load_baseline(str(path), tasks={})
+
+
+def test_a_score_that_its_evidence_does_not_give_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE})
+    path.write_text(path.read_text().replace("score: 0.75", "score: 0.7"))
+    with pytest.raises(BaselineError, match=r"scores\.a\.score: found 0\.7, but .*a\.npz gives 0\.750000"):
+        load_baseline(str(path), tasks={})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("score: 0.75", "score: 1.5", r"scores\.a\.score: found 1\.5"),
+        ("deviation: 0.25", "deviation: -1", r"scores\.a\.deviation: found -1"),
+        ("rows: 2", "rows: 0", r"scores\.a\.rows: "),
+        ("rows: 2", "lines: 2", r"scores\.a\.lines: unknown key"),
+        ("- 0.5\n    - 1.0", "- 0.5", r"scores\.a\.interval: found \[0\.5\], expected two numbers"),
+        ("- 0.5\n    - 1.0", "- 1\n    - 0.5", r"scores\.a\.interval: "),
+        ("- 0.5\n    - 1.0", "- a\n    - b", r"scores\.a\.interval: "),
+    ],
+)
+def test_what_is_wrong_with_a_score_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE})
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(BaselineError, match=message):
+        load_baseline(str(path), tasks={})
 
 
 def test_a_file_where_a_folder_should_be_is_a_usage_error(tmp_path: Path) -> None:
@@ -320,7 +424,7 @@ def test_a_disk_that_refuses_is_a_usage_error(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(baselines, "write_atomically", refuse)
     with pytest.raises(UsageError, match="No space left"):
-        write_baseline(tmp_path / "base.yaml", preset="mini", scores={"a": 0.5})
+        write_baseline(tmp_path / "base.yaml", preset="mini", scores=held({"a": 0.5}))
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "os.replace"])
@@ -328,9 +432,9 @@ def test_killed_half_way_leaves_no_baseline_and_the_next_attempt_succeeds(tmp_pa
     path = tmp_path / "base.yaml"
     program = f"""
 import os, pathlib
-from xares_bench.baselines import write_baseline
+from xares_bench.baselines import BaselineScore, write_baseline
 {moment} = lambda *arguments, **options: os._exit(9)
-write_baseline(pathlib.Path({str(path)!r}), preset="mini", scores={{"a": 0.5}})
+write_baseline(pathlib.Path({str(path)!r}), preset="mini", scores={{"a": BaselineScore(score=0.5)}})
 """
     root = Path(baselines.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, check=False)
@@ -338,8 +442,8 @@ write_baseline(pathlib.Path({str(path)!r}), preset="mini", scores={{"a": 0.5}})
     assert not path.exists()
     with pytest.raises(BaselineError):
         load_baseline(str(path), tasks={})
-    write_baseline(path, preset="mini", scores={"a": 0.5})
-    assert load_baseline(str(path), tasks={}).scores == {"a": 0.5}
+    write_baseline(path, preset="mini", scores=held({"a": 0.5}))
+    assert load_baseline(str(path), tasks={}).scores["a"].score == 0.5
 
 
 # --- the module

@@ -19,7 +19,8 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.catalogue import load_catalogue
-from xares_bench.metrics import MetricResult
+from xares_bench.evidence import load_evidence
+from xares_bench.metrics import MetricResult, evaluate
 
 Run = Callable[..., pytest.RunResult]
 
@@ -90,7 +91,7 @@ def test_the_whole_suite_trains_scores_and_reports(run: Run, pytester: pytest.Py
 
     results = json.loads((folder / "results.json").read_text())
     catalogue = load_catalogue("mini")
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert [record["dataset"] for record in results["scores"]] == list(catalogue.datasets)
     assert all(0 <= record["score"] <= 1 and record["num_rows"] == 3 for record in results["scores"])
     assert [(overall["task"], overall["complete"]) for overall in results["overall"]] == [
@@ -225,7 +226,7 @@ def baseline(run: Run, tmp_path: Path) -> Path:
 def raise_scores(file: Path, by: float) -> dict[str, float]:
     """Make a baseline's scores better, as far as scores go."""
     data = yaml.safe_load(file.read_text())
-    data["scores"] = {name: min(1.0, score + by) for name, score in data["scores"].items()}
+    data["scores"] = {name: min(1.0, held["score"] + by) for name, held in data["scores"].items()}
     file.write_text(yaml.safe_dump(data))
     scores: dict[str, float] = data["scores"]
     return scores
@@ -250,6 +251,45 @@ def test_a_run_passes_its_own_baseline_and_fails_a_better_one(run: Run, baseline
     assert run(*options, "--tolerance=0.1001").ret == 0
 
 
+def test_noise_decides_unless_a_number_is_given(run: Run, baseline: Path) -> None:
+    options = [f"--encoder={ENCODER}", "-k", "task2", f"--baseline={baseline}"]
+    passed = run(*options)
+    passed.stdout.fnmatch_lines(["baseline: *, tolerance ci", "*dataset*metric*score*95 %*baseline*difference*"])
+    assert passed.ret == 0
+    raise_scores(baseline, 0.9)
+    failed = run(*options, "--tolerance=ci:0.01")
+    assert failed.ret == 1
+    failed.stdout.fnmatch_lines(
+        ["*librispeech: score * below the baseline *, tolerance ci:0.01; 95 % of the difference*"]
+    )
+
+
+def test_a_baseline_is_overwritten_by_force_only(run: Run, baseline: Path) -> None:
+    options = [f"--encoder={ENCODER}", "-k", "clotho", f"--save-baseline={baseline}"]
+    assert run(*options).ret == pytest.ExitCode.USAGE_ERROR
+    assert run(*options, "--force").ret == 0
+    assert list(yaml.safe_load(baseline.read_text())["scores"]) == ["clotho"]
+
+
+def test_several_seeds_give_means_and_their_spread(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "seeds.yaml"
+    options = [f"--encoder={ENCODER}", "-k", "task2", "--seeds=2"]
+    result = run(*options, f"--save-baseline={file}")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*steps: task2 3, each with the seeds 42 to 43", "*score*95 %*over seeds*"])
+    results = json.loads((run_folder(result) / "results.json").read_text())
+    assert results["run"]["seeds"] == [42, 43]
+    assert sorted(lalm["seed"] for lalm in results["lalms"]) == [42, 43]
+    for record in results["scores"]:
+        assert record["score"] == pytest.approx(sum(record["seed_scores"]) / 2)
+        assert load_evidence(run_folder(result) / "evidence" / f"{record['dataset']}.npz").parts.shape[0] == 2
+    held = yaml.safe_load(file.read_text())["scores"]["clotho"]
+    assert (held["seeds"], held["rows"]) == (2, 3)
+    again = run(*options, f"--baseline={file}")
+    assert again.ret == 0
+    again.stdout.fnmatch_lines(["kept: LALM task2 reused, *5 of 5 scores reused"])
+
+
 def test_a_baseline_is_never_passed_for_want_of_a_score(run: Run, baseline: Path) -> None:
     data = yaml.safe_load(baseline.read_text())
     del data["scores"]["mecat"]
@@ -262,7 +302,9 @@ def test_a_baseline_is_never_passed_for_want_of_a_score(run: Run, baseline: Path
 
 def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_number(name: str, references: list[str], hypotheses: list[str]) -> MetricResult:
-        return MetricResult(score=math.nan, row_values=(None,) * len(references))
+        result = evaluate(name, references, hypotheses)
+        none = (None,) * len(references)
+        return MetricResult(score=math.nan, row_values=none, row_parts=result.row_parts * math.nan)
 
     monkeypatch.setattr("xares_bench.workshop.evaluate", no_number)
     save = f"--save-baseline={tmp_path / 'b.yaml'}"
@@ -390,17 +432,18 @@ WRONG_COMMANDS = {
     "eval alone": ([f"--encoder={ENCODER}", "--eval=a.yaml"], "a.yaml: no such file"),
     "unknown value": ([f"--encoder={ENCODER}", "--set", "lr=1"], "--set: lr: unknown key"),
     "bad value": ([f"--encoder={ENCODER}", "--set", "batch_size=0"], "batch_size: found 0, expected a whole number"),
-    "bad tolerance": ([f"--encoder={ENCODER}", "--tolerance=-1"], "found '-1', expected a number of at least 0"),
+    "bad tolerance": ([f"--encoder={ENCODER}", "--tolerance=-1"], "found '-1', expected ci, ci:FLOOR or a number"),
     "bad limit": ([f"--encoder={ENCODER}", "--limit=0"], "found '0', expected a whole number of at least 1"),
     "bad budget": ([f"--encoder={ENCODER}", "--feature-budget=abc"], "found 'abc', expected a size, e.g. 50GB, 300MB"),
     "missing baseline": ([f"--encoder={ENCODER}", "--baseline=b.yaml"], "no baseline 'b.yaml'"),
     "other preset's baseline": ([f"--encoder={ENCODER}", "--baseline=whisper-base"], "measured with --preset=full"),
-    "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "is there already"),
+    "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "no name for a baseline"),
     "tolerance of nothing": ([f"--encoder={ENCODER}", "--tolerance=0.1"], "--tolerance needs --baseline"),
     "limited gate": ([f"--encoder={ENCODER}", "--limit=2", "--baseline=b.yaml"], "--limit leaves clips out"),
     "limited baseline": ([f"--encoder={ENCODER}", "--limit=2", "--save-baseline=b.yaml"], "--limit leaves clips out"),
     "two seeds": ([f"--encoder={ENCODER}", "--seed=1", "--set", "seed=2"], "both name the seed"),
-    "option of a later edition": ([f"--encoder={ENCODER}", "--seeds=2"], "unrecognized arguments"),
+    "no seeds": ([f"--encoder={ENCODER}", "--seeds=0"], "found '0', expected a whole number of at least 1"),
+    "force of nothing": ([f"--encoder={ENCODER}", "--force"], "--force needs --save-baseline"),
     "missing decoder": ([f"--encoder={ENCODER}", "--decoder=./x"], "--decoder=./x: no such folder"),
     "bad revision": ([f"--encoder={ENCODER}", "--data-revision=@"], "--data-revision=@"),
 }

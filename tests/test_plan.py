@@ -38,6 +38,7 @@ def plan(*changes: str, **options: Any) -> Plan:
         "evaluate": None,
         "changes": changes,
         "seed": None,
+        "num_seeds": 1,
         "decoder": None,
         "limit": None,
         "data_home": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from xares_bench.baselines import Baseline
+from xares_bench.baselines import Baseline, BaselineScore
 from xares_bench.records import RESULTS_SCHEMA, DroppedSample, RunManifest, ScoreRecord
 from xares_bench.report import (
     Results,
@@ -65,8 +66,8 @@ def baseline(overalls: dict[str, float] | None = None, **scores: float) -> Basel
     return Baseline(
         name="base",
         preset="mini",
-        scores={name.replace("_", "-"): score for name, score in scores.items()},
-        overalls=overalls or {},
+        scores={name.replace("_", "-"): BaselineScore(score=score) for name, score in scores.items()},
+        overalls={task: BaselineScore(score=score) for task, score in (overalls or {}).items()},
         note="",
         fingerprints={},
         path=Path("base.yaml"),
@@ -125,14 +126,15 @@ def test_json_is_valid_and_whole() -> None:
     assert "狗" in text
     data = json.loads(text)
     assert next(iter(data)) == "schema"
-    assert data["schema"] == RESULTS_SCHEMA == 1
+    assert data["schema"] == RESULTS_SCHEMA == 2
     assert RunManifest.from_json(data["run"]).tasks == TASKS
     assert data["scores"][0]["score"] is None
     assert data["scores"][0]["dropped"] == [{"shard": "a.tar", "clip": "狗", "reason": "no audio member"}]
     assert ScoreRecord.from_json(data["scores"][1]) == given.records[1]
+    unknown = {"interval": None, "deviation": None, "seed_scores": []}
     assert data["overall"] == [
-        {"task": "task1", "score": None, "complete": False, "num_datasets": 1, "num_expected": 2},
-        {"task": "task2", "score": 0.5, "complete": True, "num_datasets": 1, "num_expected": 1},
+        {"task": "task1", "score": None, **unknown, "complete": False, "num_datasets": 1, "num_expected": 2},
+        {"task": "task2", "score": 0.5, **unknown, "complete": True, "num_datasets": 1, "num_expected": 1},
     ]
     assert data["missing"] == ["gtzan"]
     assert data["lalms"] == [dict(given.lalms[0])]
@@ -163,11 +165,25 @@ def test_terminal_table_without_a_baseline() -> None:
     table = terminal_table(COMPLETE, None)
     tables = table.split("\n\n")
     assert [text.splitlines()[0] for text in tables] == ["task1", "task2"]
-    header = tables[0].splitlines()[1].split()
-    assert header == ["dataset", "metric", "score", "baseline", "difference", "rows", "seconds"]
+    header = tables[0].splitlines()[1].replace("95 %", "95%").split()
+    assert header == ["dataset", "metric", "score", "95%", "baseline", "difference", "rows", "seconds"]
     assert rows_of(tables[0])["esc-50"] == ["Accuracy", "0.250", "50", "2.5"]
     assert rows_of(tables[0])["Overall"] == ["0.562"]
     assert rows_of(tables[1])["clotho"] == ["chrF", "0.125", "50", "2.5"]
+
+
+def test_terminal_table_tells_the_noise_of_the_clips_from_that_of_the_training() -> None:
+    seeds: dict[str, Any] = {"deviation": 0.05, "seed_scores": (0.4, 0.6)}
+    given = results(
+        scored("esc-50", 0.5, interval=(0.41, 0.59), **seeds), scored("gtzan", 0.5, interval=(0.4, 0.6), **seeds)
+    )
+    one = rows_of(terminal_table(given, None))
+    assert one["esc-50"] == ["Accuracy", "0.500", "0.410 to 0.590", "50", "2.5"]
+    assert one["Overall"] == ["0.500", "0.431 to 0.569"]
+    several = dataclasses.replace(given, run=dataclasses.replace(given.run, seeds=(42, 43)))
+    rows = rows_of(terminal_table(several, None))
+    assert rows["esc-50"] == ["Accuracy", "0.500", "0.410 to 0.590", "±0.141", "50", "2.5"]
+    assert rows["Overall"] == ["0.500", "0.431 to 0.569", "±0.141"]
 
 
 def test_terminal_table_against_a_baseline() -> None:

@@ -27,7 +27,7 @@ from xares_bench.shards import ShardSource
 _READING = ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
 _TRAINING = (*_READING, "draws", "training")
 _JUDGING = ("captions.files", "captions.formulas", "captions.judges")
-_SCORING = (*_READING, *_JUDGING, "generation", "hf_generation", "metrics")
+_SCORING = (*_READING, *_JUDGING, "evidence", "generation", "hf_generation", "metrics", "statistics")
 TRAINING_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers", "webdataset")
 SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 
@@ -52,8 +52,8 @@ class Keys:
     device_type: str
     precision: str
 
-    def lalm(self, mix: Mix) -> str:
-        """Key of the LALM of a mix.
+    def lalm(self, mix: Mix, seed: int) -> str:
+        """Key of the LALM of a mix, trained with a seed.
 
         Raises:
             DataError: A training shard is missing, or is not what its manifest promises.
@@ -72,7 +72,7 @@ class Keys:
                 "mix": parts,
                 "num_steps": self.plan.num_steps(mix),
                 "limit": self.plan.limit,
-                "recipe": dataclasses.asdict(self.plan.recipe.training),
+                "recipe": {**dataclasses.asdict(self.plan.recipe.training), "seed": seed},
                 "features": features_parts(self.clips, self.plan.recipe.training.max_audio_s),
                 "decoder": self.decoder,
                 "device": self.device_type,
@@ -82,8 +82,8 @@ class Keys:
             }
         )
 
-    def score(self, name: str) -> str:
-        """Key of the score of a dataset.
+    def score(self, name: str, seed: int) -> str:
+        """Key of the score of a dataset, of the LALM that was trained with a seed.
 
         Raises:
             DataError: A shard is missing, or is not what its manifest promises.
@@ -91,7 +91,7 @@ class Keys:
         dataset = self.plan.dataset(name)
         return digest_of(
             {
-                "lalm": self.lalm(self.plan.mix_for(name)),
+                "lalm": self.lalm(self.plan.mix_for(name), seed),
                 "dataset": name,
                 "task": dataset.task,
                 "weight": dataset.weight,
@@ -108,7 +108,15 @@ class Keys:
 
     def run(self, names: Iterable[str]) -> str:
         """Key of a run over these datasets, also where some of them lack data."""
-        return digest_of({name: _key_or_problem(self.score, name) for name in names})
+        return digest_of({name: _key_or_problem(self.scores, name) for name in names})
+
+    def scores(self, name: str) -> list[str]:
+        """Keys of the scores of a dataset, one for every seed of the plan.
+
+        Raises:
+            DataError: A shard is missing, or is not what its manifest promises.
+        """
+        return [self.score(name, seed) for seed in self.plan.seeds]
 
     def data(self, names: Iterable[str]) -> str:
         """Digest of the test data of these datasets, also where some are missing."""

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING
 from xares_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from jiwer import CharacterOutput, WordOutput
+    from numpy.typing import NDArray
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -36,10 +38,12 @@ class MetricResult:
         score: Between 0 and 1, higher is better; FENSE and DATE of hopeless hypotheses can be a little below 0.
         row_values: One per row, in the rows' order; None where the metric says nothing about a row by itself. Their
             mean is the score for Accuracy, FENSE and DATE: the other metrics sum over the corpus before they divide.
+        row_parts: What the metric sums over the rows before it divides, `[N, P]`; `evidence` makes scores of such sums.
     """
 
     score: float
     row_values: tuple[float | None, ...]
+    row_parts: NDArray[np.float64] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +199,7 @@ def accuracy(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResu
     _check_rows(references, hypotheses)
     pairs = zip(references, hypotheses, strict=True)
     row_values = tuple(float(normalise(reference) == normalise(hypothesis)) for reference, hypothesis in pairs)
-    return MetricResult(score=math.fsum(row_values) / len(row_values), row_values=row_values)
+    return _mean_of_rows(row_values)
 
 
 def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str], *, num_classes: int) -> MetricResult:
@@ -224,11 +228,15 @@ def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str],
     _check_rows(references, hypotheses)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    import numpy as np
+
     num_positive: Counter[str] = Counter()
     num_predicted: Counter[str] = Counter()
     num_hits: Counter[str] = Counter()
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        positive, predicted = _labels(reference), _labels(hypothesis)
+    rows = [
+        (_labels(reference), _labels(hypothesis)) for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    for positive, predicted in rows:
         num_positive.update(positive)
         num_predicted.update(predicted)
         num_hits.update(positive & predicted)
@@ -244,10 +252,16 @@ def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str],
         recall = num_hits[label] / positives
         precision = num_hits[label] / max(1, num_predicted[label])
         average_precisions.append(recall * precision + (1 - recall) * positives / len(references))
+    columns = {label: column for column, label in enumerate(sorted(num_positive))}
+    parts_N3L = np.zeros((len(rows), 3, len(columns)))
+    for row, (positive, predicted) in enumerate(rows):
+        for part, labels in enumerate((positive, predicted, positive & predicted)):
+            parts_N3L[row, part, [columns[label] for label in labels if label in columns]] = 1
     # fsum is exact, so the score does not depend on the order in which labels were first seen.
     return MetricResult(
         score=math.fsum(average_precisions) / num_classes,
         row_values=(None,) * len(references),
+        row_parts=np.concatenate([np.ones((len(rows), 1)), parts_N3L.reshape(len(rows), -1)], axis=1),
     )
 
 
@@ -322,12 +336,18 @@ def chrf(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResult:
         raise UsageError(
             f"none of the {len(targets)} references holds a character; chrF is not defined. Check the key."
         )
+    import numpy as np
+
     metric = CHRF()
     row_values = tuple(
         metric.sentence_score(output, [target]).score / 100 if target else None
         for target, output in zip(targets, outputs, strict=True)
     )
-    return MetricResult(score=metric.corpus_score(outputs, [targets]).score / 100, row_values=row_values)
+    return MetricResult(
+        score=metric.corpus_score(outputs, [targets]).score / 100,
+        row_values=row_values,
+        row_parts=np.array(metric._extract_corpus_statistics(outputs, [targets]), dtype=np.float64),
+    )
 
 
 def fense(references: Sequence[str], hypotheses: Sequence[str]) -> MetricResult:
@@ -384,12 +404,15 @@ def _inverse_error_rate(measured: WordOutput | CharacterOutput, *, unit: str) ->
         raise UsageError(
             f"none of the {len(lengths)} references holds a {unit}; an error rate is not defined. Check the key."
         )
+    import numpy as np
+
     return MetricResult(
         score=max(0.0, 1 - sum(edits) / sum(lengths)),
         row_values=tuple(
             max(0.0, 1 - edit / length) if length else float(edit == 0)
             for edit, length in zip(edits, lengths, strict=True)
         ),
+        row_parts=np.array([edits, lengths], dtype=np.float64).T,
     )
 
 
@@ -413,8 +436,14 @@ def _captions(references: Sequence[str], hypotheses: Sequence[str], name: str) -
     return targets, _normalised(hypotheses)
 
 
-def _mean_of_rows(row_values: list[float]) -> MetricResult:
-    return MetricResult(score=math.fsum(row_values) / len(row_values), row_values=tuple(row_values))
+def _mean_of_rows(row_values: Sequence[float]) -> MetricResult:
+    import numpy as np
+
+    return MetricResult(
+        score=math.fsum(row_values) / len(row_values),
+        row_values=tuple(row_values),
+        row_parts=np.array([row_values, [1.0] * len(row_values)]).T,
+    )
 
 
 def _check_rows(references: Sequence[str], hypotheses: Sequence[str]) -> None:

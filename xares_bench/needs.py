@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.errors import DataError
@@ -149,14 +148,14 @@ class Needs:
         return sorted({self.plan.dataset(name).metric for name in names})
 
     def _has_lalm(self, mix: Mix) -> bool:
-        return self._is_kept("lalms", self.keys.lalm, mix)
+        return self._are_kept("lalms", lambda: [self.keys.lalm(mix, seed) for seed in self.plan.seeds])
 
     def _has_score(self, name: str) -> bool:
-        return self._is_kept("scores", self.keys.score, name)
+        return self._are_kept("scores", lambda: self.keys.scores(name))
 
-    def _is_kept(self, kind: str, key: Callable[[Any], str], of: Mix | str) -> bool:
+    def _are_kept(self, kind: str, keys: Callable[[], Iterable[str]]) -> bool:
         try:
-            return self.store.find(kind, key(of)) is not None
+            return all(self.store.find(kind, key) is not None for key in keys())
         except DataError:
             return False  # a shard is missing: whoever makes it will say so
 

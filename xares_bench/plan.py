@@ -30,6 +30,7 @@ class Plan:
         own_datasets: Datasets of `--eval`.
         mix: The one mix to train on; None: each task's tests use the LALM trained on that task's mix.
         recipe: The preset's recipe with the changes of this run.
+        num_seeds: So many LALMs are trained of every mix, with seeds from the recipe's on; scores are means.
         decoder: The decoder's folder, or its name on the hub.
         limit: At most this many clips per dataset and split.
         data_folder: Where local shards lie.
@@ -45,6 +46,7 @@ class Plan:
     own_datasets: Mapping[str, Dataset]
     mix: Mix | None
     recipe: Recipe
+    num_seeds: int
     decoder: str
     limit: int | None
     data_folder: Path
@@ -60,6 +62,12 @@ class Plan:
         preset = {**self.catalogue.preset.recipe.values(), "decoder": self.catalogue.preset.decoder}
         own = {**self.recipe.values(), "decoder": self.decoder}
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that every LALM is trained with, one after the other."""
+        first = self.recipe.training.seed
+        return tuple(range(first, first + self.num_seeds))
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -104,6 +112,7 @@ def make_plan(
     evaluate: str | None,
     changes: Sequence[str],
     seed: int | None,
+    num_seeds: int,
     decoder: str | None,
     limit: int | None,
     data_home: str | None,
@@ -147,6 +156,7 @@ def make_plan(
         own_datasets={dataset.name: dataset for dataset in own},
         mix=mix,
         recipe=catalogue.preset.recipe.replace(values),
+        num_seeds=num_seeds,
         decoder=catalogue.preset.decoder if decoder is None else _read_decoder(decoder),
         limit=limit,
         data_folder=folder.absolute(),

@@ -57,6 +57,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="change a value of the recipe, e.g. --set learning_rate=0.001; repeatable",
     )
     add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, as --set seed=N")
+    add(
+        "--seeds",
+        dest="xares_seeds",
+        type=_count(1),
+        default=1,
+        metavar="N",
+        help="train N LALMs of every mix, with seeds from the recipe's on; scores are means; default: 1",
+    )
     add("--limit", dest="xares_limit", type=_count(1), metavar="N", help="use at most N clips per dataset and split")
     add(
         "--data-home",
@@ -92,10 +100,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tolerance",
         dest="xares_tolerance",
         type=_tolerance,
-        metavar="NUMBER",
-        help="how far below the baseline a score may be; default: 0",
+        metavar="ci|NUMBER",
+        help="how far below the baseline a score may be: ci, as far as noise explains, and in any case 0.005 (ci:FLOOR "
+        "for another floor), or a fixed number; default: ci",
     )
     add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
+    add("--force", dest="xares_force", action="store_true", help="let --save-baseline overwrite a baseline")
 
 
 def _count(at_least: int) -> Callable[[str], int]:
@@ -118,11 +128,15 @@ def _size(text: str) -> int:
     return round(float(f"{found[1]}e{3 * power}"))
 
 
-def _tolerance(text: str) -> float:
+def _tolerance(text: str) -> tuple[bool, float | None]:
+    """Whether noise decides, and the number that is given."""
+    kind, _, number = text.partition(":") if text.startswith("ci") else ("", "", text)
+    if text == "ci":
+        return True, None
     try:
-        value = float(text)
+        value = float(number)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 0, e.g. 0.02")
-    return value
+    if not 0 <= value < math.inf or kind not in ("", "ci"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected ci, ci:FLOOR or a number of at least 0, e.g. 0.02")
+    return kind == "ci", value

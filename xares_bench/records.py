@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-RESULTS_SCHEMA = 1
+RESULTS_SCHEMA = 2
+
+# Half the width of a 95 % interval, in standard errors.
+_HALF_WIDTH = statistics.NormalDist().inv_cdf(0.975)
 
 # Name of the file that holds the predictions of a dataset, where it is kept.
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -62,6 +66,9 @@ class ScoreRecord:
         lalm_key: Digest of everything that the LALM depends on.
         reused: Whether an earlier run had computed it.
         partial: Whether `--limit` left clips out.
+        interval: 95 % interval of the score, from resampling clips; None where the score is NaN.
+        deviation: Standard error of the score, from the same resamples; None where the score is NaN.
+        seed_scores: The score of every seed of the training, in their order; `score` is their mean.
     """
 
     dataset: str
@@ -80,18 +87,36 @@ class ScoreRecord:
     lalm_key: str
     reused: bool
     partial: bool
+    interval: tuple[float, float] | None = None
+    deviation: float | None = None
+    seed_scores: tuple[float, ...] = ()
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the score over the seeds of the training; None where there is one seed."""
+        return _spread(self.seed_scores)
 
     def to_json(self) -> dict[str, Any]:
         """A plain mapping, with null for a score that is no number; `from_json` reads it back."""
-        score = self.score if math.isfinite(self.score) else None
-        return {**dataclasses.asdict(self), "score": score, "dropped": [vars(sample) for sample in self.dropped]}
+        values = dataclasses.asdict(self)
+        return {
+            **values,
+            "score": _number(self.score),
+            "seed_scores": [_number(score) for score in self.seed_scores],
+            "dropped": [vars(sample) for sample in self.dropped],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ScoreRecord:
         """The record that `to_json` wrote."""
         dropped = tuple(DroppedSample(**sample) for sample in data["dropped"])
-        score = math.nan if data["score"] is None else data["score"]
-        return cls(**{**data, "score": score, "dropped": dropped})
+        own = {
+            "score": math.nan if data["score"] is None else data["score"],
+            "dropped": dropped,
+            "interval": None if data["interval"] is None else tuple(data["interval"]),
+            "seed_scores": tuple(math.nan if score is None else score for score in data["seed_scores"]),
+        }
+        return cls(**{**data, **own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +134,7 @@ class RunManifest:
         data: Where the data came from, and its revision.
         tasks: The datasets that each task has, complete or not.
         environment: Device, library versions, platform.
+        seeds: Seeds of the training; every score is the mean over them.
     """
 
     name: str
@@ -121,6 +147,7 @@ class RunManifest:
     data: Mapping[str, Any]
     tasks: Mapping[str, tuple[str, ...]]
     environment: Mapping[str, Any]
+    seeds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain mapping; `from_json` reads it back."""
@@ -130,7 +157,7 @@ class RunManifest:
     def from_json(cls, data: Mapping[str, Any]) -> RunManifest:
         """The manifest that `to_json` wrote."""
         tasks = {task: tuple(names) for task, names in data["tasks"].items()}
-        return cls(**{**data, "datasets": tuple(data["datasets"]), "tasks": tasks})
+        return cls(**{**data, "datasets": tuple(data["datasets"]), "tasks": tasks, "seeds": tuple(data["seeds"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +170,8 @@ class Overall:
         num_datasets: How many datasets that mean is over.
         num_expected: How many datasets the task has.
         partial: Whether a score is over fewer clips than its dataset has.
+        deviation: Standard error of the score; None where one of its datasets has none.
+        seed_scores: The overall score of every seed of the training.
     """
 
     task: str
@@ -150,6 +179,20 @@ class Overall:
     num_datasets: int
     num_expected: int
     partial: bool
+    deviation: float | None = None
+    seed_scores: tuple[float, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the score: that of a mean of independent scores."""
+        if self.deviation is None:
+            return None
+        return self.score - _HALF_WIDTH * self.deviation, self.score + _HALF_WIDTH * self.deviation
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the score over the seeds of the training; None where there is one seed."""
+        return _spread(self.seed_scores)
 
     @property
     def complete(self) -> bool:
@@ -168,13 +211,30 @@ def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str
     if not scored:
         raise ValueError(f"no score of task {task!r} to average")
     total_weight = sum(record.weight for record in scored.values())
+    shares = {name: record.weight / total_weight for name, record in scored.items()}
+    deviations = [(share, scored[name].deviation) for name, share in shares.items()]
+    known = [share * deviation for share, deviation in deviations if deviation is not None]
+    by_seed = zip(*(record.seed_scores for record in scored.values()), strict=True)
     return Overall(
         task=task,
         score=math.fsum(record.score * record.weight for record in scored.values()) / total_weight,
         num_datasets=len(scored),
         num_expected=len(expected | set(scored)),
         partial=any(record.partial for record in scored.values()),
+        deviation=math.hypot(*known) if len(known) == len(scored) else None,
+        seed_scores=tuple(
+            math.fsum(share * score for share, score in zip(shares.values(), scores, strict=True)) for scores in by_seed
+        ),
     )
+
+
+def _spread(scores: tuple[float, ...]) -> float | None:
+    return statistics.stdev(scores) if len(scores) > 1 and all(map(math.isfinite, scores)) else None
+
+
+def _number(value: float) -> float | None:
+    """A value as JSON has it: null for one that is no number."""
+    return value if math.isfinite(value) else None
 
 
 def predictions_to_jsonl(predictions: Iterable[Prediction]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xares_bench.baselines import Baseline
+from xares_bench.baselines import Baseline, BaselineScore
 from xares_bench.records import RESULTS_SCHEMA, Overall, RunManifest, ScoreRecord, overall_of
 from xares_bench.store import write_atomically
 
@@ -99,6 +99,9 @@ def results_json(results: Results) -> str:
             {
                 "task": overall.task,
                 "score": overall.score if math.isfinite(overall.score) else None,
+                "interval": overall.interval if math.isfinite(overall.score) else None,
+                "deviation": overall.deviation,
+                "seed_scores": overall.seed_scores if math.isfinite(overall.score) else [],
                 "complete": overall.complete,
                 "num_datasets": overall.num_datasets,
                 "num_expected": overall.num_expected,
@@ -122,8 +125,13 @@ def timings(results: Results) -> dict[str, float]:
 
 
 def terminal_table(results: Results, baseline: Baseline | None) -> str:
-    """One table a task: what was scored, against what, on how much, how long it took."""
-    headers = ["dataset", "metric", "score", "baseline", "difference", "rows", "seconds"]
+    """One table a task: what was scored, how sure that is, against what, on how much, how long it took.
+
+    `95 %` is the noise of the test clips; `over seeds`, where several LALMs were trained, that of the training.
+    """
+    several = len(results.run.seeds) > 1
+    headers = ["dataset", "metric", "score", "95 %", *(["over seeds"] if several else []), "baseline", "difference"]
+    headers += ["rows", "seconds"]
     tables = []
     for overall in results.overalls:
         rows: list[Sequence[Any]] = []
@@ -131,17 +139,30 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
             held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
             name = record.dataset + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
             seconds = "kept" if record.reused else f"{record.generation_s:.1f}"
-            rows.append([name, record.metric, *_against(record.score, held), record.num_rows, seconds])
+            measured = _measured(record, several=several)
+            rows.append([name, record.metric, *measured, *_against(record.score, held), record.num_rows, seconds])
         held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
-        rows.append([f"Overall{_incomplete(overall)}", "", *_against(overall.score, held), "", ""])
+        measured = _measured(overall, several=several)
+        rows.append([f"Overall{_incomplete(overall)}", "", *measured, *_against(overall.score, held), "", ""])
         tables.append(f"{overall.task}\n" + _tabulate(rows, headers, "simple"))
     return "\n\n".join(tables)
 
 
-def _against(score: float, baseline: float | None) -> tuple[str, str, str]:
-    if baseline is None:
-        return f"{score:.3f}", "", ""
-    return f"{score:.3f}", f"{baseline:.3f}", f"{score - baseline:+.3f}"
+def _measured(found: ScoreRecord | Overall, *, several: bool) -> list[str]:
+    """Score, interval, and spread over seeds where there are several."""
+    cells = [f"{found.score:.3f}", shown_interval(found.interval)]
+    if several:
+        cells.append("" if found.spread is None else f"±{found.spread:.3f}")
+    return cells
+
+
+def shown_interval(interval: tuple[float, float] | None) -> str:
+    """An interval for people to read; empty where there is none."""
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _against(score: float, baseline: BaselineScore | None) -> tuple[str, str]:
+    return ("", "") if baseline is None else (f"{baseline.score:.3f}", f"{score - baseline.score:+.3f}")
 
 
 def _incomplete(overall: Overall) -> str:
@@ -155,7 +176,5 @@ def _incomplete(overall: Overall) -> str:
 def _tabulate(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str) -> str:
     from tabulate import tabulate
 
-    right = [
-        ("right" if name in ("score", "baseline", "difference", "rows", "seconds") else "left") for name in headers
-    ]
+    right = [("left" if name in ("dataset", "metric", "95 %") else "right") for name in headers]
     return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=right)

@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from xares_bench.baselines import check_comparable, check_new_baseline, load_baseline, write_baseline
+from xares_bench.baselines import (
+    Baseline,
+    BaselineScore,
+    check_comparable,
+    check_new_baseline,
+    load_baseline,
+    write_baseline,
+)
 from xares_bench.errors import EncoderError, UsageError, XaresError
-from xares_bench.gate import Gate
 from xares_bench.metrics import METRICS
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
-from xares_bench.records import RunManifest, ScoreRecord
+from xares_bench.records import Overall, RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
+    from xares_bench.gate import Finding, Gate
     from xares_bench.report import Results
     from xares_bench.suite import Suite
 
@@ -42,7 +49,6 @@ class BenchSession:
 
     Attributes:
         plan: What the command line asks for.
-        gate: What scores are held against.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -62,6 +68,7 @@ class BenchSession:
             evaluate=option.xares_eval,
             changes=option.xares_set,
             seed=option.xares_seed,
+            num_seeds=option.xares_seeds,
             decoder=option.xares_decoder,
             limit=option.xares_limit,
             data_home=option.xares_data_home,
@@ -74,15 +81,19 @@ class BenchSession:
             raise UsageError("--tolerance needs --baseline: name what scores are held against")
         if option.xares_limit is not None and (option.xares_baseline or option.xares_save_baseline):
             raise UsageError("--limit leaves clips out; such scores neither make a baseline nor are held against one")
-        baseline = None
+        self._baseline: Baseline | None = None
         if option.xares_baseline is not None:
-            baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
-            check_comparable(baseline, preset=self.plan.catalogue.preset.name, datasets=())
-        self.gate = Gate(baseline=baseline, tolerance=option.xares_tolerance or 0.0)
+            self._baseline = load_baseline(option.xares_baseline, tasks=self.plan.catalogue.tasks)
+            check_comparable(self._baseline, preset=self.plan.catalogue.preset.name, datasets=())
         self._save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
         if self._save_to is not None:
-            check_new_baseline(self._save_to)
+            check_new_baseline(self._save_to, replace=option.xares_force)
+        elif option.xares_force:
+            raise UsageError("--force needs --save-baseline: it lets that overwrite a baseline")
         self._selected: tuple[str, ...] = ()
+        self._num_held = 0  # tests that the gate decides
+        self._findings: dict[str, Finding] = {}
+        self._failed_by_gate: set[str] = set()
         self._records: dict[str, ScoreRecord] = {}
         self._lalms: dict[str, Mapping[str, Any]] = {}
         self._run: RunManifest | None = None
@@ -99,6 +110,15 @@ class BenchSession:
 
         manager = self._config.pluginmanager.getplugin("capturemanager")
         return Suite(self.plan, Progress(manager.global_and_fixture_disabled if manager else nullcontext))
+
+    @functools.cached_property
+    def gate(self) -> Gate:
+        """What scores are held against."""
+        from xares_bench.gate import DEFAULT_FLOOR, Gate, Tolerance
+
+        by_noise, number = self._config.option.xares_tolerance or (True, None)
+        tolerance = Tolerance(by_noise=by_noise, number=DEFAULT_FLOOR if number is None else number)
+        return Gate(baseline=self._baseline, tolerance=tolerance)
 
     @functools.cached_property
     def run(self) -> RunManifest:
@@ -131,11 +151,12 @@ class BenchSession:
 
         source = self.suite.predictions_file(record.dataset)
         write_atomically(self.predictions_file(record.dataset), source.read_bytes())
-        lalm = self.suite.lalm(self.plan.mix_for(record.dataset))
+        self.suite.evidence(record.dataset).save(self.evidence_file(record.dataset))
+        lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
         item.stash[_PAYLOAD_KEY] = {
             "record": record.to_json(),
             "run": self.run.to_json(),
-            "lalm": {**lalm.manifest, "reused": lalm.reused},
+            "lalms": [{**lalm.manifest, "reused": lalm.reused} for lalm in lalms],
         }
         item.user_properties += [
             ("dataset", record.dataset),
@@ -143,6 +164,30 @@ class BenchSession:
             ("score", float(record.score)),
             ("num_rows", int(record.num_rows)),
         ]
+
+    def hold(self, item: pytest.Item, record: ScoreRecord) -> None:
+        """Fail the test of a dataset whose published score may not pass."""
+        from xares_bench.evidence import load_evidence
+
+        evidence = load_evidence(self.evidence_file(record.dataset))
+        self._hold(item, self.gate.examine(record, evidence), self.predictions_file(record.dataset))
+
+    def hold_overall(self, item: pytest.Item, overall: Overall, num_clips: int) -> None:
+        """Fail the test of a task whose overall score may not pass."""
+        self._hold(item, self.gate.examine_overall(overall, num_clips), self.predictions_folder)
+
+    def _hold(self, item: pytest.Item, finding: Finding, predictions: Path) -> None:
+        self._findings[finding.what] = finding
+        item.stash.setdefault(_PAYLOAD_KEY, {})["finding"] = finding.to_json()
+        failure = self.gate.failures(list(self._findings.values()), self._num_held).get(finding.what)
+        if failure is not None:
+            self._failed_by_gate.add(finding.what)
+            pytest.fail(f"{failure}; predictions: {predictions}", pytrace=False)
+
+    def evidence_file(self, dataset: str) -> Path:
+        """Where it is kept what a dataset's score is made of."""
+        run = self._run or self.run  # of a controller of xdist, the workers'
+        return self.plan.runs_folder / run.name / "evidence" / f"{dataset}.npz"
 
     @property
     def predictions_folder(self) -> Path:
@@ -186,11 +231,14 @@ class BenchSession:
         """Note what is selected, and refuse what cannot be done before anything is fetched or trained."""
         names = (_parameters(item).get("dataset") for item in session.items)
         self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
+        tasks = (_parameters(item).get("task") for item in session.items)
+        complete = {task for task in tasks if task is not None and {*self.plan.tasks[task]} <= {*self._selected}}
+        self._num_held = len(self._selected) + len(complete)
         if self._config.option.collectonly or _is_worker(self._config):
             return
         try:
-            if self.gate.baseline is not None:
-                check_comparable(self.gate.baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
+            if self._baseline is not None:
+                check_comparable(self._baseline, preset=self.plan.catalogue.preset.name, datasets=self._selected)
             if self._selected and self.suite.contract.failure is None:
                 self.suite.check(self._selected)
         except UsageError as error:
@@ -222,9 +270,18 @@ class BenchSession:
         payload: _Payload | None = getattr(report, _REPORT_ATTRIBUTE, None)
         if payload is None or _is_worker(self._config):
             return
+        if "finding" in payload:
+            from xares_bench.gate import Finding
+
+            finding = Finding.from_json(payload["finding"])
+            self._findings[finding.what] = finding
+            if report.failed:
+                self._failed_by_gate.add(finding.what)
+        if "record" not in payload:
+            return
         record = ScoreRecord.from_json(payload["record"])
         self._records[record.dataset] = record
-        self._lalms[record.lalm_key] = payload["lalm"]
+        self._lalms.update((lalm["key"], lalm) for lalm in payload["lalms"])
         self._run = RunManifest.from_json(payload["run"])
 
     @pytest.hookimpl(tryfirst=True)
@@ -238,8 +295,12 @@ class BenchSession:
 
             write_run(self.plan.runs_folder / results.run.name, results)
         without_score = results.missing if results is not None else self._selected
-        if without_score:
-            self._problem = f"no score for {', '.join(without_score)}: not a pass"
+        problems = [f"no score for {', '.join(without_score)}: not a pass"] if without_score else []
+        # Beside the losses of tests that ran later, a smaller one can turn out to be more than noise (Holm).
+        failures = self.gate.failures(list(self._findings.values()), self._num_held)
+        problems += [failure for what, failure in failures.items() if what not in self._failed_by_gate]
+        if problems:
+            self._problem = "; ".join(problems)
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._save_to is not None:
@@ -259,6 +320,9 @@ class BenchSession:
 
             terminalreporter.section("xares-bench")
             terminalreporter.write_line(terminal_table(results, self.gate.baseline))
+            improved = self.gate.improvements(list(self._findings.values()), self._num_held)
+            if improved:
+                terminalreporter.write_line(f"\nbetter than the baseline by more than noise: {', '.join(improved)}")
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
             terminalreporter.write_line(f"\nwork behind these scores: {seconds}; this session {results.wall_s:.0f} s")
             terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
@@ -296,13 +360,28 @@ class BenchSession:
             write_baseline(
                 path,
                 preset=run.preset,
-                scores={record.dataset: record.score for record in results.records},
+                replace=self._config.option.xares_force,
+                scores={record.dataset: self._baseline_score(record) for record in results.records},
                 note=f"{run.encoder['spec']}, run {run.name}",
                 fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
             )
         except UsageError as error:
             return str(error)
         return None
+
+    def _baseline_score(self, record: ScoreRecord) -> BaselineScore:
+        from xares_bench.evidence import load_evidence
+
+        return BaselineScore(
+            score=record.score,
+            interval=record.interval,
+            deviation=record.deviation,
+            spread=record.spread,
+            num_seeds=len(record.seed_scores),
+            num_rows=record.num_rows,
+            num_clips=record.num_clips,
+            evidence=load_evidence(self.evidence_file(record.dataset)),
+        )
 
 
 def open_session(config: pytest.Config) -> BenchSession:
@@ -347,6 +426,8 @@ def _header(session: BenchSession) -> list[str]:
     changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
     mixes = {mix.name: mix for mix in map(plan.mix_for, session.selected)}
     steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
+    if plan.num_seeds > 1:
+        steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
     if any(METRICS[plan.dataset(name).metric].judged for name in session.selected):
         from xares_bench.captions.files import deviations
@@ -356,7 +437,7 @@ def _header(session: BenchSession) -> list[str]:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
     baseline = session.gate.baseline
     lines.append(
-        "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance:g}"
+        "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance}"
     )
     lines.extend(_kept(session))
     lines.append(f"results: {plan.runs_folder / run.name}")

@@ -1,4 +1,4 @@
-"""The suite: the only glue. `lalm(mix)` and `evaluate(dataset)` find what was done before, or have the workshop do it.
+"""The suite: the only glue. `lalms(mix)` and `evaluate(dataset)` find what was done before, or have the workshop do it.
 
 The workshop is imported when there is something to do: importing transformers takes longer than a whole session that
 finds everything finished.
@@ -6,7 +6,9 @@ finds everything finished.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import platform
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,9 +22,10 @@ from xares_bench.catalogue import Mix
 from xares_bench.clips import ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
-from xares_bench.digests import library_versions
+from xares_bench.digests import digest_of, library_versions
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import EncoderError, UsageError
+from xares_bench.evidence import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome
@@ -33,6 +36,7 @@ from xares_bench.plan import Plan
 from xares_bench.progress import Progress, hush_transformers
 from xares_bench.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.shards import ShardFolder, ShardSource
+from xares_bench.statistics import interval_of
 from xares_bench.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -108,41 +112,75 @@ class Suite:
         """Bring here what these datasets need; see `Needs.fetch`."""
         self.needs.fetch(names, self._progress)
 
-    def lalm(self, mix: Mix) -> Entry:
-        """The finished LALM of a mix in the store, trained now if need be.
+    def lalms(self, mix: Mix) -> list[Entry]:
+        """The finished LALMs of a mix in the store, one for every seed, trained now if need be.
 
         Raises:
             EncoderError: The encoder breaks its contract.
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
             UsageError: The decoder cannot be used.
         """
-        key = self._keys.lalm(mix)
-        if key not in self._entries:
-            self._entries[key] = self._store.obtain("lalms", key, lambda folder: self._workshop.train(mix, folder))
-        return self._entries[key]
+        return [self._lalm(mix, seed) for seed in self.plan.seeds]
 
     def evaluate(self, name: str) -> ScoreRecord:
-        """The score of a dataset, computed now if need be; its LALM is trained first if need be.
+        """The score of a dataset, the mean over the seeds, computed now if need be; LALMs are trained first if need be.
 
         Raises:
             EncoderError: The encoder breaks its contract.
             DataError: A shard is missing or damaged, or too many of its samples are unusable.
         """
+        records = [self._score(name, seed) for seed in self.plan.seeds]
+        return records[0] if len(records) == 1 else self._mean(records)
+
+    def predictions_file(self, name: str) -> Path:
+        """The predictions of a dataset that has been evaluated, in the store; those of the first seed."""
+        return self._scored(name)[0] / PREDICTIONS_FILE
+
+    def evidence(self, name: str) -> Evidence:
+        """What the score of a dataset that has been evaluated is made of, over all seeds."""
+        return joined([load_evidence(folder / EVIDENCE_FILE) for folder in self._scored(name)])
+
+    def _scored(self, name: str) -> list[Path]:
+        """The folders of a dataset's finished scores, seed by seed."""
+        entries = [self._store.find("scores", key) for key in self._keys.scores(name)]
+        assert all(entries), name
+        return [entry.folder for entry in entries if entry is not None]
+
+    def _lalm(self, mix: Mix, seed: int) -> Entry:
+        key = self._keys.lalm(mix, seed)
+        if key not in self._entries:
+            self._entries[key] = self._store.obtain(
+                "lalms", key, lambda folder: self._workshop.train(mix, seed, folder)
+            )
+        return self._entries[key]
+
+    def _score(self, name: str, seed: int) -> ScoreRecord:
         dataset = self.plan.dataset(name)
         mix = self.plan.mix_for(name)
-        key = self._keys.score(name)
+        key = self._keys.score(name, seed)
 
         def make(folder: Path) -> dict[str, Any]:
-            return {"record": self._workshop.score(dataset, mix, self.lalm(mix), folder, key).to_json()}
+            return {"record": self._workshop.score(dataset, mix, self._lalm(mix, seed), folder, key).to_json()}
 
         entry = self._store.obtain("scores", key, make)
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
 
-    def predictions_file(self, name: str) -> Path:
-        """The predictions of a dataset that has been evaluated, in the store."""
-        entry = self._store.find("scores", self._keys.score(name))
-        assert entry is not None, name
-        return entry.folder / PREDICTIONS_FILE
+    def _mean(self, records: Sequence[ScoreRecord]) -> ScoreRecord:
+        """One record of the same dataset's records over seeds."""
+        scores = tuple(record.score for record in records)
+        score = math.fsum(scores) / len(scores)
+        interval = interval_of(self.evidence(records[0].dataset)) if math.isfinite(score) else None
+        return dataclasses.replace(
+            records[0],
+            score=score,
+            seed_scores=scores,
+            interval=None if interval is None else (interval.low, interval.high),
+            deviation=None if interval is None else interval.deviation,
+            features_s=math.fsum(record.features_s for record in records),
+            generation_s=math.fsum(record.generation_s for record in records),
+            key=digest_of([record.key for record in records]),
+            reused=all(record.reused for record in records),
+        )
 
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Name and describe the run that evaluates these datasets; the same run has the same name."""
@@ -183,6 +221,7 @@ class Suite:
                 "limit": self.plan.limit,
             },
             tasks=self.plan.tasks,
+            seeds=self.plan.seeds,
             environment={
                 "device": str(self.device),
                 "precision": self._accelerator.mixed_precision,

@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from xares_bench.batches import Encoding, training_batches
 from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.draws import TrainingData, draws
+from xares_bench.evidence import EVIDENCE_FILE, gather
 from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm, load_tokenizer
@@ -32,6 +35,7 @@ from xares_bench.progress import Progress
 from xares_bench.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
 from xares_bench.rows import Part, Tally, read_parts
 from xares_bench.shards import ShardSource
+from xares_bench.statistics import interval_of
 from xares_bench.store import Entry
 from xares_bench.training import train
 
@@ -59,10 +63,10 @@ class Workshop:
     shards: ShardSource
     accelerator: Accelerator
     progress: Progress
-    _lalms: dict[str, LALM] = field(default_factory=dict, init=False)
+    _lalms: dict[Path, LALM] = field(default_factory=dict, init=False)
 
-    def train(self, mix: Mix, folder: Path) -> dict[str, Any]:
-        """Train the LALM of a mix and write it into a folder; returns what else is to be known of it.
+    def train(self, mix: Mix, seed: int, folder: Path) -> dict[str, Any]:
+        """Train the LALM of a mix with a seed and write it into a folder; returns what else is to be known of it.
 
         Raises:
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
@@ -70,7 +74,7 @@ class Workshop:
             UsageError: The decoder cannot be used.
         """
         started = time.perf_counter()
-        recipe = self.plan.recipe.training
+        recipe = dataclasses.replace(self.plan.recipe.training, seed=seed)
         # First, because not every decoder can be used.
         lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, recipe)
         splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
@@ -107,9 +111,10 @@ class Workshop:
         curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
         (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
         lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
-        self._lalms = {mix.name: lalm}
+        self._lalms = {folder: lalm}
         return {
             "mix": mix.name,
+            "seed": seed,
             "num_steps": len(losses),
             "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
             "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
@@ -141,11 +146,13 @@ class Workshop:
         tally = self._tally(dataset)
         num_clips, duration_s = 0, 0.0
         rows: list[tuple[str, str, str]] = []  # clip, target, text
+        row_clips: list[str] = []  # names of clips, each of which means one clip
+        names: Counter[str] = Counter()
         parts = read_parts(self.features, dataset.eval, shards, limit=self.plan.limit, tally=tally)
         for part in self._shown(parts, f"reading {dataset.name}"):
             generating = time.perf_counter()
             texts = generate(
-                self._loaded_lalm(mix, lalm),
+                self._loaded_lalm(lalm),
                 [self._encoding.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
                 encoding=self._encoding,
                 recipe=self.plan.generation_recipe(dataset),
@@ -154,6 +161,8 @@ class Workshop:
                 description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
             )
             said = dict(zip(map(id, part.clips), texts, strict=True))
+            own_names = {id(clip): _own_name(clip.key, names) for clip in part.clips}
+            row_clips.extend(own_names[id(row.clip)] for row in part.rows)
             rows.extend((row.clip.key, row.target, said[id(row.clip)]) for row in part.rows)
             num_clips += len(part.clips)
             duration_s += sum(clip.duration_s for clip in part.clips)
@@ -161,7 +170,14 @@ class Workshop:
         scoring = time.perf_counter()
         self._make_room(dataset.metric)
         clips, targets, hypotheses = zip(*rows, strict=True)
-        result = evaluate(dataset.metric, targets, hypotheses, **dict(dataset.metric_arguments))
+        arguments = dict(dataset.metric_arguments)
+        result = evaluate(dataset.metric, targets, hypotheses, **arguments)
+        evidence = gather([result], metric=dataset.metric, arguments=arguments, row_clips=row_clips)
+        evidence.save(folder / EVIDENCE_FILE)
+        interval = None
+        if math.isfinite(result.score):
+            assert abs(float(evidence.scores()[0]) - result.score) < 1e-6, (evidence.scores(), result.score)
+            interval = interval_of(evidence)
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
         generation_s += time.perf_counter() - scoring
@@ -182,6 +198,9 @@ class Workshop:
             lalm_key=lalm.folder.name,
             reused=False,
             partial=self.plan.limit is not None,
+            interval=None if interval is None else (interval.low, interval.high),
+            deviation=None if interval is None else interval.deviation,
+            seed_scores=(float(result.score),),
         )
 
     @functools.cached_property
@@ -201,15 +220,15 @@ class Workshop:
     def _tally(self, dataset: Dataset) -> Tally:
         return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
 
-    def _loaded_lalm(self, mix: Mix, entry: Entry) -> LALM:
-        """The LALM of a mix on the device."""
-        if mix.name not in self._lalms:
+    def _loaded_lalm(self, entry: Entry) -> LALM:
+        """A trained LALM on the device."""
+        if entry.folder not in self._lalms:
             self._lalms.clear()
             lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, self.plan.recipe.training)
             lalm.load(entry.folder)
             lalm.merge_lora()
-            self._lalms[mix.name] = lalm.eval()
-        return self._lalms[mix.name].to(self.accelerator.device)
+            self._lalms[entry.folder] = lalm.eval()
+        return self._lalms[entry.folder].to(self.accelerator.device)
 
     def _make_room(self, metric: str) -> None:
         """Take the LALM off the device where the metric brings models of its own."""
@@ -221,6 +240,12 @@ class Workshop:
 def _prompt_for(clip: Clip, dataset: Dataset) -> str:
     """One of a dataset's prompts, the same one whenever the clip is asked about."""
     return random.Random(clip.key).choice(dataset.prompts)
+
+
+def _own_name(key: str, names: Counter[str]) -> str:
+    """A name that only one clip has, as two shards may use the same key; the counter is of the keys so far."""
+    names[key] += 1
+    return key if names[key] == 1 else f"{key}#{names[key]}"
 
 
 def _prediction(clip: str, reference: str, hypothesis: str, value: float | None) -> Prediction:
