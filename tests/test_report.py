@@ -131,7 +131,7 @@ def test_json_is_valid_and_whole() -> None:
     assert data["scores"][0]["score"] is None
     assert data["scores"][0]["dropped"] == [{"shard": "a.tar", "clip": "狗", "reason": "no audio member"}]
     assert ScoreRecord.from_json(data["scores"][1]) == given.records[1]
-    unknown = {"interval": None, "deviation": None, "seed_scores": []}
+    unknown: dict[str, Any] = {"interval": None, "deviation": None, "seed_scores": []}
     assert data["overall"] == [
         {"task": "task1", "score": None, **unknown, "complete": False, "num_datasets": 1, "num_expected": 2},
         {"task": "task2", "score": 0.5, **unknown, "complete": True, "num_datasets": 1, "num_expected": 1},
