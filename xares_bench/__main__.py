@@ -1,4 +1,7 @@
-"""`python -m xares_bench`: what can be done without pytest. `download` fetches the data of the published benchmark."""
+"""`python -m xares_bench`: what can be done without pytest.
+
+`download` fetches the data of the published benchmark, `compare` holds finished runs against each other.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from xares_bench.errors import DataError, UsageError, XaresError
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
 from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.progress import Progress
+from xares_bench.runs import read_run
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
@@ -25,15 +29,17 @@ The commit that a repository's main branch is at is written to xares-bench.lock.
 download and run there uses it, until --data-revision names another.
 """
 
+_COMPARE_DESCRIPTION = """\
+Shows the scores of finished runs of one preset side by side. Differences are to the first run, with their 95 %
+intervals; over the same clips, where both runs have kept what their scores are made of. * marks a row's best score.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status: 0 done, 1 not all could be had, 2 wrong usage."""
     options = _parser().parse_args(arguments)
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said in one line, by us
     try:
-        _download(options)
+        options.do(options)
     except KeyboardInterrupt:
         sys.stderr.write("xares_bench: interrupted; the same command goes on where it was\n")
         return 130
@@ -74,10 +80,35 @@ def _parser() -> argparse.ArgumentParser:
         help="language model to fetch, with either split, as every run needs it; default: the full preset's",
     )
     add("--no-models", action="store_true", help="fetch shards only, neither language model nor judges of captions")
+    download.set_defaults(do=_download)
+    compare = commands.add_parser(
+        "compare",
+        help="hold finished runs against each other",
+        description=_COMPARE_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its results.json")
+    compare.add_argument(
+        "--clips", type=int, default=10, metavar="N", help="of two runs, show the N rows that differ most; default: 10"
+    )
+    compare.set_defaults(do=_compare)
     return parser
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from xares_bench.compare import compare, comparison_table, differing_clips
+
+    runs = [read_run(path) for path in options.runs]
+    _say(comparison_table(compare(runs)))
+    if len(runs) == 2 and options.clips > 0:
+        rows = differing_clips(runs[0], runs[1], options.clips)
+        _say(f"\n{rows}" if rows else "\nno row differs")
+
+
 def _download(options: argparse.Namespace) -> None:
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said in one line, by us
     catalogue = load_catalogue(_PRESET)
     datasets = _datasets(catalogue, options.names or ["all"])
     wanted = _wanted(datasets, options.split)

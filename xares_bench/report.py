@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def scores_markdown(results: Results) -> str:
             for record in results.of_task(overall.task)
         ]
         rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{overall.score:.3f}**", ""])
-        table = _tabulate(rows, ["dataset", "metric", "score", "rows"], "github")
+        table = tabulated(rows, ["dataset", "metric", "score", "rows"], "github")
         parts.append(f"## {overall.task}\n\n{table}")
     dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
     if dropped:
@@ -144,7 +144,7 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
         held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
         measured = _measured(overall, several=several)
         rows.append([f"Overall{_incomplete(overall)}", "", *measured, *_against(overall.score, held), "", ""])
-        tables.append(f"{overall.task}\n" + _tabulate(rows, headers, "simple"))
+        tables.append(f"{overall.task}\n" + tabulated(rows, headers, "simple"))
     return "\n\n".join(tables)
 
 
@@ -173,8 +173,17 @@ def _incomplete(overall: Overall) -> str:
     return " (incomplete: --limit left clips out)"
 
 
-def _tabulate(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str) -> str:
+def tabulated(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str, *, left: Collection[str] = ()) -> str:
+    """A table of cells as they stand; columns of text are set to the left, the others to the right.
+
+    Args:
+        rows: Cells of every row.
+        headers: Name of every column.
+        form: One of tabulate's formats.
+        left: Names of columns of text besides those that every table has.
+    """
     from tabulate import tabulate
 
-    right = [("left" if name in ("dataset", "metric", "95 %") else "right") for name in headers]
-    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=right)
+    left = {"dataset", "metric", "95 %", *left}
+    alignment = ["left" if name in left else "right" for name in headers]
+    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=alignment)
