@@ -82,8 +82,18 @@ def plain(held: Mapping[str, BaselineScore]) -> dict[str, float]:
 # --- shipped
 
 
-def test_both_published_encoders_ship() -> None:
-    assert shipped_baselines() == ("dasheng-base", "whisper-base")
+def test_both_published_encoders_and_the_example_ship() -> None:
+    assert shipped_baselines() == ("dasheng-base", "logmel-mini", "whisper-base")
+
+
+def test_the_shipped_example_is_of_five_seeds_and_knows_its_clips() -> None:
+    baseline = load_baseline("logmel-mini", tasks=TASKS)
+    assert baseline.preset == "mini"
+    assert set(baseline.scores) == {*TASKS["task1"], *TASKS["task2"]}
+    for name, held in baseline.scores.items():
+        assert held.evidence is not None, name
+        assert held.evidence.parts.shape[:2] == (5, held.num_clips)
+        assert held.spread is not None
 
 
 @pytest.mark.parametrize("name", ["dasheng-base", "whisper-base"])
@@ -153,7 +163,7 @@ def test_a_shipped_name_wins_over_a_file_and_a_path_reaches_the_file(
 
 @pytest.mark.parametrize("name", ["whisper-large", "nowhere/base.yaml", "", ".", "../whisper-base"])
 def test_a_missing_baseline_is_an_error_that_lists_what_ships(name: str) -> None:
-    with pytest.raises(BaselineError, match="dasheng-base, whisper-base"):
+    with pytest.raises(BaselineError, match="dasheng-base, logmel-mini, whisper-base"):
         load_baseline(name, tasks={})
 
 

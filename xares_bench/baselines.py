@@ -119,7 +119,7 @@ def shipped_baselines() -> tuple[str, ...]:
 
     Example:
         >>> shipped_baselines()
-        ('dasheng-base', 'whisper-base')
+        ('dasheng-base', 'logmel-mini', 'whisper-base')
     """
     return tuple(sorted(path.stem for path in _SHIPPED_FOLDER.glob("*.yaml")))
 
