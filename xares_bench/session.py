@@ -97,7 +97,7 @@ class BenchSession:
         self._records: dict[str, ScoreRecord] = {}
         self._lalms: dict[str, Mapping[str, Any]] = {}
         self._run: RunManifest | None = None
-        self._problem: str | None = None
+        self._problems: list[str] = []
         self._not_ready: XaresError | None = None
         self._failed = False
 
@@ -295,18 +295,16 @@ class BenchSession:
 
             write_run(self.plan.runs_folder / results.run.name, results)
         without_score = results.missing if results is not None else self._selected
-        problems = [f"no score for {', '.join(without_score)}: not a pass"] if without_score else []
+        if without_score:
+            self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
         # Beside the losses of tests that ran later, a smaller one can turn out to be more than noise (Holm).
         failures = self.gate.failures(list(self._findings.values()), self._num_held)
-        problems += [failure for what, failure in failures.items() if what not in self._failed_by_gate]
-        if problems:
-            self._problem = "; ".join(problems)
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        late = [failure for what, failure in failures.items() if what not in self._failed_by_gate]
+        self._problems += [f"not a pass either, now that all tests are known: {failure}" for failure in late]
         if self._save_to is not None:
-            self._problem = self._save_baseline(self._save_to, results) or self._problem
-            if self._problem and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self._problems += self._save_baseline(self._save_to, results)
+        if self._problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, where the files are, and what is missing; of a listing, what has no test of its own."""
@@ -326,8 +324,8 @@ class BenchSession:
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
             terminalreporter.write_line(f"\nwork behind these scores: {seconds}; this session {results.wall_s:.0f} s")
             terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
-        if self._problem is not None:
-            terminalreporter.write_line(f"xares-bench: {self._problem}", red=True)
+        for problem in self._problems:
+            terminalreporter.write_line(f"xares-bench: {problem}", red=True)
 
     def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
         """The datasets that one of the bench tests speaks of: its own, or all of its task."""
@@ -351,10 +349,10 @@ class BenchSession:
             wall_s=time.perf_counter() - self._started,
         )
 
-    def _save_baseline(self, path: Path, results: Results | None) -> str | None:
-        """Write the scores as a baseline; what stands against it, or None."""
+    def _save_baseline(self, path: Path, results: Results | None) -> list[str]:
+        """Write the scores as a baseline; what stands against it."""
         if results is None or results.missing:
-            return f"{path} is not written: not every selected dataset has a score"
+            return [f"{path} is not written: not every selected dataset has a score"]
         run = results.run
         try:
             write_baseline(
@@ -366,8 +364,8 @@ class BenchSession:
                 fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
             )
         except UsageError as error:
-            return str(error)
-        return None
+            return [str(error)]
+        return []
 
     def _baseline_score(self, record: ScoreRecord) -> BaselineScore:
         from xares_bench.evidence import load_evidence
