@@ -10,12 +10,14 @@ Shapes: B resamples, C clips.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xares_bench.evidence import Array, Evidence
 
@@ -236,11 +238,16 @@ def _student_quantile(share: float, degrees: float) -> float:
 
 
 def _weights(num_clips: int, num_resamples: int, seed: int) -> Iterator[Array]:
-    """How often each clip is drawn, `[B, C]`, block by block."""
-    generator = np.random.default_rng(seed)
+    """How often each clip is drawn, `[B, C]`, block by block; the same for all datasets of as many clips."""
     block = max(1, min(num_resamples, _BLOCK_NUMBERS // num_clips))
     for start in range(0, num_resamples, block):
-        size = min(block, num_resamples - start)
-        drawn = generator.integers(0, num_clips, (size, num_clips)) + np.arange(size)[:, None] * num_clips
-        counts = np.bincount(drawn.ravel(), minlength=size * num_clips)
-        yield counts.reshape(size, num_clips).astype(np.float64)
+        yield _drawn(num_clips, min(block, num_resamples - start), seed + start).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(num_clips: int, num_resamples: int, seed: int) -> NDArray[np.uint16]:
+    """Counts of clips drawn with replacement, `[B, C]`."""
+    drawn = np.random.default_rng(seed).integers(0, num_clips, (num_resamples, num_clips))
+    drawn += np.arange(num_resamples)[:, None] * num_clips
+    counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_clips)
+    return counts.reshape(num_resamples, num_clips).astype(np.uint16)
