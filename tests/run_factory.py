@@ -12,7 +12,8 @@ from typing import Any
 from xares_bench.evidence import gather
 from xares_bench.metrics import evaluate
 from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.report import Results, write_run
+from xares_bench.report import write_run
+from xares_bench.results import Results
 from xares_bench.statistics import interval_of
 
 TASKS = {"task1": ("esc-50", "gtzan"), "task2": ("librispeech",)}

@@ -13,7 +13,6 @@ import pytest
 from xares_bench.baselines import Baseline, BaselineScore
 from xares_bench.records import RESULTS_SCHEMA, DroppedSample, RunManifest, ScoreRecord
 from xares_bench.report import (
-    Results,
     results_json,
     scores_markdown,
     scores_tsv,
@@ -21,6 +20,7 @@ from xares_bench.report import (
     timings,
     write_run,
 )
+from xares_bench.results import Results
 from xares_bench.store import write_atomically
 
 TASKS = {"task1": ("esc-50", "gtzan"), "task2": ("clotho",)}

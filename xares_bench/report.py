@@ -4,51 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from xares_bench.baselines import Baseline, BaselineScore
-from xares_bench.records import RESULTS_SCHEMA, Overall, RunManifest, ScoreRecord, overall_of
+from xares_bench.html_report import report_html
+from xares_bench.model_card import model_index_yaml
+from xares_bench.records import RESULTS_SCHEMA, Overall, ScoreRecord
+from xares_bench.results import Background, Results
 from xares_bench.store import write_atomically
 
 
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Everything that a session has found out, in the order of the catalogue.
+def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:
+    """Write a run's files, each whole or not at all, `results.json` last; what is not written, in one line each.
 
-    Attributes:
-        run: What the run was made of.
-        records: The scores.
-        lalms: What is known of the LALMs they were made with: mix, key, steps, rows, times.
-        missing: Datasets that were asked for and have no score.
-        wall_s: Wall time of the session.
+    The page and the model card are made of the scores and never stand in their way.
+
+    Args:
+        folder: The run's folder.
+        results: What was found out.
+        background: What else the page shows.
     """
-
-    run: RunManifest
-    records: tuple[ScoreRecord, ...]
-    lalms: tuple[Mapping[str, Any], ...]
-    missing: tuple[str, ...] = ()
-    wall_s: float = 0.0
-    overalls: tuple[Overall, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Average every task that has a score."""
-        tasks = dict.fromkeys(record.task for record in self.records)
-        overalls = [overall_of(task, self.records, self.run.tasks.get(task, ())) for task in tasks]
-        object.__setattr__(self, "overalls", tuple(overalls))
-
-    def of_task(self, task: str) -> list[ScoreRecord]:
-        """The records of a task."""
-        return [record for record in self.records if record.task == task]
-
-
-def write_run(folder: Path, results: Results) -> None:
-    """Write `scores.tsv`, `scores.md` and, last, `results.json`, each whole or not at all."""
+    background = background or Background()
     write_atomically(folder / "scores.tsv", scores_tsv(results))
-    write_atomically(folder / "scores.md", scores_markdown(results))
+    write_atomically(folder / "scores.md", scores_markdown(results, background.baseline))
+    makers: dict[str, Callable[[], str]] = {
+        "model_card.yaml": lambda: model_index_yaml(results),
+        "report.html": lambda: report_html(results, folder, background),
+    }
+    problems = []
+    for name, make in makers.items():
+        try:
+            write_atomically(folder / name, make())
+        except Exception as cause:  # whatever it is, the scores are worth more
+            (folder / name).unlink(missing_ok=True)  # one of an earlier session would show other scores
+            problems.append(f"{folder / name} is not written: {type(cause).__name__}: {cause}")
     write_atomically(folder / "results.json", results_json(results))
+    return problems
 
 
 def scores_tsv(results: Results) -> str:
@@ -65,21 +58,29 @@ def scores_tsv(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def scores_markdown(results: Results) -> str:
-    """The scores as tables for a pull request."""
+def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
+    """The scores as tables for a pull request, with what they are held against where there is a baseline."""
     run = results.run
     parts = [
         f"# {run.encoder['name']} on the {run.preset} preset",
         f"Encoder `{run.encoder['spec']}`, fingerprint `{run.encoder['fingerprint'][:12]}`; run `{run.name}`.",
     ]
+    if baseline is not None:
+        parts.append(f"Baseline `{baseline.name}`.")
+    several = len(run.seeds) > 1
+    headers = ["dataset", "metric", "score", "95 %", *(["over seeds"] if several else [])]
+    headers += [*(["baseline", "difference"] if baseline is not None else []), "rows"]
     for overall in results.overalls:
-        rows = [
-            [record.dataset, record.metric, f"{record.score:.3f}", record.num_rows]
-            for record in results.of_task(overall.task)
-        ]
-        rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{overall.score:.3f}**", ""])
-        table = tabulated(rows, ["dataset", "metric", "score", "rows"], "github")
-        parts.append(f"## {overall.task}\n\n{table}")
+        rows: list[Sequence[Any]] = []
+        for record in results.of_task(overall.task):
+            held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
+            against = _against(record.score, held) if baseline is not None else ()
+            rows.append([record.dataset, record.metric, *_measured(record, several=several), *against, record.num_rows])
+        held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
+        against = _against(overall.score, held) if baseline is not None else ()
+        score, *noise = _measured(overall, several=several)
+        rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{score}**", *noise, *against, ""])
+        parts.append(f"## {overall.task}\n\n{tabulated(rows, headers, 'github')}")
     dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
     if dropped:
         counts = ", ".join(f"{name} {count}" for name, count in dropped.items())

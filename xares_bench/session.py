@@ -32,7 +32,7 @@ from xares_bench.records import Overall, RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
     from xares_bench.gate import Finding, Gate
-    from xares_bench.report import Results
+    from xares_bench.results import Results
     from xares_bench.suite import Suite
 
 # What a dataset's report carries from the process that ran the test.
@@ -337,7 +337,7 @@ class BenchSession:
     def _results(self) -> Results | None:
         if self._run is None:
             return None
-        from xares_bench.report import Results
+        from xares_bench.results import Results
 
         order = [*self.plan.catalogue.datasets, *self.plan.own_datasets]
         records = sorted(self._records.values(), key=lambda record: order.index(record.dataset))

@@ -1,0 +1,56 @@
+"use strict";
+(() => {
+  const STEP = 100;
+  const datasets = JSON.parse(document.getElementById("predictions").textContent);
+  const query = document.getElementById("query");
+  const choice = document.getElementById("dataset");
+  const wrong = document.getElementById("wrong");
+  const body = document.getElementById("rows");
+  const count = document.getElementById("count");
+  const more = document.getElementById("more");
+  const all = datasets.flatMap(({ name, rows }) => rows.map(([clip, reference, said, value]) => (
+    { name, clip, reference, said, value, text: [clip, reference, said].join("\n").normalize("NFKC").toLowerCase() })));
+  let found = [];
+  let shown = 0;
+
+  function cell(row, label, text, kind) {
+    const made = document.createElement("td");
+    made.dataset.label = label;
+    made.dir = "auto";
+    made.className = kind;
+    made.textContent = text;
+    row.append(made);
+  }
+
+  function showMore() {
+    const part = document.createDocumentFragment();
+    for (const { name, clip, reference, said, value } of found.slice(shown, shown + STEP)) {
+      const row = document.createElement("tr");
+      cell(row, "", `${name} · ${clip}`, "small faint");
+      cell(row, "target", reference, "said");
+      cell(row, "said", said === "" ? "(nothing)" : said, said === "" ? "said faint" : "said");
+      cell(row, "value", value === null ? "–" : value.toFixed(3), "num");
+      part.append(row);
+    }
+    body.append(part);
+    shown = Math.min(found.length, shown + STEP);
+    count.textContent = `${found.length} of ${all.length} rows match` + (shown < found.length ? `, ${shown} shown` : "");
+    more.hidden = shown >= found.length;
+  }
+
+  function search() {
+    const words = query.value.normalize("NFKC").toLowerCase().split(/\s+/).filter(Boolean);
+    found = all.filter((row) => (choice.value === "" || row.name === choice.value)
+      && !(wrong.checked && row.value !== null && row.value >= 1)
+      && words.every((word) => row.text.includes(word)));
+    shown = 0;
+    body.replaceChildren();
+    showMore();
+  }
+
+  query.addEventListener("input", search);
+  choice.addEventListener("change", search);
+  wrong.addEventListener("change", search);
+  more.addEventListener("click", showMore);
+  search();
+})();
