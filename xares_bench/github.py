@@ -32,8 +32,8 @@ def error_lines(environment: Mapping[str, str], failures: Mapping[str, str]) -> 
     ]
 
 
-def append_summary(environment: Mapping[str, str], scores: str, failures: Mapping[str, str]) -> str | None:
-    """Append scores and failures to the job's summary, where there is one; what stands against it, or None.
+def append_summary(environment: Mapping[str, str], scores: str, failures: Mapping[str, str]) -> list[str]:
+    """Append scores and failures to the job's summary, where there is one; what stands against it.
 
     Args:
         environment: The process's environment variables.
@@ -42,17 +42,17 @@ def append_summary(environment: Mapping[str, str], scores: str, failures: Mappin
     """
     name = environment.get("GITHUB_STEP_SUMMARY")
     if not name:
-        return None
+        return []
     listed = "".join(f"- **{_inline(what)}**: {_inline(why)}\n" for what, why in failures.items())
     text = scores + (f"\n## Failed\n\n{listed}" if listed else "") + "\n"
     try:
         with Path(name).open("a", encoding="utf-8") as file:
             if file.tell() + len(text.encode("utf-8")) > _MAX_SUMMARY_BYTES:
-                return f"GITHUB_STEP_SUMMARY: {name} would be larger than GitHub shows; the scores are not added to it"
+                return [f"GITHUB_STEP_SUMMARY: {name} would be larger than GitHub shows; the scores are not added"]
             file.write(text)
     except OSError as cause:
-        return f"GITHUB_STEP_SUMMARY: {name} cannot be written: {cause}"
-    return None
+        return [f"GITHUB_STEP_SUMMARY: {name} cannot be written: {cause}"]
+    return []
 
 
 def _message(text: str) -> str:

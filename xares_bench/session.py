@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from xares_bench.records import Overall, RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
     from xares_bench.gate import Finding, Gate
-    from xares_bench.results import Results
+    from xares_bench.results import Background, Results
     from xares_bench.suite import Suite
 
 # What a dataset's report carries from the process that ran the test.
@@ -99,6 +100,8 @@ class BenchSession:
         self._run: RunManifest | None = None
         self._problems: list[str] = []
         self._not_ready: XaresError | None = None
+        self._notes: list[str] = []  # what is no reason to fail
+        self._failures: dict[str, str] = {}  # by test, for GitHub
         self._failed = False
 
     # What the fixtures of bench/conftest.py ask for.
@@ -266,9 +269,13 @@ class BenchSession:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect scores, in the process that writes the results."""
+        """Collect scores and failures, in the process that writes the results."""
         payload: _Payload | None = getattr(report, _REPORT_ATTRIBUTE, None)
-        if payload is None or _is_worker(self._config):
+        if _is_worker(self._config):
+            return
+        if report.failed:
+            self._failures[_short_name(report.nodeid)] = report.longreprtext
+        if payload is None:
             return
         if "finding" in payload:
             from xares_bench.gate import Finding
@@ -293,7 +300,7 @@ class BenchSession:
         if results is not None:
             from xares_bench.report import write_run
 
-            write_run(self.plan.runs_folder / results.run.name, results)
+            self._notes += write_run(self.plan.runs_folder / results.run.name, results, self._background())
         without_score = results.missing if results is not None else self._selected
         if without_score:
             self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
@@ -305,6 +312,14 @@ class BenchSession:
             self._problems += self._save_baseline(self._save_to, results)
         if self._problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._problems:
+            self._failures["xares-bench"] = "; ".join(self._problems)
+        if results is not None:
+            from xares_bench.github import append_summary
+            from xares_bench.report import scores_markdown
+
+            text = scores_markdown(results, self._baseline)
+            self._notes += append_summary(os.environ, text, self._failures)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, where the files are, and what is missing; of a listing, what has no test of its own."""
@@ -324,8 +339,15 @@ class BenchSession:
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
             terminalreporter.write_line(f"\nwork behind these scores: {seconds}; this session {results.wall_s:.0f} s")
             terminalreporter.write_line(f"results: {self.plan.runs_folder / results.run.name}")
+        for note in self._notes:
+            terminalreporter.write_line(f"xares-bench: {note}", yellow=True)
         for problem in self._problems:
             terminalreporter.write_line(f"xares-bench: {problem}", red=True)
+        if not _is_worker(self._config):
+            from xares_bench.github import error_lines
+
+            for line in error_lines(os.environ, self._failures):
+                terminalreporter.write_line(line)
 
     def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
         """The datasets that one of the bench tests speaks of: its own, or all of its task."""
@@ -347,6 +369,24 @@ class BenchSession:
             lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
             missing=tuple(name for name in self._run.datasets if name not in self._records),
             wall_s=time.perf_counter() - self._started,
+        )
+
+    def _background(self) -> Background:
+        """What the run's page shows beside the results."""
+        from xares_bench.results import Background, ClipSource
+
+        sources = {}
+        for name in self._records:
+            dataset = self.plan.dataset(name)
+            folder = self.plan.data_folder if dataset.repository is None else self.plan.data_home
+            shards = () if dataset.eval is None else tuple(folder / path for path in dataset.eval.shards)
+            sources[name] = ClipSource(prompts=dataset.prompts, shards=shards)
+        found = {what: finding.difference for what, finding in self._findings.items()}
+        return Background(
+            command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
+            baseline=self._baseline,
+            differences={what: (known.low, known.high) for what, known in found.items() if known is not None},
+            sources=sources,
         )
 
     def _save_baseline(self, path: Path, results: Results | None) -> list[str]:
@@ -468,6 +508,13 @@ def _kept(session: BenchSession) -> list[str]:
     parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
     room = f"features: {decimal(reuse.feature_bytes)} kept, {decimal(reuse.feature_budget_bytes)} allowed"
     return [f"kept: {', '.join(parts)}", room]
+
+
+def _short_name(test: str) -> str:
+    """What a test is about, of its id: `esc-50` of `bench/test_task1.py::test_dataset[esc-50]`."""
+    name = test.rpartition("::")[2]
+    _, bracket, inner = name.partition("[")
+    return inner.removesuffix("]") if bracket else name
 
 
 def _parameters(item: pytest.Item) -> Mapping[str, Any]:
