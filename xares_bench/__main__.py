@@ -1,6 +1,7 @@
 """`python -m xares_bench`: what can be done without pytest.
 
-`download` fetches the data of the published benchmark, `compare` holds finished runs against each other.
+`download` fetches the data of the published benchmark, `compare` holds finished runs against each other,
+`leaderboard` puts many of them on one page.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_
 from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.progress import Progress
 from xares_bench.runs import read_run
+from xares_bench.store import write_atomically
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
@@ -92,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         "--clips", type=int, default=10, metavar="N", help="of two runs, show the N rows that differ most; default: 10"
     )
     compare.set_defaults(do=_compare)
+    board = commands.add_parser(
+        "leaderboard",
+        help="one page over many finished runs",
+        description="Writes one HTML file, which needs no network, with a sortable table of all runs for every preset.",
+    )
+    board.add_argument("folder", type=Path, metavar="RUNS_DIR", help="the folder that --runs-dir names")
+    board.add_argument("--output", type=Path, metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
+    board.set_defaults(do=_leaderboard)
     return parser
 
 
@@ -103,6 +113,20 @@ def _compare(options: argparse.Namespace) -> None:
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
         _say(f"\n{rows}" if rows else "\nno row differs")
+
+
+def _leaderboard(options: argparse.Namespace) -> None:
+    from xares_bench.leaderboard import leaderboard_html, read_runs
+
+    runs, problems = read_runs(options.folder)
+    for problem in problems:
+        sys.stderr.write(f"xares_bench: left out: {problem}\n")
+    output = options.output or options.folder / "leaderboard.html"
+    try:
+        write_atomically(output, leaderboard_html(runs))
+    except OSError as cause:
+        raise UsageError(f"{output} cannot be written: {cause}") from cause
+    _say(f"{output}: {len(runs)} runs")
 
 
 def _download(options: argparse.Namespace) -> None:

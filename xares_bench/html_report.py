@@ -1,14 +1,12 @@
 """The page of a run: `report.html`, one file that holds all it shows and asks no network for anything.
 
-This module gathers what the page says; how it looks is in `data/templates/`. Every text goes through the template's
-escaping, and a content security policy in the page forbids scripts other than its own, whatever a prediction holds.
+This module gathers what the page says; how it looks is in `data/templates/`.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from xares_bench.charts import Plane, Point, Radar, cost_chart, line_chart, rada
 from xares_bench.confusions import Confusions, confusions_of
 from xares_bench.listening import Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.neighbours import Neighbour, neighbour, neighbours_of
+from xares_bench.pages import json_for_script, rendered
 from xares_bench.records import Overall, Prediction, ScoreRecord
 from xares_bench.results import Background, ClipSource, Results
 
@@ -28,7 +27,6 @@ WORST_CLIPS = 3
 MAX_AUDIO_BYTES = 4_000_000
 _MAX_TEXT_LETTERS = 4000
 _MAX_LOSS_POINTS = 300
-_TEMPLATES = Path(__file__).with_name("data") / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,37 +112,21 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
         folder: The run's folder, with `predictions/`; beside it are the store, for the loss curves, and other runs.
         background: What else is known of the run.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, base64=_base64, listed=_listed)
     datasets = _dataset_parts(results, folder, background.sources)
-    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        run=results.run,
-        background=background,
-        tasks=[_task_part(results, overall, folder, background) for overall in results.overalls],
-        datasets=datasets,
-        losses=_losses(results, folder.parent / "store" / "lalms"),
-        reproduction=_reproduction(results),
-        dropped=[(record.dataset, sample) for record in results.records for sample in record.dropped],
-        predictions=Markup(_json_for_script(_searchable(datasets))),
-        manifest=json.dumps(results.run.to_json(), indent=1, ensure_ascii=False),
-        max_rows=MAX_ROWS,
-        # Files of this package, and the only parts of the page that are not escaped.
-        script=Markup(script),
-        script_digest=_base64(hashlib.sha256(script.encode("utf-8")).digest()),
-        style=Markup(style),
-    )
+    values = {
+        "results": results,
+        "run": results.run,
+        "background": background,
+        "tasks": [_task_part(results, overall, folder, background) for overall in results.overalls],
+        "datasets": datasets,
+        "losses": _losses(results, folder.parent / "store" / "lalms"),
+        "reproduction": _reproduction(results),
+        "dropped": [(record.dataset, sample) for record in results.records for sample in record.dropped],
+        "predictions": json_for_script(_searchable(datasets)),
+        "manifest": json.dumps(results.run.to_json(), indent=1, ensure_ascii=False),
+        "max_rows": MAX_ROWS,
+    }
+    return rendered("report", values, {"percent": _percent, "base64": _base64, "listed": _listed})
 
 
 def _task_part(results: Results, overall: Overall, folder: Path, background: Background) -> TaskPart:
@@ -365,11 +347,3 @@ def _percent(share: float) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def _json_for_script(data: object) -> str:
-    """JSON that a <script> element can hold: nothing in it ends the element or starts a comment."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text

@@ -1,0 +1,34 @@
+"use strict";
+(() => {
+  const folded = (text) => text.normalize("NFKC").toLowerCase();
+
+  function compared(one, other, place, sign) {
+    if (place === 0) return sign * one.cells[0].dataset.text.localeCompare(other.cells[0].dataset.text);
+    const [a, b] = [one, other].map((row) => row.cells[place].dataset.value);
+    if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // what has no value is last
+    return sign * (Number(a) - Number(b));
+  }
+
+  for (const table of document.querySelectorAll("table.board")) {
+    const headers = [...table.tHead.rows[0].cells];
+    headers.forEach((header, place) => header.firstElementChild.addEventListener("click", () => {
+      const before = header.getAttribute("aria-sort");
+      const order = before === null ? (place === 0 ? "ascending" : "descending")
+        : before === "ascending" ? "descending" : "ascending";
+      for (const other of headers) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", order);
+      const sign = order === "ascending" ? 1 : -1;
+      const body = table.tBodies[0];
+      body.append(...[...body.rows].sort((one, other) => compared(one, other, place, sign)));
+    }));
+  }
+
+  const query = document.getElementById("query");
+  const count = document.getElementById("count");
+  const rows = [...document.querySelectorAll("table.board tbody tr")];
+  query.addEventListener("input", () => {
+    const words = folded(query.value).split(/\s+/).filter(Boolean);
+    for (const row of rows) row.hidden = !words.every((word) => folded(row.cells[0].textContent).includes(word));
+    count.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
+  });
+})();
