@@ -34,6 +34,13 @@ REPOSITORY = Path(__file__).parent.parent
 MakeClips = Callable[..., list[Clip]]
 
 
+@pytest.fixture(autouse=True)
+def no_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions inside tests write nothing to the page of the job that runs them."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with the config and the tokeniser of a Llama of two layers, without weights."""

@@ -49,7 +49,7 @@ def results(*records: ScoreRecord, **values: Any) -> Results:
     run = RunManifest(
         name="logmel-0f0f",
         datasets=("esc-50", "gtzan", "clotho"),
-        encoder={"name": "LogMelEncoder", "spec": "enc.py", "fingerprint": "0f" * 32},
+        encoder={"name": "LogMelEncoder", "spec": "enc.py", "fingerprint": "0f" * 32, "arguments": {}},
         preset="mini",
         decoder={"name": "tiny"},
         recipe={"seed": 42},
@@ -151,14 +151,27 @@ def test_markdown_has_a_table_a_task() -> None:
     assert "Encoder `enc.py`, fingerprint `0f0f0f0f0f0f`; run `logmel-0f0f`." in text
     assert text.index("## task1") < text.index("## task2")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["dataset", "metric", "score", "rows"]
-    assert ["esc-50", "Accuracy", "0.250", "50"] in rows
-    assert ["gtzan", "Accuracy", "0.667", "50"] in rows
-    assert ["clotho", "chrF", "0.125", "50"] in rows
-    assert ["**Overall**", "", "**0.562**", ""] in rows
+    assert rows[0] == ["dataset", "metric", "score", "95 %", "rows"]
+    assert ["esc-50", "Accuracy", "0.250", "", "50"] in rows
+    assert ["gtzan", "Accuracy", "0.667", "", "50"] in rows
+    assert ["clotho", "chrF", "0.125", "", "50"] in rows
+    assert ["**Overall**", "", "**0.562**", "", ""] in rows
     assert len({len(row) for row in rows}) == 1
     incomplete = scores_markdown(results(scored("gtzan", 0.5)))
     assert "**Overall** (incomplete: 1 of 2 datasets)" in incomplete
+
+
+def test_markdown_has_intervals_and_the_baseline() -> None:
+    noise: dict[str, Any] = {"interval": (0.125, 0.375), "deviation": 0.0625, "seed_scores": (0.25,)}
+    given = results(scored("esc-50", 0.25, **noise), scored("gtzan", 0.5, **noise), scored("clotho", 0.1, "task2"))
+    text = scores_markdown(given, baseline({"task1": 0.5}, esc_50=0.5))
+    assert "Baseline `base`." in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["dataset", "metric", "score", "95 %", "baseline", "difference", "rows"]
+    assert ["esc-50", "Accuracy", "0.250", "0.125 to 0.375", "0.500", "-0.250", "50"] in rows
+    assert ["gtzan", "Accuracy", "0.500", "0.125 to 0.375", "", "", "50"] in rows, "the baseline has no score for it"
+    assert ["**Overall**", "", "**0.375**", "0.288 to 0.462", "0.500", "-0.125", ""] in rows
+    assert len({len(row) for row in rows}) == 1
 
 
 def test_terminal_table_without_a_baseline() -> None:
@@ -237,7 +250,8 @@ def test_a_run_is_written_whole_with_the_json_last(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("xares_bench.report.write_atomically", note)
     write_run(folder, COMPLETE)
     assert written[-1] == "results.json"
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "scores.md", "scores.tsv"]
+    names = ["model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "scores.tsv").read_text(encoding="utf-8") == scores_tsv(COMPLETE)
     assert (folder / "scores.md").read_text(encoding="utf-8") == scores_markdown(COMPLETE)
     assert (folder / "results.json").read_text(encoding="utf-8") == results_json(COMPLETE)
