@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.browser import CHROMIUM, NO_BROWSER, Page, open_page
 from tests.run_factory import Rows, change_results, write_finished_run
 from xares_bench.__main__ import main
 from xares_bench.catalogue import load_catalogue
@@ -106,3 +108,89 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no finished run in it" in capsys.readouterr().err
     with pytest.raises(UsageError, match="no finished run"):
         read_runs(tmp_path)
+
+
+# In a browser.
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+NAMES = {"a": "Äther", "b": "<img src=x onerror='window.harmed = 1'>", "c": "مرمز", "d": "编码器"}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Page]:
+    with open_page(tmp_path / "profile") as page:
+        yield page
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A board of four runs in two presets, whose scores rise with their names."""
+    runs = tmp_path / "runs"
+    for place, (name, shown) in enumerate(NAMES.items()):
+        encoder = {
+            "spec": "x.py",
+            "name": shown,
+            "fingerprint": "0f" * 32,
+            "arguments": {},
+            "output_dim": 512 - place,
+            "frames_per_second": 12.5,
+            "realtime_factor": 0.001,
+        }
+        whole(runs / name, 2 + 2 * place, encoder=encoder)
+    write_finished_run(runs / "part", {"gtzan": answers(10)}, tasks=TASKS)
+    assert main(["leaderboard", str(runs)]) == 0
+    return runs / "leaderboard.html"
+
+
+def shown_names(browser: Page) -> list[str]:
+    """Encoders of the last table, from the top, without rows that are hidden."""
+    found: list[str] = browser.evaluate(
+        "[...[...document.querySelectorAll('table.board')].at(-1).tBodies[0].rows].filter(row => !row.hidden)"
+        ".map(row => row.cells[0].dataset.text)"
+    )
+    return found
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_opens_without_complaint_and_fits(browser: Page, file: Path, width: int, dark: bool) -> None:
+    browser.open(file, width=width, dark=dark)
+    assert browser.errors == []
+    assert browser.requests == [file.as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("window.harmed === undefined")
+    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+
+
+@needs_browser
+def test_a_header_sorts_and_sorts_back_by_click_and_by_key(browser: Page, file: Path) -> None:
+    browser.open(file)
+    assert shown_names(browser) == [NAMES["d"], "logmel-mini", NAMES["c"], NAMES["b"], NAMES["a"], "partEncoder"]
+    button = "[...document.querySelectorAll('table.board')].at(-1).tHead.rows[0].cells[4].firstElementChild"
+    sort = f"{button}.parentElement.getAttribute('aria-sort')"
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(sort) == "descending"
+    widest_first = shown_names(browser)
+    assert widest_first.index(NAMES["a"]) < widest_first.index(NAMES["d"])
+    assert widest_first[-1] == "logmel-mini", "what has no value is last"
+    browser.evaluate(f"{button}.focus(), document.activeElement === {button} && {button}.click()")
+    assert browser.evaluate(sort) == "ascending"
+    narrowest_first = shown_names(browser)
+    assert narrowest_first.index(NAMES["d"]) < narrowest_first.index(NAMES["a"])
+    assert narrowest_first[-1] == "logmel-mini"
+    assert browser.errors == []
+
+
+@needs_browser
+def test_search_finds_names_in_any_script(browser: Page, file: Path) -> None:
+    browser.open(file)
+    for query, expected in (("编码", ["d"]), ("مرمز", ["c"]), ("äTHER", ["a"]), ("onerror img", ["b"])):
+        browser.evaluate(
+            f"(() => {{ const box = document.getElementById('query'); box.value = {json.dumps(query)};"
+            " box.dispatchEvent(new Event('input')); })()"
+        )
+        assert shown_names(browser) == [NAMES[name] for name in expected]
+    assert "of 8 rows" in browser.evaluate("document.getElementById('count').textContent")
+    assert browser.errors == []
