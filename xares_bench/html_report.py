@@ -6,6 +6,7 @@ This module gathers what the page says; how it looks is in `data/templates/`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,12 +17,14 @@ from typing import Any
 
 from xares_bench.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.confusions import Confusions, confusions_of
+from xares_bench.digests import code_digest, digest_of
 from xares_bench.listening import Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.neighbours import Neighbour, neighbour, neighbours_of
 from xares_bench.pages import json_for_script, rendered
 from xares_bench.records import Overall, Prediction, ScoreRecord
 from xares_bench.results import Background, ClipSource, Results
 
+PAGE_FILE = "report.html"
 MAX_ROWS = 500
 WORST_CLIPS = 3
 MAX_AUDIO_BYTES = 4_000_000
@@ -105,7 +108,9 @@ class DatasetPart:
 
 
 def report_html(results: Results, folder: Path, background: Background) -> str:
-    """The page of a run.
+    """The page of a run; the one that is in its folder already, where that shows the same.
+
+    Reading audio takes longer than all the rest, and a session that finds everything finished should not wait for it.
 
     Args:
         results: What was found out.
@@ -113,6 +118,20 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
         background: What else is known of the run.
     """
     datasets = _dataset_parts(results, folder, background.sources)
+    silent = _rendered(results, folder, background, datasets, digest="")
+    shards = {str(shard): _size(shard) for source in background.sources.values() for shard in source.shards}
+    audio_code = code_digest("xares_bench.audio", "xares_bench.listening")
+    digest = digest_of({"page": silent, "shards": shards, "code": audio_code})
+    with contextlib.suppress(OSError, ValueError):
+        earlier = (folder / PAGE_FILE).read_text(encoding="utf-8")
+        if f'<meta name="digest" content="{digest}">' in earlier and earlier.endswith("</html>"):
+            return earlier
+    return _rendered(results, folder, background, _with_audio(datasets, background.sources), digest=digest)
+
+
+def _rendered(
+    results: Results, folder: Path, background: Background, datasets: Sequence[DatasetPart], *, digest: str
+) -> str:
     values = {
         "results": results,
         "run": results.run,
@@ -123,8 +142,8 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
         "reproduction": _reproduction(results),
         "dropped": [(record.dataset, sample) for record in results.records for sample in record.dropped],
         "predictions": json_for_script(_searchable(datasets)),
-        "manifest": json.dumps(results.run.to_json(), indent=1, ensure_ascii=False),
         "max_rows": MAX_ROWS,
+        "digest": digest,
     }
     return rendered("report", values, {"percent": _percent, "base64": _base64, "listed": _listed})
 
@@ -206,8 +225,8 @@ def _costs(neighbours: Sequence[Neighbour], level: float | None) -> Plane | None
 
 
 def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSource]) -> list[DatasetPart]:
-    parts: list[DatasetPart] = []
-    worst: dict[str, list[WorstClip]] = {}
+    """What there is of every dataset but for audio."""
+    parts = []
     for record in results.records:
         problem = None
         rows: list[Prediction] = []
@@ -215,7 +234,7 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
             rows = _read_predictions(folder / "predictions" / f"{record.dataset}.jsonl")
         except (OSError, ValueError, TypeError) as cause:
             problem = f"its predictions cannot be read: {cause}"
-        worst[record.dataset], no_worst = _worst_of(rows, record.num_clips)
+        worst, no_worst = _worst_of(rows, record.num_clips)
         parts.append(
             DatasetPart(
                 record=record,
@@ -224,19 +243,22 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
                 num_predictions=len(rows),
                 rows=tuple(_worst_rows(rows)),
                 confusions=confusions_of(rows) if record.metric == "Accuracy" and rows else None,
-                worst=(),
+                worst=tuple((clip, Recording()) for clip in worst),
                 no_worst=no_worst,
             )
         )
-    found = {
-        dataset: recordings_of([clip.name for clip in clips], sources[dataset].shards if dataset in sources else ())
-        for dataset, clips in worst.items()
-    }
+    return parts
+
+
+def _with_audio(parts: Sequence[DatasetPart], sources: Mapping[str, ClipSource]) -> list[DatasetPart]:
+    found = {}
+    for part in parts:
+        name = part.record.dataset
+        shards = sources[name].shards if name in sources else ()
+        found[name] = recordings_of([clip.name for clip, _ in part.worst], shards)
     kept = limited(found, MAX_AUDIO_BYTES)
     return [
-        dataclasses.replace(
-            part, worst=tuple((clip, kept[part.record.dataset][clip.name]) for clip in worst[part.record.dataset])
-        )
+        dataclasses.replace(part, worst=tuple((clip, kept[part.record.dataset][clip.name]) for clip, _ in part.worst))
         for part in parts
     ]
 
@@ -338,6 +360,14 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _listed(value: object) -> str:
     """A value for people: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _size(file: Path) -> int | None:
+    """Size of a file in bytes; None where there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xares_bench.baselines import Baseline, BaselineScore
-from xares_bench.html_report import report_html
+from xares_bench.html_report import PAGE_FILE, report_html
 from xares_bench.model_card import model_index_yaml
 from xares_bench.records import RESULTS_SCHEMA, Overall, ScoreRecord
 from xares_bench.results import Background, Results
@@ -31,7 +31,7 @@ def write_run(folder: Path, results: Results, background: Background | None = No
     write_atomically(folder / "scores.md", scores_markdown(results, background.baseline))
     makers: dict[str, Callable[[], str]] = {
         "model_card.yaml": lambda: model_index_yaml(results),
-        "report.html": lambda: report_html(results, folder, background),
+        PAGE_FILE: lambda: report_html(results, folder, background),
     }
     problems = []
     for name, make in makers.items():
