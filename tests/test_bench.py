@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
@@ -485,3 +487,27 @@ def test_a_foreign_project_is_left_alone(options: list[str], tmp_path: Path) -> 
     )
     assert ran.returncode == 0, ran.stdout
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["test_it.py"]
+
+
+def test_losses_and_scores_reach_a_tracker(run: Run) -> None:
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=tensorboard")
+    assert result.ret == 0
+    events = list((run_folder(result) / "tracking" / "xares-bench").glob("events.out.tfevents.*"))
+    assert len(events) == 1
+    found: dict[str, list[float]] = {}
+    data = events[0].read_bytes()
+    while data:  # records of length, checksum, event, checksum
+        (length,) = struct.unpack_from("<Q", data)
+        for value in Event.FromString(data[12 : 12 + length]).summary.value:
+            found.setdefault(value.tag, []).append(value.simple_value)
+        data = data[16 + length :]
+    losses = found["loss/training_task2"]
+    assert len(losses) == 3
+    score = json.loads((run_folder(result) / "results.json").read_text())["scores"][0]["score"]
+    assert found["scores/clotho"] == [pytest.approx(score)]
+
+
+def test_a_tracker_whose_package_is_not_there_is_a_usage_error(run: Run) -> None:
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=trackio")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--track=trackio needs a package that is not there: pip install trackio"])

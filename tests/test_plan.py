@@ -39,6 +39,7 @@ def plan(*changes: str, **options: Any) -> Plan:
         "changes": changes,
         "seed": None,
         "num_seeds": 1,
+        "tracker": None,
         "decoder": None,
         "limit": None,
         "data_home": None,
@@ -245,8 +246,8 @@ def test_planning_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom xares_bench.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
-        " changes=['steps=3'], seed=1, decoder=None, limit=2, data_home=None, data_revisions=(),"
-        " allow_cpu=False, feature_bytes=None, runs_dir='runs')\n"
+        " changes=['steps=3'], seed=1, num_seeds=1, tracker=None, decoder=None, limit=2, data_home=None,"
+        " data_revisions=(), allow_cpu=False, feature_bytes=None, runs_dir='runs')\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'webdataset', 'numpy', 'soundfile', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -90,6 +90,12 @@ def test_a_score_that_its_evidence_does_not_give_is_refused(folder: Path) -> Non
         read_run(folder).evidence("esc-50")
 
 
+def test_a_prediction_can_hold_any_line_separator(tmp_path: Path) -> None:
+    said = "one\u2028two\u0085three"
+    run = read_run(write_finished_run(tmp_path / "logmel", {"esc-50": [("a", "dog", said)]}))
+    assert [row.hypothesis for row in run.predictions("esc-50")] == [said]
+
+
 def test_damaged_predictions_are_told(folder: Path) -> None:
     (folder / "predictions" / "esc-50.jsonl").write_text('{"clip": "a"}\n')
     with pytest.raises(UsageError, match=r"esc-50\.jsonl cannot be read"):

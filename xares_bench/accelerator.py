@@ -6,7 +6,11 @@ tenth of a second, what the training imports besides takes many times that.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -16,21 +20,45 @@ from xares_bench.errors import UsageError
 _PRECISIONS = ("no", "bf16", "fp16")
 
 
-def open_accelerator() -> Accelerator:
+# What losses and scores can be sent to, and the packages that each takes, one of which is enough.
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+def open_accelerator(tracker: str | None = None) -> Accelerator:
     """Device and precision, as `accelerate launch` or its configuration asks for them.
 
+    Args:
+        tracker: One of `TRACKERS`, to be started by `start_tracker`.
+
     Raises:
-        UsageError: This machine has no such precision.
+        UsageError: This machine has no such precision, or not the tracker's package.
     """
+    if tracker is not None and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
+        raise UsageError(f"--track={tracker} needs a package that is not there: pip install {TRACKERS[tracker][0]}")
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     advice = f"--mixed-precision={asked}: expected one of {', '.join(_PRECISIONS)}"
     if asked not in _PRECISIONS:
         raise UsageError(advice)
     try:
-        accelerator = Accelerator()
+        accelerator = Accelerator(log_with=tracker, project_dir=None if tracker is None else ".")
     except ValueError as error:
         raise UsageError(f"{advice}; {' '.join(str(error).split())}") from error
     # Some versions of accelerate take the word, compute in float32 and let the results say fp16.
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
     return accelerator
+
+
+def start_tracker(accelerator: Accelerator, folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Let what is logged from here on reach the tracker of the accelerator.
+
+    Args:
+        accelerator: Was opened with a tracker.
+        folder: Where a tracker that writes files puts them.
+        name: Of the run.
+        values: What the run is made of; what is no number and no text is shown as text.
+    """
+    accelerator.project_configuration.logging_dir = str(folder)
+    plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in values.items()}
+    own = {"wandb": {"name": name}, "trackio": {"name": name}}
+    accelerator.init_trackers("xares-bench", config=plain, init_kwargs=own)

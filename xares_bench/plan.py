@@ -36,6 +36,7 @@ class Plan:
         data_folder: Where local shards lie.
         data_home: Where shards of hub repositories lie.
         data_revisions: Revision per hub repository; None: of every other one.
+        tracker: What losses and scores are sent to, or None.
         allow_cpu: Whether a full-size training may start without a GPU.
         feature_bytes: Disk that kept features may take; None: a share of what is free.
         runs_folder: Where results go.
@@ -52,6 +53,7 @@ class Plan:
     data_folder: Path
     data_home: Path
     data_revisions: Mapping[str | None, str]
+    tracker: str | None
     allow_cpu: bool
     feature_bytes: int | None
     runs_folder: Path
@@ -113,6 +115,7 @@ def make_plan(
     changes: Sequence[str],
     seed: int | None,
     num_seeds: int,
+    tracker: str | None,
     decoder: str | None,
     limit: int | None,
     data_home: str | None,
@@ -162,6 +165,7 @@ def make_plan(
         data_folder=folder.absolute(),
         data_home=home,
         data_revisions=revisions,
+        tracker=tracker,
         allow_cpu=allow_cpu,
         feature_bytes=feature_bytes,
         runs_folder=Path(runs_dir).absolute(),

@@ -94,6 +94,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SIZE",
         help="disk that kept features may take, e.g. 50GB, 0 for none; default: half of what is free",
     )
+    add(
+        "--track",
+        dest="xares_track",
+        choices=("tensorboard", "wandb", "trackio"),
+        help="also send losses and scores there, through accelerate; needs that package; default: off",
+    )
     add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="where results go; default: ./runs")
     add("--baseline", dest="xares_baseline", metavar="NAME", help="fail scores below these: a shipped name or a file")
     add(

@@ -65,7 +65,8 @@ class FinishedRun:
         if not path.is_file():
             return []
         try:
-            return [Prediction(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            with path.open(encoding="utf-8") as lines:
+                return [Prediction(**json.loads(line)) for line in lines]
         except (ValueError, TypeError, RecursionError) as cause:
             raise UsageError(f"{path} cannot be read: {cause}; run the suite again") from cause
 

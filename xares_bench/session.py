@@ -70,6 +70,7 @@ class BenchSession:
             changes=option.xares_set,
             seed=option.xares_seed,
             num_seeds=option.xares_seeds,
+            tracker=option.xares_track,
             decoder=option.xares_decoder,
             limit=option.xares_limit,
             data_home=option.xares_data_home,
@@ -147,6 +148,7 @@ class BenchSession:
         if self._not_ready is not None:
             raise self._not_ready
         self.suite.fetch(self._selected)
+        self.suite.track(self.run)
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
@@ -154,6 +156,7 @@ class BenchSession:
 
         source = self.suite.predictions_file(record.dataset)
         write_atomically(self.predictions_file(record.dataset), source.read_bytes())
+        self.suite.track_score(record)
         self.suite.evidence(record.dataset).save(self.evidence_file(record.dataset))
         lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
         item.stash[_PAYLOAD_KEY] = {
@@ -294,6 +297,8 @@ class BenchSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the run's files and the baseline; a dataset that was asked for and has no score is not a pass."""
+        if "suite" in vars(self):
+            self.suite.close()
         if _is_worker(self._config) or self._config.option.collectonly:
             return
         results = self._results()

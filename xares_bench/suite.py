@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xares_bench.accelerator import open_accelerator
+from xares_bench.accelerator import open_accelerator, start_tracker
 from xares_bench.catalogue import Mix
 from xares_bench.clips import ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
@@ -64,7 +64,8 @@ class Suite:
             hush_transformers()
         self.plan = plan
         self._progress = progress
-        self._accelerator = open_accelerator()
+        self._accelerator = open_accelerator(plan.tracker)
+        self._is_tracked = False
         self.device: torch.device = self._accelerator.device
         self._store = Store(root=plan.runs_folder / "store")
         self._home = DataHome(plan.data_home, plan.data_revisions)
@@ -92,6 +93,23 @@ class Suite:
             raise EncoderError(*report.failure)
         assert report.encoder is not None
         return report.encoder
+
+    def track(self, run: RunManifest) -> None:
+        """Send losses and scores from here on to the tracker of the plan, if there is one."""
+        if self.plan.tracker is None or self._is_tracked:
+            return
+        values = {"encoder": run.encoder["spec"], "preset": run.preset, **run.recipe}
+        start_tracker(self._accelerator, self.plan.runs_folder / run.name / "tracking", run.name, values)
+        self._is_tracked = True
+
+    def track_score(self, record: ScoreRecord) -> None:
+        """Send a score to the tracker, if there is one."""
+        self._accelerator.log({f"scores/{record.dataset}": record.score})
+
+    def close(self) -> None:
+        """Let the tracker, if there is one, bring to an end what it has begun."""
+        if self._is_tracked:
+            self._accelerator.end_training()
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse what cannot work, before anything is fetched or trained.

@@ -81,6 +81,7 @@ def train(
                 schedule.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
+            accelerator.log({f"loss/{description.replace(' ', '_')}": losses[-1]}, step=step + 1)
             if not losses[-1] < float("inf"):
                 raise TrainingError(
                     f"{description}: the loss is {losses[-1]} at step {step + 1} of {num_steps}; "

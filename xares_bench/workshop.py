@@ -100,7 +100,7 @@ class Workshop:
                     recipe=recipe,
                     accelerator=self.accelerator,
                     progress=self.progress,
-                    description=f"training {mix.name}",
+                    description=f"training {mix.name}" + (f" seed {seed}" if len(self.plan.seeds) > 1 else ""),
                 )
         finally:
             self.features.drop_unfinished()
