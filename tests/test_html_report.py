@@ -193,6 +193,8 @@ def test_confusions_of_a_classification_are_counted(folder: Path) -> None:
         count = sum(row[1:] == (label, said) for row in rows)
         assert re.search(rf"{label}.*>{count}</td>", page)
     assert "most often" in page
+    assert page.count('<th scope="row"><bdi>other</bdi></th>') == 0, "no dataset has more than 20 labels"
+    assert page.count('<th scope="row"><bdi>dog</bdi></th>') == page.count('<th scope="row"><bdi>cat</bdi></th>') == 5
 
 
 def test_only_some_rows_of_a_large_dataset_are_searchable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +332,7 @@ def test_nothing_is_cut_off_or_tiny_on_a_phone(browser: Page, file: Path) -> Non
     outside = browser.evaluate(
         """[...document.querySelectorAll("body *")].filter((element) => {
           const box = element.getBoundingClientRect();
-          return box.width > 0 && !element.closest(".scroll, thead") && (box.right > 401 || box.left < -1);
+          return box.width > 0 && !element.closest(".scroll, thead, pre") && (box.right > 401 || box.left < -1);
         }).map((element) => element.outerHTML.slice(0, 100))"""
     )
     assert outside == []
@@ -340,6 +342,8 @@ def test_nothing_is_cut_off_or_tiny_on_a_phone(browser: Page, file: Path) -> Non
     )
     assert sizes
     assert min(sizes) >= 9
+    labels = browser.evaluate("[...document.querySelectorAll('.matrix tbody th')].map((label) => label.clientHeight)")
+    assert max(labels) < 50, "labels of a word stand on a line"
 
 
 @needs_browser

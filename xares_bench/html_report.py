@@ -65,6 +65,14 @@ class Line:
         """Score minus baseline; None without one."""
         return None if self.held is None else self.score - self.held
 
+    @property
+    def direction(self) -> str:
+        """`good` or `bad` where the difference is more than its interval explains, else empty."""
+        if self.difference_interval is None:
+            return ""
+        low, high = self.difference_interval
+        return "good" if low > 0 else "bad" if high < 0 else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPart:
