@@ -45,7 +45,7 @@ def test_a_single_run_has_a_cost_chart() -> None:
     x, y = chart.series[0].points[0]
     assert chart.left < x < chart.right
     assert y == chart.bottom
-    assert chart.x_ticks
+    assert [tick.label for tick in chart.x_ticks] == ["0.002", "0.005", "0.01"]
 
 
 def test_a_radar_goes_around_from_the_top() -> None:

@@ -231,6 +231,16 @@ def test_everything_to_reproduce_the_run_is_there(folder: Path, background: Back
         assert expected in text, expected
 
 
+def test_several_seeds_show_their_spread_and_whose_predictions_these_are(folder: Path) -> None:
+    results = results_of(folder)
+    run = dataclasses.replace(results.run, seeds=(42, 43))
+    records = tuple(dataclasses.replace(record, seed_scores=(0.5, 0.6)) for record in results.records)
+    text = Reader(report_html(dataclasses.replace(results, run=run, records=records), folder, Background())).text
+    assert "±0.071" in text
+    assert text.count("Of the LALMs of the first seed, 42, alone.") == 3
+    assert "first seed" not in Reader(report_html(results, folder, Background())).text
+
+
 def test_a_run_without_predictions_says_so(folder: Path) -> None:
     (folder / "predictions" / "gtzan.jsonl").write_text("{", encoding="utf-8")
     (folder / "predictions" / "cremad.jsonl").unlink()

@@ -129,7 +129,9 @@ def cost_chart(points: Mapping[str, Point], level: float | None) -> Plane:
         level: A score whose cost is not known, or None.
     """
     costs = [cost for cost, _ in points.values()]
-    low, high = math.log10(min(costs)) - 0.15, math.log10(max(costs)) + 0.15
+    low, high = math.log10(min(costs)), math.log10(max(costs))
+    margin = max(0.15, 0.5 - (high - low) / 2)  # at least a decade is shown, for there to be ticks
+    low, high = low - margin, high + margin
     scores = [score for _, score in points.values()] + ([] if level is None else [level])
     y_values = round_ticks(min(0.0, *scores), max(*scores, 0.1))
     frame = Plane(x_ticks=(), y_ticks=(), series=())
