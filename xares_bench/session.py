@@ -25,7 +25,7 @@ from xares_bench.baselines import (
     load_baseline,
     write_baseline,
 )
-from xares_bench.errors import EncoderError, UsageError, XaresError
+from xares_bench.errors import UsageError, XaresError
 from xares_bench.metrics import METRICS
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
@@ -133,11 +133,6 @@ class BenchSession:
     def selected(self) -> tuple[str, ...]:
         """Datasets whose tests this session runs."""
         return self._selected
-
-    @property
-    def not_ready(self) -> XaresError | None:
-        """Why no dataset can be scored, found before anything was fetched; or None."""
-        return self._not_ready
 
     def fetch(self) -> None:
         """Bring here what the selected tests need.
@@ -257,7 +252,15 @@ class BenchSession:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
         if config.option.collectonly:
             return []
-        return _header(self)
+        from xares_bench.header import header_lines, title
+
+        problem: XaresError | None = self._not_ready
+        try:
+            if problem is None:
+                return header_lines(self.suite, self.gate, self._selected, lambda: self.run)
+        except XaresError as error:
+            problem = error
+        return [title(self.plan), f"not ready: {problem}"]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -441,78 +444,6 @@ def open_session(config: pytest.Config) -> BenchSession:
     # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.
     config.option.benchmark_quiet = True
     return session
-
-
-def _header(session: BenchSession) -> list[str]:
-    plan, preset = session.plan, session.plan.catalogue.preset
-    lines = [f"xares-bench: preset {preset.name}, {preset.summary}"]
-    if session.not_ready is not None:
-        return [*lines, f"not ready: {session.not_ready}"]
-    try:
-        encoder, run = session.suite.encoder, session.run
-    except EncoderError as error:
-        return [*lines, f"encoder: breaks its contract, clause {error.clause}: {error}"]
-    except XaresError as error:
-        return [*lines, f"not ready: {error}"]
-    described = run.encoder
-    lines.append(
-        f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
-        f"{described['frames_per_second']:.4g} frames/s, real-time factor {described['realtime_factor']:.2g}"
-        f"{', contract reused' if described['contract_reused'] else ''}"
-    )
-    if not session.selected:
-        return lines
-    commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
-    precision = "" if run.environment["precision"] == "no" else f" in {run.environment['precision']}"
-    lines.append(f"decoder: {run.decoder['name']}{commit}, on {session.suite.device}{precision}")
-    lines.extend(_data_lines(session))
-    changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
-    mixes = {mix.name: mix for mix in map(plan.mix_for, session.selected)}
-    steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
-    if plan.num_seeds > 1:
-        steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
-    lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
-    if any(METRICS[plan.dataset(name).metric].judged for name in session.selected):
-        from xares_bench.captions.files import deviations
-
-        lines.extend(f"captions: {deviation}" for deviation in deviations())
-    if plan.limit is not None:
-        lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
-    baseline = session.gate.baseline
-    lines.append(
-        "baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {session.gate.tolerance}"
-    )
-    lines.extend(_kept(session))
-    lines.append(f"results: {plan.runs_folder / run.name}")
-    return lines
-
-
-def _data_lines(session: BenchSession) -> list[str]:
-    """Where the data are, which they are, and what of them is still to be fetched."""
-    data = session.run.data
-    lines = [f"data: {data['folder']}, revision {data['revision']}"]
-    for repository, commit in data["repositories"].items():
-        lines.append(f"data: {repository} at {commit or 'a commit that is not known (the hub was not asked)'}")
-    try:
-        survey = session.suite.needs.survey(session.selected)
-    except XaresError as error:
-        return [*lines, f"data: {error}"]
-    return lines if survey is None else [*lines, f"data: {survey.summary}"]
-
-
-def _kept(session: BenchSession) -> list[str]:
-    """What the session finds finished, or which shard keeps it from knowing."""
-    from rich.filesize import decimal
-
-    try:
-        reuse = session.suite.needs.reuse(session.selected)
-    except XaresError as error:
-        return [f"kept: not known: {error}"]
-    parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
-    parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
-    parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
-    room = f"features: {decimal(reuse.feature_bytes)} kept, {decimal(reuse.feature_budget_bytes)} allowed"
-    return [f"kept: {', '.join(parts)}", room]
 
 
 def _short_name(test: str) -> str:
