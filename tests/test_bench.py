@@ -489,8 +489,8 @@ def test_a_foreign_project_is_left_alone(options: list[str], tmp_path: Path) -> 
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["test_it.py"]
 
 
-def test_losses_and_scores_reach_a_tracker(run: Run) -> None:
-    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=tensorboard")
+def test_losses_and_scores_reach_a_tracker(run: Run, tmp_path: Path) -> None:
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=tensorboard", runs=tmp_path / "runs")
     assert result.ret == 0
     events = list((run_folder(result) / "tracking" / "xares-bench").glob("events.out.tfevents.*"))
     assert len(events) == 1
