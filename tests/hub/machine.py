@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -103,7 +104,13 @@ class Machine:
     def spawn(
         self, command: Sequence[str], *, prepare: Callable[[], object] | None = None, **environment: str
     ) -> subprocess.Popen[str]:
-        """Start any command."""
+        """Start any command; SIGINT ends it, also where these tests run in the background, where it is ignored."""
+
+        def begin() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if prepare is not None:
+                prepare()
+
         return subprocess.Popen(
             command,
             env={**self.environment, **environment},
@@ -111,7 +118,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=prepare,
+            preexec_fn=begin,
         )
 
     def run(self, *paths: str, **arguments: Any) -> dict[str, Any]:
