@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
 
-from xares_bench.batches import Encoding
+from xares_bench.batches import Batch, Encoding, Utterance, collate
 from xares_bench.catalogue import load_catalogue
 from xares_bench.clips import Clip, StoredFrames
 from xares_bench.recipe import Recipe
@@ -95,6 +95,20 @@ def make_clips(tmp_path: Path) -> MakeClips:
         ]
 
     return make
+
+
+@pytest.fixture
+def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
+    """Four sequences whose targets are the names of their clips."""
+    sequences = [
+        Utterance(
+            clip=clip,
+            prompt_ids=encoding.prompt(clip, "?").prompt_ids,
+            target_ids=(*encoding.prompt(clip, clip.key).prompt_ids, encoding.eos_id),
+        )
+        for clip in make_clips([4, 3, 5, 2])
+    ]
+    return collate(sequences)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def features(tmp_path: Path, clip_encoder: ClipEncoder) -> FeatureStore:
 def take(data: TrainingData, features: FeatureStore, number: int, *, num_threads: int | None = 0) -> list[Draw]:
     """The first draws of a training."""
     with contextlib.closing(draws(data, features, num_threads)) as endless:  # type: ignore[type-var]
-        taken = list(itertools.islice(endless, number))
+        taken = [draw for draw in itertools.islice(endless, number) if draw is not None]
     features.drop_unfinished()
     return taken
 

@@ -83,7 +83,7 @@ def drawn(features: FeatureStore, shards: Sequence[Shard], number: int, num_thre
         max_audio_s=30,
         limit=None,
     )
-    taken = list(itertools.islice(draws(data, features, num_threads), number))
+    taken = [draw for draw in itertools.islice(draws(data, features, num_threads), number) if draw is not None]
     features.drop_unfinished()
     return taken
 

@@ -46,6 +46,7 @@ def plan(*changes: str, **options: Any) -> Plan:
         "data_revisions": (),
         "allow_cpu": False,
         "feature_bytes": None,
+        "checkpoint_steps": 500,
         "runs_dir": "runs",
     }
     return make_plan(**{**defaults, **options})
@@ -247,7 +248,7 @@ def test_planning_imports_nothing_heavy() -> None:
         "import sys\nfrom xares_bench.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
         " changes=['steps=3'], seed=1, num_seeds=1, tracker=None, decoder=None, limit=2, data_home=None,"
-        " data_revisions=(), allow_cpu=False, feature_bytes=None, runs_dir='runs')\n"
+        " data_revisions=(), allow_cpu=False, feature_bytes=None, checkpoint_steps=500, runs_dir='runs')\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'webdataset', 'numpy', 'soundfile', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

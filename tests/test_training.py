@@ -23,19 +23,6 @@ from xares_bench.recipe import Recipe
 from xares_bench.training import train
 
 
-@pytest.fixture
-def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
-    sequences = [
-        Utterance(
-            clip=clip,
-            prompt_ids=encoding.prompt(clip, "?").prompt_ids,
-            target_ids=(*encoding.prompt(clip, clip.key).prompt_ids, encoding.eos_id),
-        )
-        for clip in make_clips([4, 3, 5, 2])
-    ]
-    return collate(sequences)
-
-
 def fit(lalm: LALM, batches: Iterator[Batch], recipe: Recipe, num_steps: int) -> list[float]:
     return train(
         lalm, batches, num_steps=num_steps, recipe=recipe.training, accelerator=Accelerator(), progress=Progress()

@@ -7,11 +7,13 @@ depends on the seed alone. Only the shards that are being read are in memory, so
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, Recording
@@ -37,6 +39,19 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Past:
+    """What the same training has drawn before, in a session that was interrupted.
+
+    Attributes:
+        num_draws: Rows that were drawn, unusable ones included.
+        still_needed: Numbers, from 0, of those that no finished step has used.
+    """
+
+    num_draws: int = 0
+    still_needed: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What draws are made of.
 
@@ -47,6 +62,8 @@ class TrainingData:
         seed: Decides every order.
         max_audio_s: Longer recordings are cropped to a window of this many seconds.
         limit: At most this many samples of a dataset; None: all.
+        past: What is passed over: it was counted before, and is decoded and encoded only where it is still needed.
+        unusable: Numbers of the drawn rows whose clips turned out to be unusable; grows with the draws.
     """
 
     mix: Mix
@@ -55,10 +72,37 @@ class TrainingData:
     seed: int
     max_audio_s: float
     limit: int | None
+    past: Past = Past()
+    unusable: list[int] = field(default_factory=list)
+
+    def counts(self) -> dict[str, Any]:
+        """What a later session has to know of the samples that were drawn, as JSON has it."""
+        tallies = {
+            name: {
+                "num_samples": tally.num_samples,
+                "dropped": [dataclasses.asdict(sample) for sample in tally.dropped],
+            }
+            for name, tally in self.tallies.items()
+        }
+        return {"unusable": list(self.unusable), "tallies": tallies}
+
+    def continued(self, counts: Mapping[str, Any], past: Past) -> TrainingData:
+        """The same data in a later session, with the counts of the one before and what was drawn in it."""
+        tallies = {
+            name: dataclasses.replace(
+                tally,
+                num_samples=counts["tallies"][name]["num_samples"],
+                dropped=[DroppedSample(**sample) for sample in counts["tallies"][name]["dropped"]],
+            )
+            for name, tally in self.tallies.items()
+        }
+        return dataclasses.replace(self, tallies=tallies, past=past, unusable=list(counts["unusable"]))
 
 
-def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -> Iterator[Draw]:
+def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -> Iterator[Draw | None]:
     """Endless draws; of clips, and of recordings where a window of a longer clip is drawn, another one at every pass.
+
+    None stands for a draw that was used in an earlier session.
 
     Args:
         data: What is drawn from.
@@ -69,13 +113,40 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
         DataError: A shard is damaged, or too many samples of a dataset are unusable.
         EncoderError: The encoder does not keep its contract on one of the clips.
     """
-    drawn = _draw(data, features)
-    for (step, prompt), result in features.resolve(drawn, lambda item: item[0].sample, num_threads):
+    num_past = data.past.num_draws
+    is_unusable = frozenset(data.unusable).__contains__
+    is_needed = data.past.still_needed.__contains__
+
+    def sample_of(row: _Row) -> object:
+        return row.step.sample if row.number >= num_past or is_needed(row.number) else None
+
+    for row, result in features.resolve(_draw(data, features), sample_of, num_threads):
+        step, is_row = row.step, isinstance(row.step.sample, Clip | Pending)
         sample = step.sample if result is None else result
-        if step.pass_number == 0:
+        is_past = row.number < num_past
+        if step.pass_number == 0 and not is_past:
             _count(step, sample, data.tallies[step.dataset.name])
-        if isinstance(sample, Clip | Recording):
-            yield Draw(prompt=prompt, target=step.target, clip=sample)
+        if isinstance(sample, Clip | Recording) and sample_of(row) is not None:
+            yield Draw(prompt=row.prompt, target=step.target, clip=sample)
+        elif is_past and is_row and not is_unusable(row.number):
+            yield None
+        elif is_row and not is_past:
+            data.unusable.append(row.number)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """A step on the way to a row, the row itself at last.
+
+    Attributes:
+        number: Rows that were drawn before.
+        prompt: One of the prompts of the dataset.
+        step: The step.
+    """
+
+    number: int
+    prompt: str
+    step: _Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,21 +180,24 @@ def _count(step: _Step, sample: object, tally: Tally) -> None:
         tally.count(sample)
 
 
-def _draw(data: TrainingData, features: FeatureStore) -> Iterator[tuple[_Step, str]]:
+def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
     """Steps, up to the next row of the dataset that is drawn, each with a prompt for it."""
     rng = random.Random(f"{data.seed} draw")
-    steps = {dataset.name: _passes(dataset, data, features) for dataset in data.mix.datasets}
-    while True:
+    number = 0
+    # A shard of which the past needs only some samples cannot be written: nobody encodes the others.
+    keep = lambda: number >= data.past.num_draws  # noqa: E731
+    steps = {dataset.name: _passes(dataset, data, features, keep) for dataset in data.mix.datasets}
+    for number in itertools.count():
         dataset = rng.choices(data.mix.datasets, data.mix.weights)[0]
         prompt = rng.choice(dataset.prompts)
         for step in steps[dataset.name]:
-            yield step, prompt
+            yield _Row(number=number, prompt=prompt, step=step)
             if isinstance(step.sample, Clip | Pending):
                 break
 
 
-def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore) -> Iterator[_Step]:
-    """Every row of a dataset, again and again."""
+def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, keep: Callable[[], bool]) -> Iterator[_Step]:
+    """Every row of a dataset, again and again; of shards that are opened while `keep` says so, features are kept."""
     assert dataset.train is not None
     shards = data.shards[dataset.name]
     rng = random.Random(f"{data.seed} shards of {dataset.name}")
@@ -140,6 +214,7 @@ def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore) -> Ite
                 max_audio_s=data.max_audio_s,
                 max_clips=num_left,
                 seed=f"{data.seed} {dataset.name} {pass_number}",
+                keep=keep(),
             )
             for sample, targets in with_targets(samples, dataset.train, shard):
                 if num_left is not None:

@@ -138,7 +138,7 @@ class FeatureStore:
             self.drop_unfinished()
 
     def open(
-        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, seed: str
+        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, seed: str, keep: bool = True
     ) -> Iterator[Clip | Pending | DroppedSample]:
         """The samples of a shard in order: those whose features are kept as clips, the others to be resolved.
 
@@ -148,6 +148,7 @@ class FeatureStore:
                 that their features are not kept; None: never.
             max_clips: Only the first so many samples; None: all.
             seed: Decides where windows lie, with the names of shard and sample.
+            keep: Whether what is made now is kept.
 
         Raises:
             DataError: The shard is damaged.
@@ -163,7 +164,7 @@ class FeatureStore:
         if entry is not None:
             yield from _read_entry(entry, shard, request)
             return
-        recorder = self._record(key, shard)
+        recorder = self._record(key, shard) if keep else None
         num_chunks = 0
         for samples in _chunks(itertools.islice(read_samples(shard), max_clips)):
             chunk = Chunk(

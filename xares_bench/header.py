@@ -90,7 +90,7 @@ def _kept(suite: Suite, selected: Sequence[str]) -> list[str]:
         reuse = suite.needs.reuse(selected)
     except XaresError as error:
         return [f"kept: not known: {error}"]
-    parts = [f"LALM {name} {'reused' if found else 'to be trained'}" for name, found in reuse.mixes.items()]
+    parts = [f"LALM {name} {state}" for name, state in reuse.mixes.items()]
     parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
     parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
     room = f"features: {decimal(reuse.feature_bytes)} kept, {decimal(reuse.feature_budget_bytes)} allowed"

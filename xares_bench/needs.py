@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xares_bench.catalogue import Dataset, Mix, Split
+from xares_bench.checkpoints import Checkpoints
 from xares_bench.errors import DataError
 from xares_bench.feature_budget import KIND as FEATURES
 from xares_bench.features import FeatureStore
@@ -24,7 +25,7 @@ class Reuse:
     """What a session will find finished.
 
     Attributes:
-        mixes: Whether there is a LALM, per mix.
+        mixes: What there is of the LALMs, per mix.
         num_shards: Shards that features are made of; of more than one, a limit may leave the later ones out.
         num_shards_reused: Those of them whose features are there.
         feature_bytes: What all kept features take, those of other runs included.
@@ -33,7 +34,7 @@ class Reuse:
         num_scores_reused: Those of them whose scores are there.
     """
 
-    mixes: Mapping[str, bool]
+    mixes: Mapping[str, str]
     num_shards: int
     num_shards_reused: int
     feature_bytes: int
@@ -135,7 +136,7 @@ class Needs:
             num_shards_reused=sum(features.values()),
             feature_bytes=self.features.budget.kept_bytes,
             feature_budget_bytes=self.features.budget.max_bytes,
-            mixes={mix.name: self._has_lalm(mix) for mix in self._mixes(names)},
+            mixes={mix.name: self._state_of(mix) for mix in self._mixes(names)},
             num_scores=len(names),
             num_scores_reused=sum(map(self._has_score, names)),
         )
@@ -146,6 +147,27 @@ class Needs:
 
     def _metrics(self, names: Iterable[str]) -> list[str]:
         return sorted({self.plan.dataset(name).metric for name in names})
+
+    def _state_of(self, mix: Mix) -> str:
+        """What becomes of the LALMs of a mix in this session."""
+        if self._has_lalm(mix):
+            return "reused"
+        for seed in self.plan.seeds:
+            checkpoints = self.checkpoints(mix, seed)
+            if checkpoints.num_steps:
+                return f"to be continued after step {checkpoints.num_steps} of {self.plan.num_steps(mix)}"
+            other = checkpoints.of_others()
+            if other:
+                return (
+                    f"to be trained from the beginning (there is an unfinished one, {other} steps long, of another "
+                    "recipe, decoder, data, version of the encoder or of the code)"
+                )
+        return "to be trained"
+
+    def checkpoints(self, mix: Mix, seed: int) -> Checkpoints:
+        """The checkpoints of the training of a mix with a seed."""
+        description = {"mix": mix.name, "seed": seed, "encoder": self.keys.clips.encoder.name}
+        return Checkpoints(self.store, self.keys.lalm(mix, seed), description)
 
     def _has_lalm(self, mix: Mix) -> bool:
         return self._are_kept("lalms", lambda: [self.keys.lalm(mix, seed) for seed in self.plan.seeds])

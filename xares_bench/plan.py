@@ -39,6 +39,7 @@ class Plan:
         tracker: What losses and scores are sent to, or None.
         allow_cpu: Whether a full-size training may start without a GPU.
         feature_bytes: Disk that kept features may take; None: a share of what is free.
+        checkpoint_steps: So often the state of a training is kept.
         runs_folder: Where results go.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     tracker: str | None
     allow_cpu: bool
     feature_bytes: int | None
+    checkpoint_steps: int
     runs_folder: Path
 
     @property
@@ -122,6 +124,7 @@ def make_plan(
     data_revisions: Sequence[str],
     allow_cpu: bool,
     feature_bytes: int | None,
+    checkpoint_steps: int,
     runs_dir: str,
 ) -> Plan:
     """Read and check what the command line says.
@@ -168,6 +171,7 @@ def make_plan(
         tracker=tracker,
         allow_cpu=allow_cpu,
         feature_bytes=feature_bytes,
+        checkpoint_steps=checkpoint_steps,
         runs_folder=Path(runs_dir).absolute(),
     )
 

@@ -95,6 +95,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="disk that kept features may take, e.g. 50GB, 0 for none; default: half of what is free",
     )
     add(
+        "--checkpoint-steps",
+        dest="xares_checkpoint_steps",
+        type=_count(1),
+        default=500,
+        metavar="N",
+        help="keep the state of a training every N steps, and when it is interrupted: the same command goes on from "
+        "there; default: 500",
+    )
+    add(
         "--track",
         dest="xares_track",
         choices=("tensorboard", "wandb", "trackio"),

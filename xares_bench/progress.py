@@ -28,8 +28,10 @@ class Progress:
     uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
 
     @contextlib.contextmanager
-    def bar(self, description: str, total: int, unit: Literal["steps", "bytes"] = "steps") -> Iterator[Advance]:
-        """A bar of `total` units for the time of the block; bytes are shown with sizes and speed."""
+    def bar(
+        self, description: str, total: int, unit: Literal["steps", "bytes"] = "steps", *, num_before: int = 0
+    ) -> Iterator[Advance]:
+        """A bar of `total` units, some done before, for the time of the block; bytes are shown with sizes and speed."""
         with self.uncaptured():
             if not sys.stderr.isatty():
                 yield _ignore
@@ -48,7 +50,7 @@ class Progress:
                 rich_progress.TextColumn("{task.fields[note]}"),
             )
             with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-                task = bars.add_task(description, total=total, note="")
+                task = bars.add_task(description, total=total, completed=num_before, note="")
 
                 def advance(num_done: int = 1, note: str = "") -> None:
                     bars.update(task, advance=num_done, note=note)

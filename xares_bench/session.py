@@ -77,6 +77,7 @@ class BenchSession:
             data_revisions=option.xares_data_revision,
             allow_cpu=option.xares_allow_cpu,
             feature_bytes=option.xares_feature_budget,
+            checkpoint_steps=option.xares_checkpoint_steps,
             runs_dir=option.xares_runs_dir,
         )
         if option.xares_tolerance is not None and option.xares_baseline is None:

@@ -167,9 +167,11 @@ class Suite:
     def _lalm(self, mix: Mix, seed: int) -> Entry:
         key = self._keys.lalm(mix, seed)
         if key not in self._entries:
+            checkpoints = self.needs.checkpoints(mix, seed)
             self._entries[key] = self._store.obtain(
-                "lalms", key, lambda folder: self._workshop.train(mix, seed, folder)
+                "lalms", key, lambda folder: self._workshop.train(mix, seed, folder, checkpoints)
             )
+            checkpoints.remove()
         return self._entries[key]
 
     def _score(self, name: str, seed: int) -> ScoreRecord:
@@ -306,6 +308,7 @@ class Suite:
             shards=self._shards,
             accelerator=self._accelerator,
             progress=self._progress,
+            checkpoint_steps=self.plan.checkpoint_steps,
         )
 
 

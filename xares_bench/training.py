@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from xares_bench.batches import Batch
+from xares_bench.checkpoints import Checkpoint
 from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.errors import TrainingError
+from xares_bench.interruption import put_off
 from xares_bench.lalm import LALM
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
@@ -33,23 +36,30 @@ def train(
     accelerator: Accelerator,
     progress: Progress,
     description: str = "training",
+    start: Checkpoint | None = None,
+    keep: Callable[[Checkpoint], None] | None = None,
+    keep_every: int = 1000,
 ) -> list[float]:
     """Fit a LALM, in place, and leave it on the accelerator's device in eval mode.
 
     Args:
         lalm: What to train.
-        batches: At least `num_steps` of them.
-        num_steps: Optimiser steps.
+        batches: At least as many as there are steps left.
+        num_steps: Optimiser steps, those before `start` included.
         recipe: Hyper-parameters; the loss is averaged over the targets of a batch.
         accelerator: Device and precision.
         progress: Shows steps and the loss.
         description: Title of the progress bar.
+        start: Where an earlier session was when it was interrupted; None: at the beginning.
+        keep: Keeps what is to be `start` in a later session; called every so many steps, and on SIGINT and SIGTERM.
+        keep_every: So many.
 
     Returns:
         The loss of every step, in nats per token.
 
     Raises:
         TrainingError: The loss is no longer a finite number.
+        KeyboardInterrupt: SIGINT or SIGTERM has come; the step that was being made is finished, and kept.
     """
     optimizer = torch.optim.AdamW(
         _parameter_groups(lalm, recipe.weight_decay),
@@ -59,17 +69,22 @@ def train(
         fused=True,
     )
     schedule = LambdaLR(optimizer, lambda step: _rate_share(step, recipe.warmup_steps, num_steps))
-    losses: list[float] = []
+    losses: list[float] = [] if start is None else list(start.values["losses"])
+    first = len(losses)
     num_clips, started = 0, time.perf_counter()
     with (
         _prepared(lalm, accelerator) as model,
         lalm.compiled(accelerator.device) if recipe.compile else contextlib.nullcontext(),
         seeded(recipe.seed, accelerator.device),  # for the dropout
         deterministic_algorithms(wanted=recipe.deterministic, required=True),
-        progress.bar(description, num_steps) as advance,
+        progress.bar(description, num_steps, num_before=first) as advance,
+        put_off() as is_interrupted,
     ):
         optimizer = accelerator.prepare(optimizer)
-        for step, batch in zip(range(num_steps), batches, strict=False):
+        state = _State(lalm=lalm, optimizer=optimizer, schedule=schedule, accelerator=accelerator)
+        if start is not None:
+            state.restore(start)
+        for step, batch in zip(range(first, num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
                 loss = model(batch) / batch.num_targets
@@ -90,8 +105,63 @@ def train(
             num_clips += len(batch.lengths)
             clips_per_s = num_clips / (time.perf_counter() - started)
             advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
+            interrupted, is_last = is_interrupted(), step + 1 == num_steps
+            if keep is not None and not is_last and (interrupted or (step + 1) % keep_every == 0):
+                keep(state.checkpoint(losses))
+            if interrupted:
+                raise KeyboardInterrupt(f"{description} was interrupted after step {step + 1} of {num_steps}")
     assert len(losses) == num_steps, "the batches ended early"
     return losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """All that changes from step to step, and that the next step depends on."""
+
+    lalm: LALM
+    optimizer: Any
+    schedule: LambdaLR
+    accelerator: Accelerator
+
+    def checkpoint(self, losses: Sequence[float]) -> Checkpoint:
+        """A copy of it."""
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"parameter.{name}": value.detach() for name, value in self.lalm.trained_parameters()}
+        for number, moments in optimizer["state"].items():
+            tensors.update({f"optimizer.{number}.{name}": value for name, value in moments.items()})
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.accelerator.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            num_steps=len(losses),
+            tensors={name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()},
+            values={
+                "losses": list(losses),
+                "groups": optimizer["param_groups"],
+                "schedule": self.schedule.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            },
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Be again as it was then."""
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in checkpoint.tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = value
+        with torch.no_grad():
+            for name, parameter in self.lalm.trained_parameters():
+                parameter.copy_(checkpoint.tensors[f"parameter.{name}"])
+        self.optimizer.load_state_dict({"state": moments, "param_groups": checkpoint.values["groups"]})
+        self.schedule.load_state_dict(checkpoint.values["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.values["scaler"])
+        torch.set_rng_state(checkpoint.tensors["random.cpu"])
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], self.accelerator.device)
 
 
 def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:

@@ -21,8 +21,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from xares_bench.batches import Encoding, training_batches
+from xares_bench.batches import Encoding, past_of, training_batches
 from xares_bench.catalogue import Dataset, Mix
+from xares_bench.checkpoints import Checkpoint, Checkpoints
 from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.draws import TrainingData, draws
 from xares_bench.evidence import EVIDENCE_FILE, gather
@@ -54,6 +55,7 @@ class Workshop:
         shards: Finds them.
         accelerator: Device and precision.
         progress: Shows how far the work is.
+        checkpoint_steps: How often the state of a training is kept.
     """
 
     plan: Plan
@@ -63,10 +65,17 @@ class Workshop:
     shards: ShardSource
     accelerator: Accelerator
     progress: Progress
+    checkpoint_steps: int
     _lalms: dict[Path, LALM] = field(default_factory=dict, init=False)
 
-    def train(self, mix: Mix, seed: int, folder: Path) -> dict[str, Any]:
+    def train(self, mix: Mix, seed: int, folder: Path, checkpoints: Checkpoints) -> dict[str, Any]:
         """Train the LALM of a mix with a seed and write it into a folder; returns what else is to be known of it.
+
+        Args:
+            mix: What it is trained on.
+            seed: What it is trained with.
+            folder: Where it goes.
+            checkpoints: Where a session before was interrupted; where this one may be.
 
         Raises:
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
@@ -87,9 +96,27 @@ class Workshop:
             limit=self.plan.limit,
         )
         features_before_s = self.features.seconds
+        start = checkpoints.newest()
+        before_s = {"all": 0.0, "features": 0.0}
+        if start is not None:
+            counts = start.values["data"]
+            data = data.continued(counts, past_of(recipe, start.num_steps, counts["unusable"]))
+            before_s = start.values["seconds"]
+
+        def spent_s() -> dict[str, float]:
+            return {
+                "all": before_s["all"] + time.perf_counter() - started,
+                "features": before_s["features"] + self.features.seconds - features_before_s,
+            }
+
+        def keep(checkpoint: Checkpoint) -> None:
+            values = {**checkpoint.values, "data": data.counts(), "seconds": spent_s()}
+            checkpoints.save(dataclasses.replace(checkpoint, values=values))
+
+        num_past = 0 if start is None else start.num_steps
         drawn = draws(data, self.features, mix.num_workers)
         try:
-            with contextlib.closing(training_batches(drawn, self.clips, self._encoding, recipe)) as batches:
+            with contextlib.closing(training_batches(drawn, self.clips, self._encoding, recipe, num_past)) as batches:
                 with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
                     first = next(batches)
                     advance()
@@ -101,10 +128,12 @@ class Workshop:
                     accelerator=self.accelerator,
                     progress=self.progress,
                     description=f"training {mix.name}" + (f" seed {seed}" if len(self.plan.seeds) > 1 else ""),
+                    start=start,
+                    keep=keep,
+                    keep_every=self.checkpoint_steps,
                 )
         finally:
             self.features.drop_unfinished()
-        features_s = self.features.seconds - features_before_s
         for tally in data.tallies.values():
             tally.check(complete=False)
         lalm.save(folder)
@@ -112,17 +141,19 @@ class Workshop:
         (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
         lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
         self._lalms = {folder: lalm}
+        seconds = spent_s()
         return {
             "mix": mix.name,
             "seed": seed,
             "num_steps": len(losses),
             "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
             "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
-            "features_s": features_s,
+            "continued_after": num_past,
+            "features_s": seconds["features"],
             "features_not_kept": self.features.not_kept,
             "feature_bytes": self.features.budget.kept_bytes,
             "feature_budget_bytes": self.features.budget.max_bytes,
-            "training_s": time.perf_counter() - started - features_s,
+            "training_s": seconds["all"] - seconds["features"],
         }
 
     def score(self, dataset: Dataset, mix: Mix, lalm: Entry, folder: Path, key: str) -> ScoreRecord:
