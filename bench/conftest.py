@@ -52,7 +52,10 @@ def data(bench: BenchSession, contract: ContractReport) -> None:
 @pytest.fixture
 def lalms(bench: BenchSession, data: None, dataset: str) -> list[Entry]:
     """The LALMs that the dataset is evaluated with, one per seed, trained when they are first asked for."""
-    return bench.suite.lalms(bench.plan.mix_for(dataset))
+    mix = bench.plan.mix_for(dataset)
+    lalms = bench.suite.lalms(mix)
+    bench.suite.evaluate_share([name for name in bench.selected if bench.plan.mix_for(name) == mix])
+    return lalms
 
 
 @pytest.fixture

@@ -34,6 +34,19 @@ REPOSITORY = Path(__file__).parent.parent
 MakeClips = Callable[..., list[Clip]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs the long forms of tests, too."""
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each of them has a short form that always runs."""
+    if not config.getoption("--slow", default=False):
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+
+
 @pytest.fixture(autouse=True)
 def no_github(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions inside tests write nothing to the page of the job that runs them."""

@@ -259,6 +259,8 @@ def test_in_another_thread_nothing_is_put_off() -> None:
 class Sessions:
     """Sessions of one dataset in processes of their own, on the same data."""
 
+    num_steps = 400
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = write_data(folder / "data")
@@ -267,7 +269,7 @@ class Sessions:
         return [
             *(sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"),
             *(f"--encoder={ENCODER}", f"--data-home={self.data}", f"--runs-dir={runs}"),
-            *("--train=clotho", "-k", "clotho", "--set", "steps=400", "--set", "batch_size=4"),
+            *("--train=clotho", "-k", "clotho", "--set", f"steps={self.num_steps}", "--set", "batch_size=4"),
             *("--set", "max_new_tokens=3", "--checkpoint-steps=20", *options),
         ]
 

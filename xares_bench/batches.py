@@ -70,6 +70,7 @@ class Batch:
         text_places_M: Where they go.
         target_ids_T: Those of them that are to be predicted: targets and EOS.
         predicting_places_T: The places before them, where they are predicted from.
+        num_targets: Tokens that the loss is averaged over: of a share of a batch, those of the whole batch.
     """
 
     lengths: tuple[int, ...]
@@ -79,11 +80,7 @@ class Batch:
     text_places_M: torch.Tensor
     target_ids_T: torch.Tensor
     predicting_places_T: torch.Tensor
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that the loss is summed over."""
-        return len(self.target_ids_T)
+    num_targets: int
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -129,8 +126,15 @@ class Encoding:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def collate(sequences: Sequence[Utterance]) -> Batch:
-    """Put sequences, at least one, behind each other."""
+def collate(sequences: Sequence[Utterance], share: tuple[int, int] = (0, 1)) -> Batch:
+    """Put sequences, at least one, behind each other.
+
+    Args:
+        sequences: All of a batch.
+        share: `(index, number)`: every so many sequences from that one on are taken.
+    """
+    num_targets = sum(len(sequence.target_ids) for sequence in sequences)
+    sequences = sequences[share[0] :: share[1]]
     frames = [sequence.clip.frames() for sequence in sequences]
     frame_places: list[int] = []
     text_ids: list[int] = []
@@ -156,6 +160,7 @@ def collate(sequences: Sequence[Utterance]) -> Batch:
         text_places_M=torch.tensor(text_places, dtype=torch.long),
         target_ids_T=torch.tensor(target_ids, dtype=torch.long),
         predicting_places_T=torch.tensor(predicting_places, dtype=torch.long),
+        num_targets=num_targets,
     )
 
 
@@ -195,6 +200,7 @@ def training_batches(
     encoding: Encoding,
     recipe: TrainingRecipe,
     num_past: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
     """Endless batches of endless draws, in an order that depends on the draws and the recipe's seed alone.
 
@@ -207,6 +213,7 @@ def training_batches(
         encoding: Makes tokens of prompts and targets.
         recipe: Sizes of buffer, window and batch, and the seed.
         num_past: Batches that were used in an earlier session, to be left out.
+        share: `(index, number)` of the process, which gets its share of every batch.
 
     Raises:
         EncoderError: The encoder breaks its contract on one of the recordings.
@@ -215,7 +222,7 @@ def training_batches(
         lambda: (None if draw is None else encoding.example(draw) for draw in draws),
         _shuffle(recipe),
         lambda examples: _encode_windows(examples, recipe, clips, num_past * recipe.batch_size),
-        webdataset.batched(recipe.batch_size, partial=False, collation_fn=collate),
+        webdataset.batched(recipe.batch_size, partial=False, collation_fn=functools.partial(collate, share=share)),
     ]
     yield from webdataset.DataPipeline(*stages)
 

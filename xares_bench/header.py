@@ -48,7 +48,7 @@ def header_lines(suite: Suite, gate: Gate, selected: Sequence[str], open_run: Ca
         return lines
     commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
     precision = "" if run.environment["precision"] == "no" else f" in {run.environment['precision']}"
-    lines.append(f"decoder: {run.decoder['name']}{commit}, on {suite.device}{precision}")
+    lines.append(f"decoder: {run.decoder['name']}{commit}, on {suite.device}{precision}{_company(suite)}")
     lines.extend(_data_lines(suite, run, selected))
     changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
     mixes = {mix.name: mix for mix in map(plan.mix_for, selected)}
@@ -67,6 +67,16 @@ def header_lines(suite: Suite, gate: Gate, selected: Sequence[str], open_run: Ca
     lines.extend(_kept(suite, selected))
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines
+
+
+def _company(suite: Suite) -> str:
+    """How many processes there are, or could be."""
+    if suite.num_processes > 1:
+        return f", {suite.num_processes} processes"
+    if suite.num_devices == 1:
+        return ""
+    launcher = f"accelerate launch --num_processes={suite.num_devices} -m pytest ..."
+    return f", one of {suite.num_devices} GPUs ({launcher} uses all)"
 
 
 def _data_lines(suite: Suite, run: RunManifest, selected: Sequence[str]) -> list[str]:

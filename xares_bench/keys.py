@@ -43,6 +43,7 @@ class Keys:
         decoder: Digest of the decoder.
         device_type: `cpu`, `cuda`, ...
         precision: Mixed precision of the training, `no` for float32.
+        num_processes: Processes that train together.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class Keys:
     decoder: str
     device_type: str
     precision: str
+    num_processes: int
 
     def lalm(self, mix: Mix, seed: int) -> str:
         """Key of the LALM of a mix, trained with a seed.
@@ -77,6 +79,7 @@ class Keys:
                 "decoder": self.decoder,
                 "device": self.device_type,
                 "precision": self.precision,
+                "processes": self.num_processes,
                 "code": _code(_TRAINING),
                 "libraries": library_versions(TRAINING_LIBRARIES),
             }

@@ -23,9 +23,11 @@ class Progress:
 
     Attributes:
         uncaptured: Context in which standard error is the terminal's, e.g. with pytest's capturing off.
+        quiet: Whether nothing is shown even on a terminal.
     """
 
     uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
+    quiet: bool = False
 
     @contextlib.contextmanager
     def bar(
@@ -33,7 +35,7 @@ class Progress:
     ) -> Iterator[Advance]:
         """A bar of `total` units, some done before, for the time of the block; bytes are shown with sizes and speed."""
         with self.uncaptured():
-            if not sys.stderr.isatty():
+            if self.quiet or not sys.stderr.isatty():
                 yield _ignore
                 return
             from rich import progress as rich_progress

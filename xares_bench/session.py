@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
@@ -114,7 +115,8 @@ class BenchSession:
         from xares_bench.suite import Suite
 
         manager = self._config.pluginmanager.getplugin("capturemanager")
-        return Suite(self.plan, Progress(manager.global_and_fixture_disabled if manager else nullcontext))
+        shown = Progress(manager.global_and_fixture_disabled if manager else nullcontext)
+        return Suite(self.plan, shown if _rank() == 0 else Progress(quiet=True))
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -214,10 +216,10 @@ class BenchSession:
                 "  pytest bench --preset=mini --encoder=my/enc.py::MyEncoder --encoder-args='{\"layer\": 6}' -k task1\n"
                 "  pytest bench --collect-only -q      lists the tests; it needs no encoder"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(self._config.option, "numprocesses", None):
             raise pytest.UsageError(
-                f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher; training on several is not built "
-                "yet. Run pytest itself, in one process"
+                f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher, and -n starts more: use a "
+                "launcher to train on several GPUs, or -n to evaluate several datasets at once"
             )
 
     @pytest.hookimpl(tryfirst=True)
@@ -278,7 +280,7 @@ class BenchSession:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect scores and failures, in the process that writes the results."""
         payload: _Payload | None = getattr(report, _REPORT_ATTRIBUTE, None)
-        if _is_worker(self._config):
+        if _is_helper(self._config):
             return
         if report.failed:
             self._failures[_short_name(report.nodeid)] = report.longreprtext
@@ -303,7 +305,7 @@ class BenchSession:
         """Write the run's files and the baseline; a dataset that was asked for and has no score is not a pass."""
         if "suite" in vars(self):
             self.suite.close()
-        if _is_worker(self._config) or self._config.option.collectonly:
+        if _is_helper(self._config) or self._config.option.collectonly:
             return
         results = self._results()
         if results is not None:
@@ -352,7 +354,7 @@ class BenchSession:
             terminalreporter.write_line(f"xares-bench: {note}", yellow=True)
         for problem in self._problems:
             terminalreporter.write_line(f"xares-bench: {problem}", red=True)
-        if not _is_worker(self._config):
+        if not _is_helper(self._config):
             from xares_bench.github import error_lines
 
             for line in error_lines(os.environ, self._failures):
@@ -442,6 +444,8 @@ def open_session(config: pytest.Config) -> BenchSession:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "xares_bench_session")
+    if _rank() > 0:
+        _leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{_rank()}.log")
     # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.
     config.option.benchmark_quiet = True
     return session
@@ -463,3 +467,21 @@ def _parameters(item: pytest.Item) -> Mapping[str, Any]:
 def _is_worker(config: pytest.Config) -> bool:
     """Whether this process is one of xdist's workers."""
     return hasattr(config, "workerinput")
+
+
+def _rank() -> int:
+    """Number of this process among those of a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _is_helper(config: pytest.Config) -> bool:
+    """Whether another process collects the scores and writes the results."""
+    return _is_worker(config) or _rank() > 0
+
+
+def _leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
+    """Let what this process prints go to a file, and the files of pytest's own options be written by the first only."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = log.open("w", buffering=1, encoding="utf-8")  # the terminal reporter, which is made next, writes there
+    for option in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave"):
+        setattr(config.option, option, None)

@@ -6,6 +6,7 @@ finds everything finished.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,7 +25,7 @@ from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.digests import digest_of, library_versions
 from xares_bench.encoders import FrozenEncoder
-from xares_bench.errors import EncoderError, UsageError
+from xares_bench.errors import EncoderError, UsageError, XaresError
 from xares_bench.evidence import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
@@ -33,6 +34,7 @@ from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
 from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.needs import Needs
 from xares_bench.plan import Plan
+from xares_bench.processes import obtain_together
 from xares_bench.progress import Progress, hush_transformers
 from xares_bench.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.shards import ShardFolder, ShardSource
@@ -106,16 +108,34 @@ class Suite:
         """Send a score to the tracker, if there is one."""
         self._accelerator.log({f"scores/{record.dataset}": record.score})
 
+    @property
+    def num_processes(self) -> int:
+        """Processes of a launcher that do this together."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the kind that is used, of which a process uses one."""
+        return torch.cuda.device_count() if self.device.type == "cuda" else 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one of them that writes and reports."""
+        return bool(self._accelerator.is_main_process)
+
     def close(self) -> None:
-        """Let the tracker, if there is one, bring to an end what it has begun."""
+        """Let the tracker, if there is one, bring to an end what it has begun, and leave the other processes."""
         if self._is_tracked:
             self._accelerator.end_training()
+        if self.num_processes > 1:
+            torch.distributed.destroy_process_group()
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse what cannot work, before anything is fetched or trained.
 
         Raises:
-            UsageError: A preset made for a GPU and none found, a metric's model missing, too little disk.
+            UsageError: A preset made for a GPU and none found, more processes than a batch has samples, a metric's
+                model missing, too little disk.
             DataError: The hub cannot be asked.
         """
         preset = self.plan.catalogue.preset
@@ -123,6 +143,12 @@ class Suite:
             raise UsageError(
                 f"--preset={preset.name} is made for a GPU and none was found. Use --preset=mini, or insist with "
                 "--allow-cpu (the published number of steps takes weeks on a CPU)"
+            )
+        batch_size = self.plan.recipe.training.batch_size
+        if self.num_processes > batch_size:
+            raise UsageError(
+                f"{self.num_processes} processes cannot share batches of {batch_size}; start at most {batch_size} "
+                "(a larger batch_size is another recipe)"
             )
         self.needs.check(names)
 
@@ -150,6 +176,17 @@ class Suite:
         records = [self._score(name, seed) for seed in self.plan.seeds]
         return records[0] if len(records) == 1 else self._mean(records)
 
+    def evaluate_share(self, names: Sequence[str]) -> None:
+        """Of several processes, evaluate this one's share of the datasets; the tests then find what others have made.
+
+        What goes wrong is left to the test of its dataset.
+        """
+        if self.num_processes == 1:
+            return
+        for name in names[self._accelerator.process_index :: self.num_processes]:
+            with contextlib.suppress(XaresError):
+                self.evaluate(name)
+
     def predictions_file(self, name: str) -> Path:
         """The predictions of a dataset that has been evaluated, in the store; those of the first seed."""
         return self._scored(name)[0] / PREDICTIONS_FILE
@@ -168,10 +205,15 @@ class Suite:
         key = self._keys.lalm(mix, seed)
         if key not in self._entries:
             checkpoints = self.needs.checkpoints(mix, seed)
-            self._entries[key] = self._store.obtain(
-                "lalms", key, lambda folder: self._workshop.train(mix, seed, folder, checkpoints)
+            self._entries[key] = obtain_together(
+                self._accelerator,
+                self._store,
+                "lalms",
+                key,
+                lambda folder: self._workshop.train(mix, seed, folder, checkpoints),
             )
-            checkpoints.remove()
+            if self.is_first:
+                checkpoints.remove()
         return self._entries[key]
 
     def _score(self, name: str, seed: int) -> ScoreRecord:
@@ -245,6 +287,7 @@ class Suite:
             environment={
                 "device": str(self.device),
                 "precision": self._accelerator.mixed_precision,
+                "processes": self.num_processes,
                 "threads": torch.get_num_threads(),
                 "platform": platform.platform(),
                 "python": platform.python_version(),
@@ -290,6 +333,7 @@ class Suite:
             decoder=self._decoder.digest,
             device_type=self.device.type,
             precision=self._accelerator.mixed_precision,
+            num_processes=self.num_processes,
         )
 
     @functools.cached_property

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,8 +21,12 @@ from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.errors import TrainingError
 from xares_bench.interruption import put_off
 from xares_bench.lalm import LALM
+from xares_bench.processes import all_or_none, summed
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
+
+# Between the seeds of two processes.
+_SEEDS_APART = 1_000_003
 
 # Parts of a parameter's name that keep it from decaying.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm(\.|$)", re.IGNORECASE)
@@ -75,7 +80,8 @@ def train(
     with (
         _prepared(lalm, accelerator) as model,
         lalm.compiled(accelerator.device) if recipe.compile else contextlib.nullcontext(),
-        seeded(recipe.seed, accelerator.device),  # for the dropout
+        # For the dropout, which each process draws for its share.
+        seeded(recipe.seed + _SEEDS_APART * accelerator.process_index, accelerator.device),
         deterministic_algorithms(wanted=recipe.deterministic, required=True),
         progress.bar(description, num_steps, num_before=first) as advance,
         put_off() as is_interrupted,
@@ -86,16 +92,19 @@ def train(
             state.restore(start)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                loss = model(batch) / batch.num_targets
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
+            with all_or_none(accelerator):
+                with accelerator.autocast():
+                    loss = model(batch) / batch.num_targets
+                # Gradients are averaged over the processes; the loss is a sum over them.
+                accelerator.backward(loss * accelerator.num_processes)
+                accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+                optimizer.step()
+                loss_of_all, num_interrupted = summed(accelerator, [float(loss.detach()), float(is_interrupted())])
             # With fp16, a step whose gradients overflow is left out; the rate then waits for it.
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
             optimizer.zero_grad()
-            losses.append(float(loss.detach()))
+            losses.append(loss_of_all)
             accelerator.log({f"loss/{description.replace(' ', '_')}": losses[-1]}, step=step + 1)
             if not losses[-1] < float("inf"):
                 raise TrainingError(
@@ -105,10 +114,10 @@ def train(
             num_clips += len(batch.lengths)
             clips_per_s = num_clips / (time.perf_counter() - started)
             advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
-            interrupted, is_last = is_interrupted(), step + 1 == num_steps
-            if keep is not None and not is_last and (interrupted or (step + 1) % keep_every == 0):
+            is_due = num_interrupted or (step + 1) % keep_every == 0
+            if keep is not None and is_due and step + 1 < num_steps:
                 keep(state.checkpoint(losses))
-            if interrupted:
+            if num_interrupted:
                 raise KeyboardInterrupt(f"{description} was interrupted after step {step + 1} of {num_steps}")
     assert len(losses) == num_steps, "the batches ended early"
     return losses
@@ -129,9 +138,8 @@ class _State:
         tensors = {f"parameter.{name}": value.detach() for name, value in self.lalm.trained_parameters()}
         for number, moments in optimizer["state"].items():
             tensors.update({f"optimizer.{number}.{name}": value for name, value in moments.items()})
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.accelerator.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        for process, states in enumerate(gather_object([self._random_states()])):
+            tensors.update({f"random.{process}.{name}": value for name, value in states.items()})
         scaler = self.accelerator.scaler
         return Checkpoint(
             num_steps=len(losses),
@@ -159,9 +167,16 @@ class _State:
         self.schedule.load_state_dict(checkpoint.values["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.values["scaler"])
-        torch.set_rng_state(checkpoint.tensors["random.cpu"])
+        random = f"random.{self.accelerator.process_index}"
+        torch.set_rng_state(checkpoint.tensors[f"{random}.cpu"])
         if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], self.accelerator.device)
+            torch.cuda.set_rng_state(checkpoint.tensors[f"{random}.cuda"], self.accelerator.device)
+
+    def _random_states(self) -> dict[str, torch.Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        return states
 
 
 def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:

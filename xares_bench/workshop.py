@@ -32,6 +32,7 @@ from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics import METRICS, evaluate
 from xares_bench.plan import Plan
+from xares_bench.processes import from_main, in_step
 from xares_bench.progress import Progress
 from xares_bench.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
 from xares_bench.rows import Part, Tally, read_parts
@@ -71,6 +72,8 @@ class Workshop:
     def train(self, mix: Mix, seed: int, folder: Path, checkpoints: Checkpoints) -> dict[str, Any]:
         """Train the LALM of a mix with a seed and write it into a folder; returns what else is to be known of it.
 
+        Of several processes each does this, at the same time, and only the first one writes.
+
         Args:
             mix: What it is trained on.
             seed: What it is trained with.
@@ -96,7 +99,7 @@ class Workshop:
             limit=self.plan.limit,
         )
         features_before_s = self.features.seconds
-        start = checkpoints.newest()
+        start = from_main(self.accelerator, checkpoints.newest)
         before_s = {"all": 0.0, "features": 0.0}
         if start is not None:
             counts = start.values["data"]
@@ -111,12 +114,15 @@ class Workshop:
 
         def keep(checkpoint: Checkpoint) -> None:
             values = {**checkpoint.values, "data": data.counts(), "seconds": spent_s()}
-            checkpoints.save(dataclasses.replace(checkpoint, values=values))
+            if self.accelerator.is_main_process:
+                checkpoints.save(dataclasses.replace(checkpoint, values=values))
 
         num_past = 0 if start is None else start.num_steps
         drawn = draws(data, self.features, mix.num_workers)
         try:
-            with contextlib.closing(training_batches(drawn, self.clips, self._encoding, recipe, num_past)) as batches:
+            share = (self.accelerator.process_index, self.accelerator.num_processes)
+            made = training_batches(drawn, self.clips, self._encoding, recipe, num_past, share)
+            with contextlib.closing(made), contextlib.closing(in_step(self.accelerator, made)) as batches:
                 with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
                     first = next(batches)
                     advance()
@@ -136,9 +142,10 @@ class Workshop:
             self.features.drop_unfinished()
         for tally in data.tallies.values():
             tally.check(complete=False)
-        lalm.save(folder)
-        curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
-        (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
+        if self.accelerator.is_main_process:
+            lalm.save(folder)
+            curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
+            (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
         lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
         self._lalms = {folder: lalm}
         seconds = spent_s()

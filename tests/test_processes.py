@@ -1,0 +1,184 @@
+"""Several processes of a launcher: one table, one set of files, the scores of one process, and no waiting for the dead.
+
+With gloo on this machine's processor; on GPUs nothing of this was run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from tests.test_bench import ENCODER
+from tests.test_plan import plan as make_plan
+from tests.test_resume import Sessions, outcome, wait_for_step
+from xares_bench.header import _company
+from xares_bench.progress import Progress
+from xares_bench.suite import Suite
+
+# Does what FAULT says in the process of number 1 when it meets a clip of a quarter of a second.
+FAULTY = """
+import os, signal
+import torch
+
+class FaultyEncoder(torch.nn.Module):
+    output_dim = 4
+
+    def forward(self, audio, mask=None):
+        if audio.shape[1] == 4000 and os.environ.get("RANK") == "1":
+            match os.environ["FAULT"]:
+                case "raises":
+                    raise ValueError("only here")
+                case "is killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return audio[:, : audio.shape[1] // 400 * 400].reshape(len(audio), -1, 4), None
+"""
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+class Launched(Sessions):
+    """Sessions in two processes."""
+
+    num_steps = 120
+
+    def command(self, runs: Path, *options: str) -> list[str]:
+        first, *rest = super().command(runs, *options)
+        return [first, *LAUNCHER, *rest]
+
+    def start(self, runs: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(runs, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
+    sessions = Sessions(tmp_path_factory.mktemp("alone"))
+    sessions.num_steps = Launched.num_steps
+    return sessions
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    return Launched(tmp_path_factory.mktemp("launched"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launched: Launched) -> Path:
+    """The runs folder of two processes that nothing happened to."""
+    runs = launched.folder / "undisturbed"
+    output = launched.run(runs, f"--junitxml={launched.folder / 'junit.xml'}")
+    assert output.count("= xares-bench =") == 1, output
+    assert output.count("on cpu:0, 2 processes") == 1, output
+    return runs
+
+
+def losses(runs: Path) -> list[float]:
+    (file,) = runs.glob("store/lalms/*/loss.tsv")
+    return [float(line.split("\t")[1]) for line in file.read_text().splitlines()[1:]]
+
+
+def score(runs: Path) -> float:
+    (file,) = runs.glob("*/results.json")
+    return float(json.loads(file.read_text())["scores"][0]["score"])
+
+
+def test_two_processes_make_one_set_of_files_and_the_scores_of_one(
+    alone: Sessions, launched: Launched, undisturbed: Path
+) -> None:
+    alone.run(alone.folder / "runs")
+    assert losses(undisturbed)[:50] == pytest.approx(losses(alone.folder / "runs")[:50], rel=1e-3)
+    assert score(undisturbed) == pytest.approx(score(alone.folder / "runs"), abs=0.02)
+    (results,) = undisturbed.glob("*/results.json")
+    assert json.loads(results.read_text())["run"]["environment"]["processes"] == 2
+    assert outcome(undisturbed).keys() == outcome(alone.folder / "runs").keys()
+    assert not list(undisturbed.rglob("*.part"))
+    assert (launched.folder / "junit.xml").read_text().count("<testcase") == 1
+    assert "1 passed" in (undisturbed / "process-1.log").read_text()
+
+
+def test_killed_both_they_go_on_together(launched: Launched, undisturbed: Path) -> None:
+    runs = launched.folder / "killed"
+    process = launched.start(runs)
+    wait_for_step(process, runs, 20)
+    for worker in psutil.Process(process.pid).children(recursive=True):
+        worker.kill()
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert "to be continued after step" in launched.run(runs)
+    assert outcome(runs) == outcome(undisturbed)
+
+
+def test_a_signal_to_the_launcher_keeps_the_state_of_both(launched: Launched, undisturbed: Path) -> None:
+    runs = launched.folder / "terminated"
+    process = launched.start(runs)
+    wait_for_step(process, runs, 20)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "was interrupted after step" in output
+    assert "to be continued after step" in launched.run(runs)
+    assert outcome(runs) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("fault", ["raises", "is killed"])
+def test_one_that_fails_ends_the_run(launched: Launched, fault: str, tmp_path: Path) -> None:
+    """Within a minute, with a status that says so, and nothing is left that a later run could trust."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    runs = tmp_path / "runs"
+    started = time.monotonic()
+    process = launched.start(runs, f"--encoder={tmp_path / 'faulty.py'}", FAULT=fault)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    assert time.monotonic() - started < 90, "some of it is starting"
+    assert not list(runs.glob("store/lalms/*/manifest.json"))
+    if fault == "raises":
+        assert "process 1: EncoderError: " in output
+        assert "only here" in output
+    again = launched.start(runs, f"--encoder={tmp_path / 'faulty.py'}", FAULT="none")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+
+
+def test_more_processes_than_a_batch_has_samples_are_refused(launched: Launched, tmp_path: Path) -> None:
+    process = launched.start(tmp_path / "runs", "--set", "batch_size=1")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "2 processes cannot share batches of 1; start at most 1" in output
+
+
+def test_a_launcher_and_xdist_are_refused_together(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", REPOSITORY / "bench", "--preset=mini", f"--encoder={ENCODER}", "-n", "2"],
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 4
+    assert "processes of a launcher, and -n starts more" in finished.stderr + finished.stdout
+
+
+def test_one_of_several_gpus_says_how_to_use_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    plan = make_plan(encoder=str(ENCODER))
+    suite = Suite(plan, Progress())
+    assert _company(suite) == ""
+    suite.device = torch.device("cuda")
+    assert "accelerate launch --num_processes=4 -m pytest" in _company(suite)
