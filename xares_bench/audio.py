@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,9 @@ SAMPLE_RATE_HZ = 16_000
 # By the extension of the tar member: what PyAV decodes, and what libsndfile decodes without help.
 EXTRA_SUFFIXES = ("m4a", "wma")
 AUDIO_SUFFIXES = ("flac", "mp3", "wav", "ogg", "opus", *EXTRA_SUFFIXES)
+
+# Values over all channels that a clip may have: 75 minutes at 44.1 kHz and one channel, 0.8 GB decoded.
+_MAX_VALUES = 200_000_000
 
 
 def decode(data: bytes, suffix: str) -> NDArray[np.float32]:
@@ -80,12 +83,20 @@ def _read_with_soundfile(data: bytes, suffix: str) -> tuple[NDArray[np.float32],
     import soundfile
 
     try:
-        samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_size(file.frames * file.channels)
+            samples, rate_hz = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as cause:  # whose own text holds the address of the buffer, at every run another
         raise ValueError(f"unreadable audio: {cause.error_string}") from None
     except (TypeError, MemoryError) as cause:  # a damaged header may claim any length
         raise ValueError(f"unreadable audio: {cause}") from None
     return samples, rate_hz
+
+
+def _check_size(num_values: int) -> None:
+    """Raise ValueError where audio takes more memory than any clip does: a few bytes can hold hours of silence."""
+    if num_values > _MAX_VALUES:
+        raise ValueError(f"unreadable audio: {num_values} samples over all channels, expected at most {_MAX_VALUES}")
 
 
 def _read_with_av(data: bytes, suffix: str) -> tuple[NDArray[np.float32], int]:
@@ -101,7 +112,12 @@ def _read_with_av(data: bytes, suffix: str) -> tuple[NDArray[np.float32], int]:
             if not container.streams.audio:
                 raise ValueError("unreadable audio: the file holds no audio stream")
             to_float = av.AudioResampler(format="fltp")
-            parts = [planes.to_ndarray() for frame in container.decode(audio=0) for planes in to_float.resample(frame)]
+            parts: list[NDArray[Any]] = []
+            num_values = 0
+            for frame in container.decode(audio=0):
+                parts.extend(planes.to_ndarray() for planes in to_float.resample(frame))
+                num_values += frame.samples * frame.layout.nb_channels
+                _check_size(num_values)
             rate_hz = container.streams.audio[0].rate
     except (av.FFmpegError, MemoryError) as cause:
         raise ValueError(f"unreadable audio: {cause}") from None

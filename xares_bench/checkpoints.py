@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from xares_bench import json_text
 from xares_bench.errors import DamageWarning
 from xares_bench.store import Entry, Store
 
@@ -121,5 +122,5 @@ def _read(entry: Entry) -> Checkpoint:
     return Checkpoint(
         num_steps=entry.manifest["step"],
         tensors=load_file(entry.folder / _TENSORS_FILE),
-        values=json.loads((entry.folder / _VALUES_FILE).read_text(encoding="utf-8")),
+        values=json_text.parse((entry.folder / _VALUES_FILE).read_text(encoding="utf-8")),
     )

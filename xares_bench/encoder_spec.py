@@ -10,7 +10,6 @@ import ast
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NoReturn
 
+from xares_bench import json_text
 from xares_bench.errors import EncoderSpecError
 
 _FORMS = "path/to/file.py, path/to/file.py::ClassName, package.module.ClassName or hf:NAME"
@@ -253,7 +253,7 @@ def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
         return {}
     example = """as in --encoder-args='{"layer": 6}'"""
     try:
-        arguments = json.loads(arguments_json, parse_constant=_refuse_constant)
+        arguments = json_text.parse(arguments_json, parse_constant=_refuse_constant)
     except ValueError as error:
         raise EncoderSpecError(
             f"--encoder-args={arguments_json}: not JSON ({error}); give an object, {example}"

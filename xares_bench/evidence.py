@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xares_bench import json_text
 from xares_bench.errors import UsageError
 from xares_bench.metrics import MetricResult
 from xares_bench.store import write_atomically
@@ -130,8 +131,8 @@ def load_evidence(path: Path) -> Evidence:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("about.json"))
-            clips = json.loads(archive.read("clips.json"))
+            about = json_text.parse(archive.read("about.json"))
+            clips = json_text.parse(archive.read("clips.json"))
             parts = np.lib.format.read_array(io.BytesIO(archive.read("parts.npy")), allow_pickle=False)
         if about["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {about['schema']}, this version reads {_SCHEMA}")

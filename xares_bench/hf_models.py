@@ -6,7 +6,6 @@ Nothing big is downloaded before config and feature extractor have shown that th
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from logging import ERROR
@@ -20,6 +19,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoFeatureE
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import logging
 
+from xares_bench import json_text
 from xares_bench.errors import EncoderError
 
 _SUPPORTED = (
@@ -131,7 +131,7 @@ def _located(name: str, revision: str | None, label: str) -> tuple[Path, str | N
 
 def _model_type(config_file: Path, label: str, *, trust_remote_code: bool) -> str:
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = json_text.parse(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         _refuse(label, f"has a {_CONFIG_FILE} that cannot be read: {_one_line(error)}; mend or fetch it again")
     model_type = config.get("model_type") if isinstance(config, dict) else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xares_bench import json_text
 from xares_bench.errors import UsageError
 from xares_bench.evidence import Evidence, load_evidence
 from xares_bench.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
@@ -66,8 +66,8 @@ class FinishedRun:
             return []
         try:
             with path.open(encoding="utf-8") as lines:
-                return [Prediction(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError, RecursionError) as cause:
+                return [Prediction(**json_text.parse(line)) for line in lines]
+        except (ValueError, TypeError) as cause:
             raise UsageError(f"{path} cannot be read: {cause}; run the suite again") from cause
 
 
@@ -79,10 +79,10 @@ def read_run(path: Path) -> FinishedRun:
     """
     file = path if path.name == RESULTS_FILE else path / RESULTS_FILE
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json_text.parse(file.read_text(encoding="utf-8"))
     except OSError as cause:
         raise UsageError(f"{file}: no finished run ({cause.strerror}); name a folder below runs/") from cause
-    except (ValueError, RecursionError) as cause:
+    except ValueError as cause:
         raise UsageError(f"{file} is truncated or damaged ({cause}); run the suite again") from cause
     if not isinstance(data, dict) or data.get("schema") != RESULTS_SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None

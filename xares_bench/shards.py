@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import math
 import tarfile
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
 from typing import IO, Any, Self, cast
 
+from xares_bench import json_text
 from xares_bench.audio import AUDIO_SUFFIXES
 from xares_bench.catalogue import Split
 from xares_bench.digests import file_digest
@@ -26,6 +26,11 @@ from xares_bench.hub import DataHome
 from xares_bench.hub.digest_memory import DigestMemory
 
 MANIFEST_NAME = "manifest.json"
+# Bounds of what a shard may hold; far beyond any of the published ones, and small enough to be read.
+_MAX_MEMBER_BYTES = 1 << 30
+_MAX_JSON_BYTES = 64 << 20
+_MAX_TARGET_LETTERS = 20_000
+
 _GZIP_MAGIC = b"\x1f\x8b"
 # Raised by tarfile at the zero block that ends an archive; its type stubs do not know it.
 _END_MARK: type[HeaderError] = getattr(tarfile, "EOFHeaderError")  # noqa: B009
@@ -87,7 +92,7 @@ class ShardFolder:
         manifest = folder / MANIFEST_NAME
         if manifest.is_file():
             try:
-                listed = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+                listed = json_text.parse(manifest.read_text(encoding="utf-8"))["shards"]
                 self._promised = {name: entry["sha256"] for name, entry in listed.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as cause:
                 raise DataError(f"{manifest}: not a manifest of shards ({cause!r}); restore it or delete it") from None
@@ -184,6 +189,9 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
                     f"key {key!r} holds {str(fields[key])[:40]!r}, expected text, a number or a list of them"
                 )
             targets = tuple(str(value) for value in values)
+            longest = max(map(len, targets))
+            if longest > _MAX_TARGET_LETTERS:
+                raise ValueError(f"key {key!r} holds {longest} letters, expected at most {_MAX_TARGET_LETTERS}")
             if not all(target.strip() for target in targets):
                 raise ValueError(f"key {key!r} holds an empty text")
             return targets
@@ -212,10 +220,12 @@ def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
         problem = f"several audio members ({', '.join(audio)})"
     elif "json" not in members:
         problem = "no .json member"
+    elif len(members["json"]) > _MAX_JSON_BYTES:
+        problem = f".json member of {len(members['json'])} bytes, expected at most {_MAX_JSON_BYTES}"
     else:
         try:
-            fields = json.loads(members["json"])
-        except (ValueError, RecursionError) as cause:
+            fields = json_text.parse(members["json"])
+        except ValueError as cause:
             problem = f"unreadable .json member: {cause}"
         if problem is None and not isinstance(fields, dict):
             problem = "the .json member holds no object"
@@ -228,7 +238,7 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and bytes of every file in the archive."""
     try:
         with _open(shard.path) as stream:
-            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo) as archive:
+            with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
                     if member.islnk() or member.issym():
                         raise ReadError(f"{member.name!r} is a link; store the file itself")
@@ -243,9 +253,13 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                     assert file is not None
                     yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), file.read()
             # To the end, where gzip keeps its checksum; tarfile would ignore a second archive behind the end mark.
+            num_rest = 0
             while rest := stream.read(1 << 20):
+                num_rest += len(rest)
                 if rest.strip(b"\0"):
                     raise ReadError("there is data behind the mark that ends the archive")
+                if num_rest > _MAX_MEMBER_BYTES:
+                    raise ReadError(f"more than {_MAX_MEMBER_BYTES} zeros behind the mark that ends the archive")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
         raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard anew") from None
 
@@ -254,6 +268,19 @@ def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP_MAGIC
     return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
+
+
+class _Bounded:
+    """A stream of which nobody reads more at once than a member may have; a few kilobytes can unpack to any size."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.tell, self.seek = stream.tell, stream.seek
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_MEMBER_BYTES:
+            raise ReadError(f"a member or its header claims {size} bytes, expected at most {_MAX_MEMBER_BYTES}")
+        return self._stream.read(size)
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import textwrap
 import urllib.request
@@ -26,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from xares_bench import json_text
 from xares_bench.digests import file_digest
 from xares_bench.errors import UsageError
 
@@ -314,7 +314,7 @@ def _check_pooling(config: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json_text.parse(path.read_text(encoding="utf-8"))
 
 
 def _one_line(error: Exception) -> str:

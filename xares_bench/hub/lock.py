@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xares_bench import json_text
 from xares_bench.errors import DataError
 from xares_bench.store import write_atomically
 
@@ -79,7 +80,7 @@ def read_pins(folder: Path) -> dict[str, Pin]:
     """
     path = folder / LOCK_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_text.parse(path.read_text(encoding="utf-8"))
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, expected {_SCHEMA}")
         return {key: _read_pin(value) for key, value in content["repositories"].items()}
