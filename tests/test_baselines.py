@@ -25,7 +25,7 @@ from xares_bench.baselines import (
     shipped_baselines,
     write_baseline,
 )
-from xares_bench.errors import BaselineError, UsageError
+from xares_bench.errors import BaselineError, DiskError, UsageError
 from xares_bench.evidence import Evidence
 
 TASKS = {
@@ -428,13 +428,23 @@ def test_a_file_where_a_folder_should_be_is_a_usage_error(tmp_path: Path) -> Non
         check_new_baseline(tmp_path / "file" / "sub" / "base.yaml")
 
 
-def test_a_disk_that_refuses_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, content: str) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_full_disk_leaves_the_baseline_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "base.yaml"
+    write_baseline(path, preset="mini", scores={"a": WHOLE, "b": WHOLE})
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    num_left = 2
 
-    monkeypatch.setattr(baselines, "write_atomically", refuse)
-    with pytest.raises(UsageError, match="No space left"):
-        write_baseline(tmp_path / "base.yaml", preset="mini", scores=held({"a": 0.5}))
+    def run_full(descriptor: int) -> None:
+        nonlocal num_left
+        num_left -= 1
+        if num_left < 0:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", run_full)
+    other = dataclasses.replace(WHOLE, score=WHOLE.score / 2)
+    with pytest.raises(DiskError, match=r"base.yaml cannot be written: No space left on device; make room"):
+        write_baseline(path, preset="mini", scores={"a": other, "b": other}, replace=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("moment", ["os.fsync", "os.replace"])

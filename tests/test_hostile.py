@@ -94,6 +94,15 @@ def test_a_header_of_many_gigabytes_is_refused(tmp_path: Path) -> None:
     assert "claims 8589934592 bytes" in finished.stdout
 
 
+def test_headers_of_headers_are_refused(tmp_path: Path) -> None:
+    """Found by a fuzzer: each pax header is one of the next, and a reader calls itself for it."""
+    header = tarfile.TarInfo("pax")
+    header.type = tarfile.XHDTYPE
+    (tmp_path / "s.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 5000)
+    with pytest.raises(DataError, match=r"s\.tar: damaged archive: headers of headers"):
+        list(read_samples(shard_at(tmp_path / "s.tar")))
+
+
 def test_endless_zeros_behind_the_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xares_bench.shards._MAX_MEMBER_BYTES", 1 << 20)
     with gzip.open(tmp_path / "s.tar.gz", "wb") as file:

@@ -122,10 +122,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     for problem in problems:
         sys.stderr.write(f"xares_bench: left out: {problem}\n")
     output = options.output or options.folder / "leaderboard.html"
-    try:
-        write_atomically(output, leaderboard_html(runs))
-    except OSError as cause:
-        raise UsageError(f"{output} cannot be written: {cause}") from cause
+    write_atomically(output, leaderboard_html(runs))
     _say(f"{output}: {len(runs)} runs")
 
 

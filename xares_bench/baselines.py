@@ -30,7 +30,7 @@ import yaml
 
 from xares_bench.digests import file_digest
 from xares_bench.errors import BaselineError, UsageError
-from xares_bench.store import write_atomically
+from xares_bench.store import write_together
 from xares_bench.yaml_file import Section, read_yaml
 
 if TYPE_CHECKING:
@@ -268,7 +268,8 @@ def write_baseline(
         replace: Whether a baseline that is there already is overwritten.
 
     Raises:
-        UsageError: The file exists or cannot be written.
+        UsageError: The file exists.
+        DiskError: It cannot be written.
         BaselineError: There is no score, or one is not a finite number within -1 and 1.
     """
     check_new_baseline(path, replace=replace)
@@ -288,12 +289,8 @@ def write_baseline(
     content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
     if fingerprints:
         content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
-    try:
-        for dataset, data in kept.items():
-            write_atomically(_evidence_file(path, dataset), data)
-        write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    except OSError as cause:
-        raise UsageError(f"{path} cannot be written: {cause}") from cause
+    files: dict[Path, bytes | str] = {_evidence_file(path, dataset): data for dataset, data in kept.items()}
+    write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
 
 
 def _share(section: Section, key: str) -> float:

@@ -18,6 +18,7 @@ from xares_bench.determinism import deterministic_algorithms, seeded
 from xares_bench.digests import digest_of
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.errors import EncoderError, UsageError
+from xares_bench.memory import in_halves
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Sample
 
@@ -119,13 +120,15 @@ class ClipEncoder:
 
         Raises:
             EncoderError: The encoder does not keep its contract on one of the recordings, which is named.
+            OutOfMemory: There is too little memory for one of them.
         """
         clips: list[Clip | None] = [None] * len(recordings)
         # An operation of the user's encoder without a deterministic algorithm is no reason to refuse it.
         algorithms = deterministic_algorithms(wanted=True, required=False)
         with seeded(int(digest_of(seed)[:15], 16), self.encoder.device), algorithms:
             for batch in self._batches(recordings):
-                for index, features_TD in zip(batch, self._encode([recordings[i] for i in batch]), strict=True):
+                encoded = in_halves(self._encode, [recordings[i] for i in batch], "encoding")
+                for index, features_TD in zip(batch, encoded, strict=True):
                     recording = recordings[index]
                     clips[index] = Clip(
                         key=recording.key,

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xares_bench.deadline import deadline
 from xares_bench.determinism import seeded
 from xares_bench.encoder_spec import EncoderSpec
 from xares_bench.errors import EncoderError
@@ -82,7 +83,7 @@ class FrozenEncoder:
         """Whatever the module returns for inputs on its device, unchecked.
 
         Raises:
-            EncoderError: The module raised.
+            EncoderError: The module raised, or did not return in time.
         """
         mask = "mask None" if mask_BS is None else f"a mask {list(mask_BS.shape)}"
         with (
@@ -93,6 +94,7 @@ class FrozenEncoder:
             ),
             torch.inference_mode(),
             torch.autocast(self.device.type, enabled=False),
+            deadline(),
         ):
             # Somebody may have called train() on a model that holds it.
             self.module.eval()

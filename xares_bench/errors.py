@@ -7,10 +7,13 @@
     │   └── BaselineError      a baseline is missing, unreadable or not comparable
     ├── EncoderError       the encoder cannot be loaded or breaks its contract
     ├── DataError          a shard is missing, damaged or holds unusable samples
-    └── TrainingError      the training does not converge to anything
+    ├── DiskError          something cannot be written
+    ├── TrainingError      the training does not converge to anything
+    └── OutOfMemory        there is too little memory, and no way to need less
 
     EncoderWarning         a finding about the encoder that does not keep it from being used
     DamageWarning          something that was kept was damaged, or could not be kept; it is made anew
+    ShortageWarning        there is too little memory to do as much at once as was meant
 
 Every message says what was found, what was expected and what to do. Mistakes of programmers are assertions.
 """
@@ -59,9 +62,21 @@ class DamageWarning(UserWarning):
     """Something that was kept was damaged on disk, or could not be kept; it is made anew when it is needed."""
 
 
+class ShortageWarning(UserWarning):
+    """Memory does not suffice to do as much at once as was meant; it goes on more slowly, to the same results."""
+
+
 class DataError(XaresError):
     """A shard is missing or damaged, or too many of its samples are unusable."""
 
 
+class DiskError(XaresError, OSError):
+    """A disk is full, read-only or broken."""
+
+
 class TrainingError(XaresError):
     """The loss of a training is no longer a finite number."""
+
+
+class OutOfMemory(XaresError):
+    """Memory does not suffice, and doing less at a time would give other results or is not possible."""

@@ -16,8 +16,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from xares_bench.attention import Cache, NextPositions, pack
 from xares_bench.batches import Encoding, Utterance, collate
+from xares_bench.errors import OutOfMemory
 from xares_bench.hf_generation import generate_padded
 from xares_bench.lalm import LALM
+from xares_bench.memory import go_on_with_fewer, is_shortage
 from xares_bench.progress import Progress
 from xares_bench.recipe import GenerationRecipe
 
@@ -41,6 +43,7 @@ def generate(
 
     Raises:
         UsageError: The decoder has too few positions for a clip and its text.
+        OutOfMemory: There is too little memory for one clip.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].num_positions, index))
     longest_first = [prompts[index] for index in order]
@@ -65,20 +68,40 @@ def _generate_packed(
 ) -> Iterator[tuple[int, list[int]]]:
     """Index and generated tokens of every prompt, as they come to their ends; the longest are to be first."""
     waiting = list(enumerate(prompts))[::-1]
+    most = recipe.generation_batch_size
     while waiting:
         # Rows are as long as the longest clip needs. When clips are half as long, a cache of more rows takes its place.
         num_positions = waiting[-1][1].num_positions + recipe.max_new_tokens
-        num_rows = min(recipe.generation_batch_size, max(1, recipe.generation_positions // num_positions))
+        num_rows = min(most, max(1, recipe.generation_positions // num_positions))
         rows = _Rows(lalm, encoding, recipe, device, Cache(num_rows=num_rows, num_positions=num_positions))
-        is_last = num_rows == recipe.generation_batch_size
-        while True:
-            if rows.num_free >= max(1, _FREE_SHARE * num_rows):
-                taken = _take(waiting, rows.num_free, 0 if is_last else num_positions // 2 - recipe.max_new_tokens)
-                if taken:
-                    yield from rows.begin(taken)
-            if not rows.in_use:
-                break
-            yield from rows.advance()
+        try:
+            yield from _generate_in(
+                rows, waiting, 0 if num_rows == most else num_positions // 2 - recipe.max_new_tokens
+            )
+            continue
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            if num_rows == 1:
+                raise OutOfMemory(f"{error}: not enough memory for generation of one clip") from None
+        # Not within the handler: while the error lives, the memory of what raised it does.
+        waiting.extend(sorted(((row.index, row.prompt) for row in rows.in_use), reverse=True))
+        del rows
+        most = num_rows // 2
+        go_on_with_fewer("generation", num_rows)
+
+
+def _generate_in(rows: _Rows, waiting: list[tuple[int, Utterance]], shortest: int) -> Iterator[tuple[int, list[int]]]:
+    """Index and generated tokens of the prompts that are waiting, until the next is shorter than is worth its row."""
+    num_rows = rows.num_free
+    while True:
+        if rows.num_free >= max(1, _FREE_SHARE * num_rows):
+            taken = _take(waiting, rows.num_free, shortest)
+            if taken:
+                yield from rows.begin(taken)
+        if not rows.in_use:
+            return
+        yield from rows.advance()
 
 
 def _take(waiting: list[tuple[int, Utterance]], num_free: int, shortest: int) -> list[tuple[int, Utterance]]:
@@ -98,12 +121,14 @@ class _Row:
     """A text in the making.
 
     Attributes:
-        prompt: Index of its prompt.
+        index: That of its prompt.
+        prompt: What it continues.
         length: Positions that the decoder has read.
         token_ids: What was generated, the last of which is not read yet.
     """
 
-    prompt: int
+    index: int
+    prompt: Utterance
     length: int
     token_ids: list[int] = field(default_factory=list)
 
@@ -129,13 +154,13 @@ class _Rows:
 
     def begin(self, prompts: Sequence[tuple[int, Utterance]]) -> list[tuple[int, list[int]]]:
         """Read prompts into free rows and generate a token of each; returns those that end with it."""
-        batch = collate([prompt for _, prompt in prompts]).to(self._device)
         first = len(self.in_use)
+        begun = [_Row(index=index, prompt=prompt, length=prompt.num_positions) for index, prompt in prompts]
+        self.in_use.extend(begun)
+        batch = collate([prompt for _, prompt in prompts]).to(self._device)
         packing = pack(batch.lengths, self._device, cache=self._cache, rows=slice(first, first + len(prompts)))
         last_places_B = torch.tensor(batch.lengths).cumsum(0).to(self._device) - 1
         output = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, logits_to_keep=last_places_B)
-        begun = [_Row(prompt=index, length=prompt.num_positions) for index, prompt in prompts]
-        self.in_use.extend(begun)
         self._say(begun, output.logits[0])
         return self._release()
 
@@ -168,9 +193,9 @@ class _Rows:
         for place in reversed(range(len(self.in_use))):
             row = self.in_use[place]
             if row.token_ids[-1] == self._eos_id:
-                ended.append((row.prompt, row.token_ids[:-1]))
+                ended.append((row.index, row.token_ids[:-1]))
             elif len(row.token_ids) == self._max_new_tokens:
-                ended.append((row.prompt, row.token_ids))
+                ended.append((row.index, row.token_ids))
             else:
                 continue
             last = self.in_use.pop()

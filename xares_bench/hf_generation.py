@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from xares_bench.attention import pack
 from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.lalm import LALM
+from xares_bench.memory import in_halves
 from xares_bench.recipe import GenerationRecipe
 
 
@@ -29,8 +30,12 @@ def generate_padded(
     equal length share a batch.
     """
     group_by_length = bool(prompts) and not _ignores_padding(lalm, encoding, device)
+
+    def generate_batch(batch: Sequence[Utterance]) -> list[list[int]]:
+        return _generate_batch(lalm, batch, encoding, recipe, device)
+
     for indices in _batches(prompts, recipe.generation_batch_size, group_by_length):
-        token_ids = _generate_batch(lalm, [prompts[index] for index in indices], encoding, recipe, device)
+        token_ids = in_halves(generate_batch, [prompts[index] for index in indices], "generation")
         yield from zip(indices, token_ids, strict=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -161,7 +161,7 @@ class LALM(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what training changed, and nothing that the decoder's own files hold already."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.trained_parameters()}
-        save_file(state, folder / WEIGHTS_FILE)
+        (folder / WEIGHTS_FILE).write_bytes(save(state))
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote."""

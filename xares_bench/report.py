@@ -13,7 +13,7 @@ from xares_bench.html_report import PAGE_FILE, report_html
 from xares_bench.model_card import model_index_yaml
 from xares_bench.records import RESULTS_SCHEMA, Overall, ScoreRecord
 from xares_bench.results import Background, Results
-from xares_bench.store import write_atomically
+from xares_bench.store import write_atomically, write_together
 
 
 def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:
@@ -25,10 +25,11 @@ def write_run(folder: Path, results: Results, background: Background | None = No
         folder: The run's folder.
         results: What was found out.
         background: What else the page shows.
+
+    Raises:
+        DiskError: The scores cannot be written.
     """
     background = background or Background()
-    write_atomically(folder / "scores.tsv", scores_tsv(results))
-    write_atomically(folder / "scores.md", scores_markdown(results, background.baseline))
     makers: dict[str, Callable[[], str]] = {
         "model_card.yaml": lambda: model_index_yaml(results),
         PAGE_FILE: lambda: report_html(results, folder, background),
@@ -40,7 +41,12 @@ def write_run(folder: Path, results: Results, background: Background | None = No
         except Exception as cause:  # whatever it is, the scores are worth more
             (folder / name).unlink(missing_ok=True)  # one of an earlier session would show other scores
             problems.append(f"{folder / name} is not written: {type(cause).__name__}: {cause}")
-    write_atomically(folder / "results.json", results_json(results))
+    scores = {
+        "scores.tsv": scores_tsv(results),
+        "scores.md": scores_markdown(results, background.baseline),
+        "results.json": results_json(results),
+    }
+    write_together({folder / name: text for name, text in scores.items()})
     return problems
 
 

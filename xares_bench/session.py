@@ -26,7 +26,8 @@ from xares_bench.baselines import (
     load_baseline,
     write_baseline,
 )
-from xares_bench.errors import UsageError, XaresError
+from xares_bench.deadline import keep_stderr, lift
+from xares_bench.errors import DiskError, UsageError, XaresError
 from xares_bench.metrics import METRICS
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
@@ -253,7 +254,7 @@ class BenchSession:
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
-        if config.option.collectonly:
+        if config.option.collectonly or _is_worker(config):
             return []
         from xares_bench.header import header_lines, title
 
@@ -276,6 +277,10 @@ class BenchSession:
         if call.when == "call" and _PAYLOAD_KEY in item.stash:
             setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
         return report
+
+    def pytest_enter_pdb(self) -> None:
+        """Let who looks into an encoder take the time it needs."""
+        lift()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect scores and failures, in the process that writes the results."""
@@ -311,7 +316,10 @@ class BenchSession:
         if results is not None:
             from xares_bench.report import write_run
 
-            self._notes += write_run(self.plan.runs_folder / results.run.name, results, self._background())
+            try:
+                self._notes += write_run(self.plan.runs_folder / results.run.name, results, self._background())
+            except DiskError as error:
+                self._problems.append(str(error))
         without_score = results.missing if results is not None else self._selected
         if without_score:
             self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
@@ -414,7 +422,7 @@ class BenchSession:
                 note=f"{run.encoder['spec']}, run {run.name}",
                 fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
             )
-        except UsageError as error:
+        except XaresError as error:
             return [str(error)]
         return []
 
@@ -444,6 +452,7 @@ def open_session(config: pytest.Config) -> BenchSession:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "xares_bench_session")
+    keep_stderr()
     if _rank() > 0:
         _leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{_rank()}.log")
     # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.

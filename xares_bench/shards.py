@@ -9,13 +9,14 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
-from typing import IO, Any, Self, cast
+from typing import IO, Any, BinaryIO, Self, cast
 
 from xares_bench import json_text
 from xares_bench.audio import AUDIO_SUFFIXES
@@ -44,11 +45,26 @@ class Shard:
         path: Where it is.
         name: What to call it in messages and results.
         digest: SHA-256 of its bytes.
+        status: Size and time of the last change, in bytes and ns, of the file that was digested; None: never digested.
     """
 
     path: Path
     name: str
     digest: str
+    status: tuple[int, int] | None = None
+
+    def check_status(self, file: IO[bytes]) -> None:
+        """Refuse bytes of another file than the one that was digested.
+
+        Raises:
+            DataError: The file was replaced or written to since.
+        """
+        found = _status(os.fstat(file.fileno()))
+        if self.status is not None and found != self.status:
+            raise DataError(
+                f"{self.path}: changed while it was in use ({found[0]} bytes, before {self.status[0]}); "
+                "leave the data alone while a session runs, and give the command again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +127,7 @@ class ShardFolder:
             if not path.is_file():
                 raise DataError(f"{path}: this shard is missing; restore the file, or name the right --data-home")
             inside = not Path(name).is_absolute()
+            status = _status(path.stat())
             # A memory of the folder's own shards would outlive the manifest that they are compared with.
             digest = file_digest(path) if inside or self._memory is None else self._memory.sha256(name.lstrip("/"))
             if inside and self._promised is not None and digest != self._promised.get(name):
@@ -119,7 +136,7 @@ class ShardFolder:
                     f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} {promised}; "
                     "the shard is damaged or was changed: restore it, or build the corpus and its manifest anew"
                 )
-            self._shards[name] = Shard(path=path, name=name, digest=digest)
+            self._shards[name] = Shard(path=path, name=name, digest=digest, status=status)
         return self._shards[name]
 
 
@@ -149,10 +166,11 @@ class ShardSource:
         """
         if repository is None:
             return self._local.locate(split)
-        return tuple(
-            Shard(path=self._home.file(repository, path), name=path, digest=self._home.digest(repository, path))
-            for path in split.shards
-        )
+        return tuple(self._fetched(repository, path) for path in split.shards)
+
+    def _fetched(self, repository: str, name: str) -> Shard:
+        path = self._home.file(repository, name)
+        return Shard(path=path, name=name, digest=self._home.digest(repository, name), status=_status(path.stat()))
 
 
 def read_samples(shard: Shard) -> Iterator[Sample]:
@@ -237,7 +255,8 @@ def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
 def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and bytes of every file in the archive."""
     try:
-        with _open(shard.path) as stream:
+        with shard.path.open("rb") as file, _unpacked(file) as stream:
+            shard.check_status(file)
             with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
                     if member.islnk() or member.issym():
@@ -249,9 +268,11 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                     stem, dot, suffix = path.name.partition(".")
                     if not stem or not dot:
                         continue
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), file.read()
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    data = content.read()
+                    shard.check_status(file)
+                    yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), data
             # To the end, where gzip keeps its checksum; tarfile would ignore a second archive behind the end mark.
             num_rest = 0
             while rest := stream.read(1 << 20):
@@ -260,14 +281,21 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                     raise ReadError("there is data behind the mark that ends the archive")
                 if num_rest > _MAX_MEMBER_BYTES:
                     raise ReadError(f"more than {_MAX_MEMBER_BYTES} zeros behind the mark that ends the archive")
+    except RecursionError:
+        raise DataError(f"{shard.path}: damaged archive: headers of headers without end; fetch it anew") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
         raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard anew") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP_MAGIC
-    return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
+def _unpacked(file: BinaryIO) -> IO[bytes]:
+    """The archive in a file that may be compressed."""
+    compressed = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    return cast(IO[bytes], gzip.open(file, "rb")) if compressed else file
+
+
+def _status(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 class _Bounded:

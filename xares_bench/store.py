@@ -7,18 +7,19 @@ found and made anew. A lock beside the folder lets one process make an entry whi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xares_bench import json_text
 from xares_bench.digests import file_digest
-from xares_bench.errors import DamageWarning
+from xares_bench.errors import DamageWarning, DiskError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -26,19 +27,59 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is there whole or not at all (temporary name, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode("utf-8") if isinstance(content, str) else content
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says what the block was writing, where the disk refuses it.
+
+    Raises:
+        DiskError: It does.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
+    except DiskError:
+        raise
+    except OSError as cause:
+        error = DiskError(
+            f"{path} cannot be written: {cause.strerror or cause}; make room or name another folder, and give the same "
+            "command again (what is finished is kept)"
+        )
+        error.errno = cause.errno
+        raise error from cause
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is there whole or not at all (temporary name, fsync, rename).
+
+    Raises:
+        DiskError: It cannot be written; what was there before still is.
+    """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write files that belong together, as `write_atomically` does: none of them before all are on the disk.
+
+    Raises:
+        DiskError: One of them cannot be written; what was there before still is.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporaries[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+                with temporaries[path].open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            with writing(path):
+                temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +115,8 @@ class Unfinished:
     def finish(self, manifest: Mapping[str, Any]) -> Entry:
         """Bring its files to the disk, write the manifest, and let others in."""
         try:
-            files = {path.name: _describe(path) for path in sorted(self.folder.iterdir())}
+            with writing(self.folder):
+                files = {path.name: _describe(path) for path in sorted(self.folder.iterdir())}
             content = {"key": self.folder.name, "files": files, **manifest}
             write_atomically(self.folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
         except BaseException:
@@ -134,20 +176,24 @@ class Store:
 
         Returns:
             None where there is nothing to fill: the entry is there by now, or another process is at it.
+
+        Raises:
+            DiskError: There cannot be one.
         """
         from filelock import FileLock, Timeout  # deferred: a run that finds everything finished locks nothing
 
         folder = self.root / kind / key
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return None
-        if self.find(kind, key) is not None:
-            lock.release()
-            return None
-        return Unfinished(folder, lock)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                return None
+            if self.find(kind, key) is not None:
+                lock.release()
+                return None
+            return Unfinished(folder, lock)
 
     def obtain(self, kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
         """The finished entry of that key, made now if need be.
@@ -157,6 +203,9 @@ class Store:
             key: Digest of everything that it depends on.
             make: Fills the empty folder it is given and returns what to write into the manifest. If it raises,
                 nothing of it is kept.
+
+        Raises:
+            DiskError: It cannot be written.
         """
         while True:
             entry = self.use(kind, key)

@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from xares_bench.batches import Batch
 from xares_bench.checkpoints import Checkpoint
 from xares_bench.determinism import deterministic_algorithms, seeded
-from xares_bench.errors import TrainingError
+from xares_bench.errors import OutOfMemory, TrainingError
 from xares_bench.interruption import put_off
 from xares_bench.lalm import LALM
+from xares_bench.memory import is_shortage
 from xares_bench.processes import all_or_none, summed
 from xares_bench.progress import Progress
 from xares_bench.recipe import TrainingRecipe
@@ -64,6 +65,7 @@ def train(
 
     Raises:
         TrainingError: The loss is no longer a finite number.
+        OutOfMemory: There is too little memory for a step.
         KeyboardInterrupt: SIGINT or SIGTERM has come; the step that was being made is finished, and kept.
     """
     optimizer = torch.optim.AdamW(
@@ -92,7 +94,7 @@ def train(
             state.restore(start)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
-            with all_or_none(accelerator):
+            with all_or_none(accelerator), _said_of_shortage(description, step + 1, batch):
                 with accelerator.autocast():
                     loss = model(batch) / batch.num_targets
                 # Gradients are averaged over the processes; the loss is a sum over them.
@@ -177,6 +179,25 @@ class _State:
         if self.accelerator.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
         return states
+
+
+@contextlib.contextmanager
+def _said_of_shortage(description: str, step: int, batch: Batch) -> Iterator[None]:
+    """No smaller batch is tried where memory does not suffice: sums in another order would give another LALM.
+
+    Raises:
+        OutOfMemory: It does not suffice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        raise OutOfMemory(
+            f"{description}: {type(error).__name__} at step {step}, with {len(batch.lengths)} clips of "
+            f"{sum(batch.lengths)} positions in the batch: {error}. Free memory, or use more of it: several processes "
+            "share a batch, bf16 halves it (docs/gpus.md). The same command goes on from the last checkpoint"
+        ) from None
 
 
 def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:

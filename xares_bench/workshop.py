@@ -38,7 +38,7 @@ from xares_bench.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predi
 from xares_bench.rows import Part, Tally, read_parts
 from xares_bench.shards import ShardSource
 from xares_bench.statistics import interval_of
-from xares_bench.store import Entry
+from xares_bench.store import Entry, writing
 from xares_bench.training import train
 
 LOSS_FILE = "loss.tsv"
@@ -143,9 +143,10 @@ class Workshop:
         for tally in data.tallies.values():
             tally.check(complete=False)
         if self.accelerator.is_main_process:
-            lalm.save(folder)
             curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
-            (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
+            with writing(folder):
+                lalm.save(folder)
+                (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
         lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
         self._lalms = {folder: lalm}
         seconds = spent_s()
@@ -217,7 +218,8 @@ class Workshop:
             assert abs(float(evidence.scores()[0]) - result.score) < 1e-6, (evidence.scores(), result.score)
             interval = interval_of(evidence)
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
-        (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
+        with writing(folder):
+            (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
         generation_s += time.perf_counter() - scoring
         return ScoreRecord(
             dataset=dataset.name,
