@@ -39,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Our own tests stay in their order, whose expensive fixtures are shared; sessions inside tests are shuffled."""
+    config.option.randomly_reorganize = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each of them has a short form that always runs."""
     if not config.getoption("--slow", default=False):

@@ -52,9 +52,9 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-200])
 
 
-def set_score(folder: Path, score: object) -> None:
+def set_value(folder: Path, name: str, value: object) -> None:
     scores = json.loads((folder / "results.json").read_text(encoding="utf-8"))["scores"]
-    scores[0]["score"] = score
+    scores[0][name] = value
     change_results(folder, scores=scores)
 
 
@@ -69,9 +69,13 @@ def set_score(folder: Path, score: object) -> None:
         (lambda folder: change_results(folder, run={}), "is not what a run wrote"),
         (lambda folder: change_results(folder, scores=[{}]), "is not what a run wrote"),
         (lambda folder: change_results(folder, overall=[]), "the overall score of task1 is None"),
-        (lambda folder: set_score(folder, 0.9), "the overall score of task1 is 0.5, but its datasets give 0.900000"),
-        (lambda folder: set_score(folder, "high"), "is not what a run wrote"),
-        (lambda folder: set_score(folder, 7), "the score of esc-50 is 7, expected a number within -1 and 1"),
+        (
+            lambda folder: set_value(folder, "score", 0.9),
+            "the overall score of task1 is 0.5, but its datasets give 0.900000",
+        ),
+        (lambda folder: set_value(folder, "score", "high"), "is not what a run wrote"),
+        (lambda folder: set_value(folder, "score", 7), "the score of esc-50 is 7, expected a number within -1 and 1"),
+        (lambda folder: set_value(folder, "weight", 0), "the weight of esc-50 is 0, expected a number above 0"),
     ],
 )
 def test_what_no_run_wrote_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:

@@ -117,6 +117,8 @@ def _check(record: ScoreRecord) -> None:
             raise ValueError(f"{name} of {record.dataset} is {getattr(record, name)!r}, expected text")
     if not isinstance(record.score, (int, float)) or abs(record.score) > 1:
         raise ValueError(f"the score of {record.dataset} is {record.score!r}, expected a number within -1 and 1")
+    if not isinstance(record.weight, (int, float)) or not 0 < record.weight < math.inf:
+        raise ValueError(f"the weight of {record.dataset} is {record.weight!r}, expected a number above 0")
     if record.interval is not None and not (len(record.interval) == 2 and record.interval[0] <= record.interval[1]):
         raise ValueError(f"the interval of {record.dataset} is {record.interval!r}, expected two numbers")
 

@@ -1,0 +1,158 @@
+"""What users of pytest do with any suite, done with the bench tests."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.test_bench import ENCODER, FEW_STEPS, run_folder, write_data
+
+TASK2 = ["aishell-1", "clotho", "librispeech", "mecat", "songdescriber"]
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ways")
+    write_data(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, folder: Path) -> Run:
+    """The tests of task2 with the options given; what is trained is shared."""
+
+    def run_bench(*options: str, data: str = "data", runs: str = "runs", anew: bool = False) -> pytest.RunResult:
+        start = pytester.runpytest_subprocess if anew else pytester.runpytest_inprocess
+        cache = () if "no:cacheprovider" in options else ("-o", f"cache_dir={pytester.path}/cache")
+        return start(
+            *(str(REPOSITORY / "bench"), "--preset=mini", f"--encoder={ENCODER}", "-k", "task2", *FEW_STEPS),
+            *(f"--data-home={folder / data}", f"--runs-dir={folder / runs}", *cache, *options),
+        )
+
+    return run_bench
+
+
+@pytest.fixture
+def scores_file(run: Run) -> Path:
+    """The scores of an undisturbed session, which another one with the same command writes, too."""
+    result = run()
+    assert result.ret == 0, result.stdout.str()
+    return run_folder(result) / "scores.tsv"
+
+
+@pytest.fixture
+def scores(scores_file: Path) -> str:
+    """The scores of an undisturbed session."""
+    return scores_file.read_text()
+
+
+def scored(result: pytest.RunResult) -> list[str]:
+    """The datasets that have a score."""
+    results = json.loads((run_folder(result) / "results.json").read_text())
+    return [record["dataset"] for record in results["scores"]]
+
+
+@pytest.fixture
+def damaged(folder: Path) -> str:
+    """A data folder of which the test shard of clotho is damaged."""
+    data = folder / "damaged"
+    if not data.exists():
+        write_data(data)
+        (data / "clotho" / "test_00.tar.gz").write_bytes(b"no tar")
+    return data.name
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("-p", "no:cacheprovider"),
+        ("-W", "error"),
+        ("-p", "no:randomly"),
+        ("--import-mode=prepend",),
+        ("-s", "-v", "--durations=3"),
+        ("-p", "no:terminal"),
+    ],
+    ids=" ".join,
+)
+def test_it_works_in_any_way(run: Run, scores: str, scores_file: Path, way: tuple[str, ...]) -> None:
+    scores_file.unlink()
+    result = run(*way)
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    assert scores_file.read_text() == scores
+
+
+def test_a_fresh_training_warns_of_nothing(run: Run, scores: str) -> None:
+    result = run("-W", "error", runs="anew", anew=True)
+    assert result.ret == 0, result.stdout.str()
+    assert (run_folder(result) / "scores.tsv").read_text() == scores
+
+
+def test_tests_in_any_order_have_the_same_scores(run: Run, scores: str) -> None:
+    """The overall score may come before the datasets that it is made of, and one dataset before another trains."""
+    for seed in (1, 2):
+        result = run(f"--randomly-seed={seed}", runs=f"s{seed}")
+        assert result.ret == 0, result.stdout.str()
+        assert (run_folder(result) / "scores.tsv").read_text() == scores
+
+
+def test_the_last_failed_is_run_alone(run: Run, scores: str, damaged: str) -> None:
+    result = run(data=damaged)
+    result.assert_outcomes(passed=4, failed=2, deselected=35)
+    again = run("--lf", data=damaged)
+    again.assert_outcomes(failed=1, skipped=1)  # the overall score of one dataset
+    mended = run("--lf")
+    mended.assert_outcomes(passed=1)
+    assert scored(mended) == ["clotho"]
+
+
+def test_the_first_failure_may_end_it(run: Run, damaged: str) -> None:
+    result = run("-x", "-p", "no:randomly", data=damaged)
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1, deselected=35)
+    assert scored(result) == ["aishell-1"], "what was scored before is kept, and written"
+    result.stdout.fnmatch_lines(["*no score for clotho, librispeech, mecat, songdescriber: not a pass*"])
+
+
+def test_what_is_deselected_is_not_missed(run: Run) -> None:
+    result = run("--deselect", "bench/test_task2.py::test_dataset[clotho]", f"--rootdir={REPOSITORY}")
+    assert result.ret == 0, result.stdout.str()
+    result.assert_outcomes(passed=4, skipped=1, deselected=36)
+    assert scored(result) == [name for name in TASK2 if name != "clotho"]
+    result.stdout.fnmatch_lines(["Overall (incomplete: 4 of 5 datasets)*"])
+
+
+def test_junit_has_the_scores(run: Run, pytester: pytest.Pytester, damaged: str) -> None:
+    result = run("--junitxml=junit.xml", data=damaged)
+    cases = {case.get("name"): case for case in ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")}
+    kept = json.loads((run_folder(result) / "results.json").read_text())["scores"]
+    for record in kept:
+        properties = {
+            found.get("name"): found.get("value")
+            for found in cases[f"test_dataset[{record['dataset']}]"].iter("property")
+        }
+        assert float(properties["score"] or "nan") == record["score"]
+    failure = cases["test_dataset[clotho]"].find("failure")
+    assert failure is not None
+    assert "test_00.tar.gz: damaged archive" in (failure.text or "")
+
+
+def test_benchmark_json_has_the_scores(run: Run, pytester: pytest.Pytester, scores: str) -> None:
+    result = run("--benchmark-json=timings.json")
+    assert result.ret == 0, result.stdout.str()
+    timed = json.loads((pytester.path / "timings.json").read_text())["benchmarks"]
+    assert {entry["params"]["dataset"] for entry in timed} == set(TASK2)
+    assert all("score" in entry["extra_info"] for entry in timed)
+
+
+def test_two_workers_in_any_order(run: Run, scores: str, scores_file: Path) -> None:
+    scores_file.unlink()
+    result = run("-n", "2", "--dist=loadscope", anew=True)
+    assert result.ret == 0, result.stdout.str()
+    assert scores_file.read_text() == scores
