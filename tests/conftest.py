@@ -31,6 +31,8 @@ pytest_plugins = ["pytester"]
 
 REPOSITORY = Path(__file__).parent.parent
 
+NOT_SHUFFLED = ("PYTEST_ADDOPTS", "-p no:randomly")
+
 MakeClips = Callable[..., list[Clip]]
 
 
@@ -40,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Our own tests stay in their order, whose expensive fixtures are shared; sessions inside tests are shuffled."""
+    """Our own tests stay in their order, whose expensive fixtures are shared, where pytest-randomly is installed."""
     config.option.randomly_reorganize = False
 
 
@@ -50,6 +52,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow") is not None:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def in_order() -> Iterator[None]:
+    """Sessions in processes of their own are shuffled only where a test asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*NOT_SHUFFLED)
+        yield
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """As pytest's, which lets no options come from the environment; sessions in it are not shuffled either."""
+    monkeypatch.setenv(*NOT_SHUFFLED)
+    return pytester
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
@@ -511,3 +512,21 @@ def test_a_tracker_whose_package_is_not_there_is_a_usage_error(run: Run) -> None
     result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=trackio")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--track=trackio needs a package that is not there: pip install trackio"])
+
+
+def test_what_numbers_depend_on_is_written_down(run: Run, shared: Path, tmp_path: Path) -> None:
+    """Where the LALM was trained, and where it was evaluated; threads are given by nobody but the machine."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        run(f"--encoder={ENCODER}", "-k", "clotho", runs=tmp_path)
+        torch.set_num_threads(2)
+        result = run(f"--encoder={ENCODER}", "-k", "clotho", runs=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    results = json.loads((run_folder(result) / "results.json").read_text())
+    here, there = results["run"]["environment"], results["lalms"][0]["environment"]
+    assert (here["threads"], there["threads"]) == (2, 1)
+    assert {name for name in here if here[name] != there.get(name)} == {"threads", "judges"}
+    assert here["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert {"device", "gpu", "precision", "processes", "processor", "platform", "python", "torch"} <= here.keys()

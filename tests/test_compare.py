@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
         "the recipe's learning_rate differs: A 0.001, B 0.01",
         "threads of the environment differs: A 2, B 4",
         "torch of the environment differs: A 2.13.0, B 2.14.0",
+    )
+
+
+def test_where_a_reused_lalm_was_trained_is_told(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30)
+    trained = {**second.lalms[0], "environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
+    second = dataclasses.replace(second, lalms=(trained,))
+    assert compare([first, second]).warnings == (
+        "threads of the environment differs: A 2, B 2, LALM task1 trained with 1",
     )
 
 

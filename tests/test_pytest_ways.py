@@ -74,7 +74,6 @@ def damaged(folder: Path) -> str:
     [
         ("-p", "no:cacheprovider"),
         ("-W", "error"),
-        ("-p", "no:randomly"),
         ("--import-mode=prepend",),
         ("-s", "-v", "--durations=3"),
         ("-p", "no:terminal"),
@@ -94,8 +93,9 @@ def test_a_fresh_training_warns_of_nothing(run: Run, scores: str) -> None:
     assert (run_folder(result) / "scores.tsv").read_text() == scores
 
 
-def test_tests_in_any_order_have_the_same_scores(run: Run, scores: str) -> None:
+def test_tests_in_any_order_have_the_same_scores(run: Run, scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The overall score may come before the datasets that it is made of, and one dataset before another trains."""
+    monkeypatch.delenv("PYTEST_ADDOPTS")  # which tells pytest-randomly to stand by
     for seed in (1, 2):
         result = run(f"--randomly-seed={seed}", runs=f"s{seed}")
         assert result.ret == 0, result.stdout.str()
@@ -113,7 +113,7 @@ def test_the_last_failed_is_run_alone(run: Run, scores: str, damaged: str) -> No
 
 
 def test_the_first_failure_may_end_it(run: Run, damaged: str) -> None:
-    result = run("-x", "-p", "no:randomly", data=damaged)
+    result = run("-x", data=damaged)
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1, deselected=35)
     assert scored(result) == ["aishell-1"], "what was scored before is kept, and written"

@@ -21,7 +21,6 @@ from xares_bench.report import (
     write_run,
 )
 from xares_bench.results import Results
-from xares_bench.store import write_atomically
 
 TASKS = {"task1": ("esc-50", "gtzan"), "task2": ("clotho",)}
 
@@ -243,11 +242,13 @@ def test_a_run_is_written_whole_with_the_json_last(tmp_path: Path, monkeypatch: 
     folder = tmp_path / "runs" / "logmel"
     written: list[str] = []
 
-    def note(path: Path, content: bytes | str) -> None:
-        written.append(path.name)
-        write_atomically(path, content)
+    replace = Path.replace
 
-    monkeypatch.setattr("xares_bench.report.write_atomically", note)
+    def note(path: Path, target: Path) -> Path:
+        written.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", note)
     write_run(folder, COMPLETE)
     assert written[-1] == "results.json"
     names = ["model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]

@@ -206,7 +206,11 @@ def _warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
 
 def _surroundings(run: FinishedRun) -> dict[str, Any]:
     manifest = run.run
-    environment = {key: value for key, value in manifest.environment.items() if not isinstance(value, Mapping)}
+    environment = {
+        key: ", ".join([str(value), *_trained_elsewhere(run, key, value)])
+        for key, value in manifest.environment.items()
+        if not isinstance(value, Mapping)
+    }
     judges = manifest.environment.get("judges", {})
     return {
         "the decoder": manifest.decoder["fingerprint"][:12],
@@ -217,6 +221,12 @@ def _surroundings(run: FinishedRun) -> dict[str, Any]:
         **{f"{key} of the environment": value for key, value in environment.items()},
         **{f"the judge of {key}": value for key, value in judges.items()},
     }
+
+
+def _trained_elsewhere(run: FinishedRun, key: str, value: object) -> list[str]:
+    """What was another when LALMs were trained that a later session has reused."""
+    values = {lalm["mix"]: lalm.get("environment", {}).get(key, value) for lalm in run.lalms}
+    return [f"LALM {mix} trained with {other}" for mix, other in values.items() if other != value]
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,8 +235,9 @@ class BenchSession:
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note what is selected, and refuse what cannot be done before anything is fetched or trained."""
-        names = (_parameters(item).get("dataset") for item in session.items)
-        self._selected = tuple(dict.fromkeys(name for name in names if name is not None))
+        names = {_parameters(item).get("dataset") for item in session.items}
+        known = chain.from_iterable(self.plan.tasks.values())
+        self._selected = tuple(name for name in dict.fromkeys(known) if name in names)  # whatever the order of tests
         tasks = (_parameters(item).get("task") for item in session.items)
         complete = {task for task in tasks if task is not None and {*self.plan.tasks[task]} <= {*self._selected}}
         self._num_held = len(self._selected) + len(complete)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import platform
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,14 +22,15 @@ from xares_bench.catalogue import Mix
 from xares_bench.clips import ClipEncoder
 from xares_bench.contract import ContractReport, check_contract
 from xares_bench.decoder import Decoder, locate_decoder
-from xares_bench.digests import digest_of, library_versions
+from xares_bench.digests import digest_of
 from xares_bench.encoders import FrozenEncoder
+from xares_bench.environment import environment_of
 from xares_bench.errors import EncoderError, UsageError, XaresError
 from xares_bench.evidence import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome
-from xares_bench.keys import SCORING_LIBRARIES, TRAINING_LIBRARIES, Keys
+from xares_bench.keys import Keys
 from xares_bench.metrics import METRICS, metric_identity
 from xares_bench.needs import Needs
 from xares_bench.plan import Plan
@@ -43,8 +43,6 @@ from xares_bench.store import Entry, Store
 
 if TYPE_CHECKING:
     from xares_bench.workshop import Workshop
-
-_REPORTED_LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 
 
 class Suite:
@@ -285,18 +283,12 @@ class Suite:
             tasks=self.plan.tasks,
             seeds=self.plan.seeds,
             environment={
-                "device": str(self.device),
-                "precision": self._accelerator.mixed_precision,
-                "processes": self.num_processes,
-                "threads": torch.get_num_threads(),
-                "platform": platform.platform(),
-                "python": platform.python_version(),
+                **environment_of(self._accelerator),
                 "judges": {
                     metric: metric_identity(metric)
                     for metric in sorted({self.plan.dataset(name).metric for name in names})
                     if METRICS[metric].judged
                 },
-                **library_versions(_REPORTED_LIBRARIES),
             },
         )
 

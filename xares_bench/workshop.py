@@ -26,6 +26,7 @@ from xares_bench.catalogue import Dataset, Mix
 from xares_bench.checkpoints import Checkpoint, Checkpoints
 from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.draws import TrainingData, draws
+from xares_bench.environment import environment_of
 from xares_bench.evidence import EVIDENCE_FILE, gather
 from xares_bench.features import FeatureStore
 from xares_bench.generation import generate
@@ -154,6 +155,7 @@ class Workshop:
             "mix": mix.name,
             "seed": seed,
             "num_steps": len(losses),
+            "environment": environment_of(self.accelerator),
             "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
             "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
             "continued_after": num_past,
