@@ -1,0 +1,45 @@
+"""What the documentation points to is there: files, headings, and the tests that show what it promises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "ARCHITECTURE.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
+
+
+def headings_of(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    texts = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if heading:
+            assert heading in headings_of(file), f"{page.name} links to {target}{heading}"
+
+
+def test_every_promise_has_its_tests() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in page.splitlines() if line.startswith("| ") and not re.match(r"\| (promise|fault|---) ", line)
+    ]
+    assert len(rows) > 40
+    for row in rows:
+        tests = TEST.findall(row.rsplit("|", 2)[1])
+        assert tests, f"no test shows: {row}"
+        for file, name in tests:
+            text = (REPOSITORY / "tests" / file).read_text(encoding="utf-8")
+            assert f"\ndef {name}(" in text, f"{file} has no {name}"
