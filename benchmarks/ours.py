@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from benchmarks.sounds import Sound
 from tests.plain_lalm import TokenEncoding
 from xares_bench.batches import Encoding, Utterance, collate, training_batches
 from xares_bench.catalogue import load_catalogue
+from xares_bench.checkpoints import Checkpoint
 from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.draws import Draw
 from xares_bench.encoders import FrozenEncoder
@@ -37,8 +38,9 @@ def train_ours(
     encoding: Encoding,
     num_steps: int,
     recipe: TrainingRecipe,
+    keep: Callable[[Checkpoint], None] | None = None,
 ) -> list[float]:
-    """Fit a LALM, in place; the loss of every step, in nats per token."""
+    """Fit a LALM, in place; the loss of every step, in nats per token. `keep` gets the state after each."""
     clips = ClipEncoder(encoder=encoder, honours_mask=True)
     return train(
         lalm,
@@ -47,6 +49,8 @@ def train_ours(
         recipe=recipe,
         accelerator=Accelerator(cpu=True),
         progress=Progress(),
+        keep=keep,
+        keep_every=1,
     )
 
 
