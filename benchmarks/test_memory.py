@@ -9,14 +9,13 @@ and features made at every draw (`unkept`). Every shard is read at least once.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.processes import peak_bytes_of
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, write_shard
 
@@ -68,14 +67,10 @@ def peak_bytes(data: Path, runs: Path, factor: int, *options: str) -> int:
     command += [f"--encoder={REPOSITORY / 'examples' / 'logmel_encoder.py'}", f"--runs-dir={runs}"]
     command += [f"--train={train}", f"--eval={evaluate}", "-k", "mine"]
     command += ["--set", f"steps={STEPS}", "--set", f"batch_size={BATCH_SIZE}", "--set", "max_new_tokens=4"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, " ".join(command)
-    process.returncode = 0
+    peak = peak_bytes_of(command)
     manifests = sorted((runs / "store" / "lalms").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
     assert json.loads(manifests[-1].read_text())["num_samples"] == {"mine": factor * SHARDS * CLIPS_PER_SHARD}
-    return usage.ru_maxrss * 1024
+    return peak
 
 
 @pytest.mark.parametrize("what", ["kept", "found", "unkept"])

@@ -5,9 +5,7 @@ pytest benchmarks/test_statistics.py
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.comparison import Report
+from benchmarks.processes import peak_bytes_of
 from tests.run_factory import TASKS, write_finished_run
 from xares_bench.evidence import Evidence
 from xares_bench.statistics import interval_of
@@ -51,19 +50,15 @@ def ten_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", ["compare", "leaderboard"])
 def test_ten_runs(benchmark: BenchmarkFixture, report: Report, ten_runs: Path, tmp_path: Path, command: str) -> None:
     """Whole processes; the aims are 10 s and 1 GB."""
-    arguments = [*sorted(ten_runs.iterdir())] if command == "compare" else [ten_runs, "--output", tmp_path / "board.html"]
-    peaks_mb = []
+    arguments = (
+        [*sorted(ten_runs.iterdir())] if command == "compare" else [ten_runs, "--output", tmp_path / "board.html"]
+    )
+    peaks: list[int] = []
 
     def run() -> None:
-        with subprocess.Popen(
-            [sys.executable, "-m", "xares_bench", command, *map(str, arguments)], stdout=subprocess.DEVNULL
-        ) as process:
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        peaks_mb.append(used.ru_maxrss / 1024)
+        peaks.append(peak_bytes_of([sys.executable, "-m", "xares_bench", command, *map(str, arguments)]))
 
     measure: Any = benchmark.pedantic
     measure(run, rounds=3)
-    benchmark.extra_info["peak_mb"] = max(peaks_mb)
-    report(f"peak memory {max(peaks_mb):.0f} MB")
+    benchmark.extra_info["peak_bytes"] = max(peaks)
+    report(f"peak memory {max(peaks) / 1e6:.0f} MB")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.comparison import Comparison
+from benchmarks.processes import peak_bytes_of
 from benchmarks.sizes import REPOSITORY, Size
 
 _REDUCED = ("--train=esc-50", "-k", "esc-50", "--set", "steps=2", "--set", "max_new_tokens=4", "--limit=8")
@@ -26,12 +26,7 @@ def run_suite(size: Size, runs: Path) -> int:
     command = [sys.executable, "-m", "pytest", "bench", "--preset=mini", "-q", "-p", "no:cacheprovider"]
     command += ["--encoder=examples/logmel_encoder.py", f"--runs-dir={runs}", *(() if size.is_real else _REDUCED)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-    # Waited for by hand, because only so does the system tell what this one process took.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, " ".join(command)
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_bytes_of(command, cwd=REPOSITORY, env=environment)
 
 
 def test_mini_suite(comparison: Comparison, size: Size, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from tabulate import tabulate
 
+from benchmarks.processes import peak_bytes_of
 from benchmarks.real_parts.keywords import KEYWORDS, KeywordData, write_keyword_data
 from benchmarks.real_parts.smollm2 import rebuild_smollm2
 
@@ -95,14 +95,12 @@ def run(encoder: str, decoder: Path, data: KeywordData, runs: Path) -> Outcome:
     # One folder an encoder, so that the results are found by looking.
     runs = runs / Path(encoder).stem
     started = time.perf_counter()
-    process = subprocess.Popen(
-        command(encoder, decoder, data, runs), cwd=REPOSITORY, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    peak_bytes = peak_bytes_of(
+        command(encoder, decoder, data, runs),
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        is_shown=True,
     )
-    # Waited for by hand, because only so does the system tell what this one process took.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{encoder}: pytest ended with exit status {process.returncode}, see its output above")
     newest = max(runs.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
     results: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
     (score,), (lalm,) = results["scores"], results["lalms"]
@@ -113,7 +111,7 @@ def run(encoder: str, decoder: Path, data: KeywordData, runs: Path) -> Outcome:
         num_steps=lalm["num_steps"],
         training_s=lalm["training_s"],
         session_s=time.perf_counter() - started,
-        peak_memory_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory_bytes=peak_bytes,
     )
 
 
