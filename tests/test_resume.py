@@ -195,6 +195,15 @@ def test_parameters_and_losses_are_those_of_an_undisturbed_training(
             assert torch.equal(one, other)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C is heeded, although we may have been started in the background, where shells let it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
     batch: Batch,
@@ -220,6 +229,7 @@ def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
     assert fit(continued, itertools.repeat(batch), lora, kept[0], []) == losses
 
 
+@pytest.mark.usefixtures("heeded")
 def test_the_second_signal_acts_at_once() -> None:
     with put_off() as is_asked:
         assert not is_asked()
