@@ -31,8 +31,6 @@ pytest_plugins = ["pytester"]
 
 REPOSITORY = Path(__file__).parent.parent
 
-NOT_SHUFFLED = ("PYTEST_ADDOPTS", "-p no:randomly")
-
 MakeClips = Callable[..., list[Clip]]
 
 
@@ -41,32 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Our own tests stay in their order, whose expensive fixtures are shared, where pytest-randomly is installed."""
-    config.option.randomly_reorganize = False
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each of them has a short form that always runs."""
     if not config.getoption("--slow", default=False):
         for item in items:
             if item.get_closest_marker("slow") is not None:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def in_order() -> Iterator[None]:
-    """Sessions in processes of their own are shuffled only where a test asks for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(*NOT_SHUFFLED)
-        yield
-
-
-@pytest.fixture
-def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """As pytest's, which lets no options come from the environment; sessions in it are not shuffled either."""
-    monkeypatch.setenv(*NOT_SHUFFLED)
-    return pytester
 
 
 @pytest.fixture(autouse=True)

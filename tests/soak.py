@@ -70,7 +70,6 @@ def main(num_sessions: int, folder: Path, *options: str) -> None:
             status = pytest.main(
                 [
                     *(str(REPOSITORY / "bench"), "--preset=mini", f"--encoder={encoder}", "-p", "no:cacheprovider"),
-                    *("-p", "no:randomly"),
                     *(f"--runs-dir={folder / 'runs'}", *options),
                 ]
             )

@@ -93,11 +93,10 @@ def test_a_fresh_training_warns_of_nothing(run: Run, scores: str) -> None:
     assert (run_folder(result) / "scores.tsv").read_text() == scores
 
 
-def test_tests_in_any_order_have_the_same_scores(run: Run, scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_in_any_order_have_the_same_scores(run: Run, scores: str) -> None:
     """The overall score may come before the datasets that it is made of, and one dataset before another trains."""
-    monkeypatch.delenv("PYTEST_ADDOPTS")  # which tells pytest-randomly to stand by
     for seed in (1, 2):
-        result = run(f"--randomly-seed={seed}", runs=f"s{seed}")
+        result = run("-p", "randomly", f"--randomly-seed={seed}", runs=f"s{seed}")
         assert result.ret == 0, result.stdout.str()
         assert (run_folder(result) / "scores.tsv").read_text() == scores
 
@@ -153,6 +152,6 @@ def test_benchmark_json_has_the_scores(run: Run, pytester: pytest.Pytester, scor
 
 def test_two_workers_in_any_order(run: Run, scores: str, scores_file: Path) -> None:
     scores_file.unlink()
-    result = run("-n", "2", "--dist=loadscope", anew=True)
+    result = run("-p", "randomly", "-n", "2", "--dist=loadscope", anew=True)
     assert result.ret == 0, result.stdout.str()
     assert scores_file.read_text() == scores
