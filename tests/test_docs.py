@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "ARCHITECTURE.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+FOLDERS = ("", "docs", "benchmarks", "benchmarks/real_parts", "fixtures/mini")
+PAGES = [page for folder in FOLDERS for page in sorted((REPOSITORY / folder).glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 
@@ -20,7 +21,7 @@ def headings_of(page: Path) -> set[str]:
     return {"#" + re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" in target:

@@ -1,7 +1,6 @@
 """The session: what pytest's hooks know of a run of the bench tests, from the plan to the exit status.
 
-Registered as a plugin by `open_session` when `bench/` is collected. Scores travel on pytest's reports as plain
-mappings, so that they reach the table from xdist's workers in the same way as from this process.
+Registered as a plugin by `open_session` when `bench/` is collected.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import shlex
-import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import nullcontext
@@ -29,21 +27,17 @@ from xares_bench.baselines import (
 )
 from xares_bench.deadline import keep_stderr, lift
 from xares_bench.errors import DiskError, UsageError, XaresError
+from xares_bench.ledger import Ledger, attach, carry
 from xares_bench.metrics import METRICS
 from xares_bench.plan import Plan, make_plan
 from xares_bench.progress import Progress
 from xares_bench.records import Overall, RunManifest, ScoreRecord
+from xares_bench.roles import is_helper, is_worker, leave_reports_to_the_first, rank
 
 if TYPE_CHECKING:
     from xares_bench.gate import Finding, Gate
     from xares_bench.results import Background, Results
     from xares_bench.suite import Suite
-
-# What a dataset's report carries from the process that ran the test.
-_Payload = dict[str, Any]
-_PAYLOAD_KEY = pytest.StashKey[_Payload]()
-_REPORT_ATTRIBUTE = "xares_bench"
-
 
 SESSION = pytest.StashKey["BenchSession"]()
 
@@ -98,16 +92,10 @@ class BenchSession:
             raise UsageError("--force needs --save-baseline: it lets that overwrite a baseline")
         self._selected: tuple[str, ...] = ()
         self._num_held = 0  # tests that the gate decides
-        self._findings: dict[str, Finding] = {}
-        self._failed_by_gate: set[str] = set()
-        self._records: dict[str, ScoreRecord] = {}
-        self._lalms: dict[str, Mapping[str, Any]] = {}
-        self._run: RunManifest | None = None
+        self._ledger = Ledger()
         self._problems: list[str] = []
         self._not_ready: XaresError | None = None
         self._notes: list[str] = []  # what is no reason to fail
-        self._failures: dict[str, str] = {}  # by test, for GitHub
-        self._failed = False
 
     # What the fixtures of bench/conftest.py ask for.
 
@@ -118,7 +106,7 @@ class BenchSession:
 
         manager = self._config.pluginmanager.getplugin("capturemanager")
         shown = Progress(manager.global_and_fixture_disabled if manager else nullcontext)
-        return Suite(self.plan, shown if _rank() == 0 else Progress(quiet=True))
+        return Suite(self.plan, shown if rank() == 0 else Progress(quiet=True))
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -159,11 +147,12 @@ class BenchSession:
         self.suite.track_score(record)
         self.suite.evidence(record.dataset).save(self.evidence_file(record.dataset))
         lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
-        item.stash[_PAYLOAD_KEY] = {
-            "record": record.to_json(),
-            "run": self.run.to_json(),
-            "lalms": [{**lalm.manifest, "reused": lalm.reused} for lalm in lalms],
-        }
+        attach(
+            item,
+            record=record.to_json(),
+            run=self.run.to_json(),
+            lalms=[{**lalm.manifest, "reused": lalm.reused} for lalm in lalms],
+        )
         item.user_properties += [
             ("dataset", record.dataset),
             ("metric", record.metric),
@@ -183,16 +172,16 @@ class BenchSession:
         self._hold(item, self.gate.examine_overall(overall, num_clips), self.predictions_folder)
 
     def _hold(self, item: pytest.Item, finding: Finding, predictions: Path) -> None:
-        self._findings[finding.what] = finding
-        item.stash.setdefault(_PAYLOAD_KEY, {})["finding"] = finding.to_json()
-        failure = self.gate.failures(list(self._findings.values()), self._num_held).get(finding.what)
+        attach(item, finding=finding.to_json())
+        known = {**self._ledger.findings, finding.what: finding}
+        failure = self.gate.failures(list(known.values()), self._num_held).get(finding.what)
+        self._ledger.enter_finding(finding, has_failed=failure is not None)
         if failure is not None:
-            self._failed_by_gate.add(finding.what)
             pytest.fail(f"{failure}; predictions: {predictions}", pytrace=False)
 
     def evidence_file(self, dataset: str) -> Path:
         """Where it is kept what a dataset's score is made of."""
-        run = self._run or self.run  # of a controller of xdist, the workers'
+        run = self._ledger.run or self.run  # of a controller of xdist, the workers'
         return self.plan.runs_folder / run.name / "evidence" / f"{dataset}.npz"
 
     @property
@@ -241,7 +230,7 @@ class BenchSession:
         tasks = (_parameters(item).get("task") for item in session.items)
         complete = {task for task in tasks if task is not None and {*self.plan.tasks[task]} <= {*self._selected}}
         self._num_held = len(self._selected) + len(complete)
-        if self._config.option.collectonly or _is_worker(self._config):
+        if self._config.option.collectonly or is_worker(self._config):
             return
         try:
             if self._baseline is not None:
@@ -256,7 +245,7 @@ class BenchSession:
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
-        if config.option.collectonly or _is_worker(config):
+        if config.option.collectonly or is_worker(config):
             return []
         from xares_bench.header import header_lines, title
 
@@ -276,8 +265,7 @@ class BenchSession:
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, XaresError):
             report.longrepr = str(call.excinfo.value)
-        if call.when == "call" and _PAYLOAD_KEY in item.stash:
-            setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
+        carry(item, report)
         return report
 
     def pytest_enter_pdb(self) -> None:
@@ -286,33 +274,15 @@ class BenchSession:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect scores and failures, in the process that writes the results."""
-        payload: _Payload | None = getattr(report, _REPORT_ATTRIBUTE, None)
-        if _is_helper(self._config):
-            return
-        if report.failed:
-            self._failures[_short_name(report.nodeid)] = report.longreprtext
-        if payload is None:
-            return
-        if "finding" in payload:
-            from xares_bench.gate import Finding
-
-            finding = Finding.from_json(payload["finding"])
-            self._findings[finding.what] = finding
-            if report.failed:
-                self._failed_by_gate.add(finding.what)
-        if "record" not in payload:
-            return
-        record = ScoreRecord.from_json(payload["record"])
-        self._records[record.dataset] = record
-        self._lalms.update((lalm["key"], lalm) for lalm in payload["lalms"])
-        self._run = RunManifest.from_json(payload["run"])
+        if not is_helper(self._config):
+            self._ledger.enter(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the run's files and the baseline; a dataset that was asked for and has no score is not a pass."""
         if "suite" in vars(self):
             self.suite.close()
-        if _is_helper(self._config) or self._config.option.collectonly:
+        if is_helper(self._config) or self._config.option.collectonly:
             return
         results = self._results()
         if results is not None:
@@ -326,21 +296,20 @@ class BenchSession:
         if without_score:
             self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
         # Beside the losses of tests that ran later, a smaller one can turn out to be more than noise (Holm).
-        failures = self.gate.failures(list(self._findings.values()), self._num_held)
-        late = [failure for what, failure in failures.items() if what not in self._failed_by_gate]
+        late = self._ledger.late(self.gate.failures(list(self._ledger.findings.values()), self._num_held))
         self._problems += [f"not a pass either, now that all tests are known: {failure}" for failure in late]
         if self._save_to is not None:
             self._problems += self._save_baseline(self._save_to, results)
         if self._problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._problems:
-            self._failures["xares-bench"] = "; ".join(self._problems)
+            self._ledger.failures["xares-bench"] = "; ".join(self._problems)
         if results is not None:
             from xares_bench.github import append_summary
             from xares_bench.report import scores_markdown
 
             text = scores_markdown(results, self._baseline)
-            self._notes += append_summary(os.environ, text, self._failures)
+            self._notes += append_summary(os.environ, text, self._ledger.failures)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, where the files are, and what is missing; of a listing, what has no test of its own."""
@@ -354,7 +323,7 @@ class BenchSession:
 
             terminalreporter.section("xares-bench")
             terminalreporter.write_line(terminal_table(results, self.gate.baseline))
-            improved = self.gate.improvements(list(self._findings.values()), self._num_held)
+            improved = self.gate.improvements(list(self._ledger.findings.values()), self._num_held)
             if improved:
                 terminalreporter.write_line(f"\nbetter than the baseline by more than noise: {', '.join(improved)}")
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
@@ -364,10 +333,10 @@ class BenchSession:
             terminalreporter.write_line(f"xares-bench: {note}", yellow=True)
         for problem in self._problems:
             terminalreporter.write_line(f"xares-bench: {problem}", red=True)
-        if not _is_helper(self._config):
+        if not is_helper(self._config):
             from xares_bench.github import error_lines
 
-            for line in error_lines(os.environ, self._failures):
+            for line in error_lines(os.environ, self._ledger.failures):
                 terminalreporter.write_line(line)
 
     def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
@@ -378,31 +347,20 @@ class BenchSession:
         return self.plan.catalogue.tasks[parameters["task"]] if "task" in parameters else ()
 
     def _results(self) -> Results | None:
-        if self._run is None:
-            return None
-        from xares_bench.results import Results
-
         order = [*self.plan.catalogue.datasets, *self.plan.own_datasets]
-        records = sorted(self._records.values(), key=lambda record: order.index(record.dataset))
-        return Results(
-            run=self._run,
-            records=tuple(records),
-            lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
-            missing=tuple(name for name in self._run.datasets if name not in self._records),
-            wall_s=time.perf_counter() - self._started,
-        )
+        return self._ledger.results(order, time.perf_counter() - self._started)
 
     def _background(self) -> Background:
         """What the run's page shows beside the results."""
         from xares_bench.results import Background, ClipSource
 
         sources = {}
-        for name in self._records:
+        for name in self._ledger.records:
             dataset = self.plan.dataset(name)
             folder = self.plan.data_folder if dataset.repository is None else self.plan.data_home
             shards = () if dataset.eval is None else tuple(folder / path for path in dataset.eval.shards)
             sources[name] = ClipSource(prompts=dataset.prompts, shards=shards)
-        found = {what: finding.difference for what, finding in self._findings.items()}
+        found = {what: finding.difference for what, finding in self._ledger.findings.items()}
         return Background(
             command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
             baseline=self._baseline,
@@ -455,44 +413,14 @@ def open_session(config: pytest.Config) -> BenchSession:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "xares_bench_session")
     keep_stderr()
-    if _rank() > 0:
-        _leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{_rank()}.log")
+    if rank() > 0:
+        leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.
     config.option.benchmark_quiet = True
     return session
-
-
-def _short_name(test: str) -> str:
-    """What a test is about, of its id: `esc-50` of `bench/test_task1.py::test_dataset[esc-50]`."""
-    name = test.rpartition("::")[2]
-    _, bracket, inner = name.partition("[")
-    return inner.removesuffix("]") if bracket else name
 
 
 def _parameters(item: pytest.Item) -> Mapping[str, Any]:
     """Parameters of one of the bench tests, which all come to use the fixture `bench`; nothing for other tests."""
     callspec = getattr(item, "callspec", None)
     return callspec.params if callspec is not None and "bench" in getattr(item, "fixturenames", ()) else {}
-
-
-def _is_worker(config: pytest.Config) -> bool:
-    """Whether this process is one of xdist's workers."""
-    return hasattr(config, "workerinput")
-
-
-def _rank() -> int:
-    """Number of this process among those of a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _is_helper(config: pytest.Config) -> bool:
-    """Whether another process collects the scores and writes the results."""
-    return _is_worker(config) or _rank() > 0
-
-
-def _leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
-    """Let what this process prints go to a file, and the files of pytest's own options be written by the first only."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout = log.open("w", buffering=1, encoding="utf-8")  # the terminal reporter, which is made next, writes there
-    for option in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave"):
-        setattr(config.option, option, None)

@@ -1,0 +1,109 @@
+"""The ledger: what the tests of a session have found out, on its way from their process to the one that writes it down.
+
+It travels on pytest's reports as plain mappings, so that it comes from xdist's workers in the same way as from this
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from xares_bench.records import RunManifest, ScoreRecord
+
+if TYPE_CHECKING:
+    from xares_bench.gate import Finding
+    from xares_bench.results import Results
+
+# What the report of a dataset or a task carries from the process that ran the test.
+_PAYLOAD_KEY = pytest.StashKey[dict[str, Any]]()
+_REPORT_ATTRIBUTE = "xares_bench"
+
+
+def attach(item: pytest.Item, **content: Any) -> None:
+    """Let the report of a test carry this, too.
+
+    Args:
+        item: The test.
+        content: `record`, with `run` and `lalms`, or `finding`, in the form that goes into JSON.
+    """
+    item.stash.setdefault(_PAYLOAD_KEY, {}).update(content)
+
+
+def carry(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put on a report what has been attached to its test."""
+    if report.when == "call" and _PAYLOAD_KEY in item.stash:
+        setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
+
+
+class Ledger:
+    """What has come in so far.
+
+    Attributes:
+        run: Name and description of the run; None before the first score.
+        records: Scores, by dataset.
+        findings: Of the gate, by what they are about.
+        failures: Messages of failed tests, by what these are about.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.run: RunManifest | None = None
+        self.records: dict[str, ScoreRecord] = {}
+        self.findings: dict[str, Finding] = {}
+        self.failures: dict[str, str] = {}
+        self._lalms: dict[str, Mapping[str, Any]] = {}
+        self._failed_by_gate: set[str] = set()
+
+    def enter(self, report: pytest.TestReport) -> None:
+        """Take in what a report carries, and what its test failed with."""
+        if report.failed:
+            self.failures[_short_name(report.nodeid)] = report.longreprtext
+        payload: Mapping[str, Any] = getattr(report, _REPORT_ATTRIBUTE, {})
+        if "finding" in payload:
+            from xares_bench.gate import Finding
+
+            self.enter_finding(Finding.from_json(payload["finding"]), has_failed=report.failed)
+        if "record" in payload:
+            record = ScoreRecord.from_json(payload["record"])
+            self.records[record.dataset] = record
+            self._lalms.update((lalm["key"], lalm) for lalm in payload["lalms"])
+            self.run = RunManifest.from_json(payload["run"])
+
+    def enter_finding(self, finding: Finding, *, has_failed: bool) -> None:
+        """Take in what the gate says, and whether a test has failed by it."""
+        self.findings[finding.what] = finding
+        if has_failed:
+            self._failed_by_gate.add(finding.what)
+
+    def late(self, failures: Mapping[str, str]) -> list[str]:
+        """Those of the gate's failures by which no test has failed, since they came out after it."""
+        return [failure for what, failure in failures.items() if what not in self._failed_by_gate]
+
+    def results(self, order: Iterable[str], wall_s: float) -> Results | None:
+        """Everything together; None where there is no score.
+
+        Args:
+            order: All datasets, as they are to be listed.
+            wall_s: Seconds since the session began.
+        """
+        if self.run is None:
+            return None
+        from xares_bench.results import Results
+
+        return Results(
+            run=self.run,
+            records=tuple(self.records[name] for name in order if name in self.records),
+            lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
+            missing=tuple(name for name in self.run.datasets if name not in self.records),
+            wall_s=wall_s,
+        )
+
+
+def _short_name(test: str) -> str:
+    """What a test is about, of its id: `esc-50` of `bench/test_task1.py::test_dataset[esc-50]`."""
+    name = test.rpartition("::")[2]
+    _, bracket, inner = name.partition("[")
+    return inner.removesuffix("]") if bracket else name
