@@ -65,18 +65,15 @@ class Ledger:
         if "finding" in payload:
             from xares_bench.gate import Finding
 
-            self.enter_finding(Finding.from_json(payload["finding"]), has_failed=report.failed)
+            finding = Finding.from_json(payload["finding"])
+            self.findings[finding.what] = finding
+            if report.failed:
+                self._failed_by_gate.add(finding.what)
         if "record" in payload:
             record = ScoreRecord.from_json(payload["record"])
             self.records[record.dataset] = record
             self._lalms.update((lalm["key"], lalm) for lalm in payload["lalms"])
             self.run = RunManifest.from_json(payload["run"])
-
-    def enter_finding(self, finding: Finding, *, has_failed: bool) -> None:
-        """Take in what the gate says, and whether a test has failed by it."""
-        self.findings[finding.what] = finding
-        if has_failed:
-            self._failed_by_gate.add(finding.what)
 
     def late(self, failures: Mapping[str, str]) -> list[str]:
         """Those of the gate's failures by which no test has failed, since they came out after it."""

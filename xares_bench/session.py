@@ -173,11 +173,14 @@ class BenchSession:
 
     def _hold(self, item: pytest.Item, finding: Finding, predictions: Path) -> None:
         attach(item, finding=finding.to_json())
-        known = {**self._ledger.findings, finding.what: finding}
-        failure = self.gate.failures(list(known.values()), self._num_held).get(finding.what)
-        self._ledger.enter_finding(finding, has_failed=failure is not None)
+        self._ledger.findings[finding.what] = finding
+        failure = self._failures_by_gate().get(finding.what)
         if failure is not None:
             pytest.fail(f"{failure}; predictions: {predictions}", pytrace=False)
+
+    def _failures_by_gate(self) -> dict[str, str]:
+        """What does not pass beside all that is known so far."""
+        return self.gate.failures(list(self._ledger.findings.values()), self._num_held)
 
     def evidence_file(self, dataset: str) -> Path:
         """Where it is kept what a dataset's score is made of."""
@@ -296,7 +299,7 @@ class BenchSession:
         if without_score:
             self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
         # Beside the losses of tests that ran later, a smaller one can turn out to be more than noise (Holm).
-        late = self._ledger.late(self.gate.failures(list(self._ledger.findings.values()), self._num_held))
+        late = self._ledger.late(self._failures_by_gate())
         self._problems += [f"not a pass either, now that all tests are known: {failure}" for failure in late]
         if self._save_to is not None:
             self._problems += self._save_baseline(self._save_to, results)

@@ -1,0 +1,71 @@
+"""What comes in on reports, and in which order it may."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import pytest
+
+from tests.test_report import results, scored
+from xares_bench.gate import Finding
+from xares_bench.ledger import Ledger, attach, carry
+from xares_bench.records import ScoreRecord
+
+RUN = results().run
+
+
+class ReportOf(Protocol):
+    """A report as it comes from the process that ran the test of a dataset."""
+
+    def __call__(self, name: str, outcome: Literal["passed", "failed"] = "passed", **content: Any) -> pytest.TestReport:
+        """With this attached to the test."""
+
+
+@pytest.fixture
+def report_of(pytester: pytest.Pytester) -> ReportOf:
+    def make(name: str, outcome: Literal["passed", "failed"] = "passed", **content: Any) -> pytest.TestReport:
+        item = pytester.getitem("def test_it(): pass", "test_it")
+        report = pytest.TestReport(
+            f"bench/test_task1.py::test_dataset[{name}]", ("", 0, ""), {}, outcome, "broken", "call"
+        )
+        if content:
+            attach(item, **content)
+        carry(item, report)
+        return report
+
+    return make
+
+
+def content_of(record: ScoreRecord) -> dict[str, Any]:
+    """What is attached to a dataset's test."""
+    lalm = {"key": record.lalm_key, "mix": record.mix}
+    return {"record": record.to_json(), "run": RUN.to_json(), "lalms": [lalm]}
+
+
+def test_scores_come_in_any_order_and_are_listed_in_one(report_of: ReportOf) -> None:
+    ledger = Ledger()
+    assert ledger.results(["esc-50", "gtzan", "clotho"], 1.0) is None
+    for record in (scored("gtzan", 0.25), scored("esc-50", 0.5)):
+        ledger.enter(report_of(record.dataset, **content_of(record)))
+    found = ledger.results(["esc-50", "gtzan", "clotho"], 1.0)
+    assert found is not None
+    assert [record.dataset for record in found.records] == ["esc-50", "gtzan"]
+    assert found.missing == ("clotho",)
+    assert [lalm["key"] for lalm in found.lalms] == ["b" * 64], "one LALM, however many datasets tell of it"
+    assert found.run == RUN
+
+
+def test_a_failure_is_kept_under_what_it_is_about(report_of: ReportOf) -> None:
+    ledger = Ledger()
+    ledger.enter(report_of("gtzan", "failed"))
+    ledger.enter(report_of("esc-50"))
+    assert ledger.failures == {"gtzan": "broken"}
+    assert not ledger.records
+
+
+def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> None:
+    ledger = Ledger()
+    ledger.enter(report_of("gtzan", "failed", finding=Finding(what="gtzan", score=0.5).to_json()))
+    ledger.enter(report_of("esc-50", finding=Finding(what="esc-50", score=0.5).to_json()))
+    assert ledger.findings.keys() == {"gtzan", "esc-50"}
+    assert ledger.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
