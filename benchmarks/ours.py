@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from benchmarks.sizes import Size
 from benchmarks.sounds import Sound
 from tests.plain_lalm import TokenEncoding
-from xares_bench.batches import Encoding, Utterance, collate, training_batches
+from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.catalogue import load_catalogue
 from xares_bench.checkpoints import Checkpoint
 from xares_bench.clips import Clip, ClipEncoder
+from xares_bench.dataloader import training_batches
 from xares_bench.draws import Draw
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.generation import generate

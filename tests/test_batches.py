@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.conftest import MakeClips
-from xares_bench.batches import Encoding, Utterance, collate, training_batches
+from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.clips import Clip, Recording
+from xares_bench.dataloader import example_of, training_batches
 from xares_bench.draws import Draw
 from xares_bench.recipe import Recipe
 
@@ -20,7 +21,7 @@ NO_ENCODER: Any = None  # for clips that are encoded already
 
 def example(encoding: Encoding, clip: Clip, target: str, prompt: str) -> Utterance:
     """An example whose clip is encoded."""
-    made = encoding.example(Draw(clip=clip, target=target, prompt=prompt))
+    made = example_of(Draw(clip=clip, target=target, prompt=prompt), encoding)
     return Utterance(clip=clip, prompt_ids=made.prompt_ids, target_ids=made.target_ids)
 
 
@@ -30,7 +31,7 @@ def test_a_sequence_is_audio_prompt_target_eos_without_holes(make_clips: MakeCli
         example(encoding, clips[0], "ab", "?"),
         example(encoding, clips[1], "c", "?"),
     ]
-    prompt, a, b, c = (encoding._tokens(letter)[0] for letter in "?abc")
+    prompt, a, b, c = (encoding.tokens(letter)[0] for letter in "?abc")
     batch = collate(sequences)
     assert batch.lengths == (7, 4)
     # a a a ? a b EOS | a ? c EOS

@@ -23,10 +23,11 @@ from tests.conftest import REPOSITORY
 from tests.test_bench import ENCODER, write_data
 from tests.test_draws import dataset, training_data, write_difficult_data
 from xares_bench.accelerator import open_accelerator
-from xares_bench.batches import Batch, Encoding, past_of, training_batches
+from xares_bench.batches import Batch, Encoding
 from xares_bench.catalogue import make_mix
 from xares_bench.checkpoints import Checkpoint
 from xares_bench.clips import ClipEncoder
+from xares_bench.dataloader import past_of, training_batches
 from xares_bench.decoding import DecodingRequest
 from xares_bench.draws import Past, TrainingData, draws
 from xares_bench.encoder_spec import parse_encoder_spec

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
+# Libraries whose versions are part of the keys of what was trained, and of what was scored.
+TRAINING_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers", "webdataset")
+SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 
 
 def digest_of(value: Any) -> str:

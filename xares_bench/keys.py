@@ -16,7 +16,7 @@ from typing import Any
 
 from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.clips import ClipEncoder
-from xares_bench.digests import code_digest, digest_of, library_versions
+from xares_bench.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, code_digest, digest_of, library_versions
 from xares_bench.errors import DataError
 from xares_bench.features import features_parts
 from xares_bench.metrics import metric_identity
@@ -25,11 +25,9 @@ from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
 _READING = ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
-_TRAINING = (*_READING, "draws", "training")
+_TRAINING = (*_READING, "dataloader", "draws", "training")
 _JUDGING = ("captions.files", "captions.formulas", "captions.judges")
 _SCORING = (*_READING, *_JUDGING, "evidence", "generation", "hf_generation", "metrics", "statistics")
-TRAINING_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers", "webdataset")
-SCORING_LIBRARIES = ("jiwer", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)

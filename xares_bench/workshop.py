@@ -21,10 +21,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from xares_bench.batches import Encoding, past_of, training_batches
+from xares_bench.batches import Encoding
 from xares_bench.catalogue import Dataset, Mix
 from xares_bench.checkpoints import Checkpoint, Checkpoints
 from xares_bench.clips import Clip, ClipEncoder
+from xares_bench.dataloader import past_of, training_batches
 from xares_bench.draws import TrainingData, draws
 from xares_bench.environment import environment_of
 from xares_bench.evidence import EVIDENCE_FILE, gather
