@@ -15,7 +15,7 @@ from xares_bench.session import SESSION, BenchSession, open_session
 
 if TYPE_CHECKING:
     from xares_bench.contract import ContractReport
-    from xares_bench.store import Entry
+    from xares_bench.core.store import Entry
 
 
 def pytest_configure(config: pytest.Config) -> None:

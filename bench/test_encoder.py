@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from xares_bench.clauses import CLAUSES
-from xares_bench.errors import EncoderWarning
+from xares_bench.core.errors import EncoderWarning
 
 if TYPE_CHECKING:
     from xares_bench.contract import ContractReport

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xares_bench.catalogue import load_catalogue
+from xares_bench.config.catalogue import load_catalogue
 from xares_bench.records import ScoreRecord
 
 pytestmark = pytest.mark.task2

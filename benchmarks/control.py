@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from benchmarks.sounds import Sound
-from xares_bench.determinism import deterministic_algorithms
+from xares_bench.config.recipe import GenerationRecipe, TrainingRecipe
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import LALM
-from xares_bench.recipe import GenerationRecipe, TrainingRecipe
+from xares_bench.runtime.determinism import deterministic_algorithms
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers
 _NO_TARGET = -100

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.real_parts.smollm2 import rebuild_smollm2
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import FrozenEncoder, load_encoder
 
 REPOSITORY = Path(__file__).parent.parent

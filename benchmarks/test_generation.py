@@ -21,9 +21,9 @@ from benchmarks.sounds import Sound, captioned_sounds, labelled_sounds, with_run
 from xares_bench import generation, metrics
 from xares_bench.attention import Cache
 from xares_bench.batches import Encoding
+from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import LALM, load_tokenizer
-from xares_bench.recipe import GenerationRecipe
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from benchmarks.ours import published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
 from xares_bench.batches import Encoding
-from xares_bench.catalogue import load_catalogue
 from xares_bench.checkpoints import Checkpoints
+from xares_bench.config.catalogue import load_catalogue
+from xares_bench.core.store import Store
 from xares_bench.dataloader import past_of
 from xares_bench.encoders import FrozenEncoder
 from xares_bench.lalm import build_lalm
-from xares_bench.store import Store
 
 NUM_PUBLISHED_STEPS = 100_000
 

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from xares_bench.batches import Encoding, Utterance
+from xares_bench.config.recipe import Recipe
 from xares_bench.lalm import LALM
-from xares_bench.recipe import Recipe
 
 OUTPUT_DIM = 6
 NUM_NEW_TOKENS = 20

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from xares_bench.digests import file_digest
+from xares_bench.core.digests import file_digest
 from xares_bench.shards import Shard
 
 Waveform = NDArray[np.float32]

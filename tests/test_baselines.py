@@ -25,7 +25,7 @@ from xares_bench.baselines import (
     shipped_baselines,
     write_baseline,
 )
-from xares_bench.errors import BaselineError, DiskError, UsageError
+from xares_bench.core.errors import BaselineError, DiskError, UsageError
 from xares_bench.evidence import Evidence
 
 TASKS = {

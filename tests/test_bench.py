@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
-from xares_bench.catalogue import load_catalogue
+from xares_bench.config.catalogue import load_catalogue
 from xares_bench.evidence import load_evidence
 from xares_bench.metrics import MetricResult, evaluate
 

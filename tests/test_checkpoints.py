@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xares_bench.checkpoints import KIND, Checkpoint, Checkpoints
-from xares_bench.digests import file_digest
-from xares_bench.errors import DamageWarning
-from xares_bench.store import Store
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import DamageWarning
+from xares_bench.core.store import Store
 
 
 @pytest.fixture

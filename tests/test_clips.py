@@ -9,11 +9,11 @@ import torch
 
 from tests.shard_factory import encode, tone
 from xares_bench.clips import Clip, ClipEncoder, Recording, decode_sample
-from xares_bench.determinism import deterministic_algorithms
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import EncoderError
 from xares_bench.encoders import load_encoder
-from xares_bench.errors import EncoderError
 from xares_bench.records import DroppedSample
+from xares_bench.runtime.determinism import deterministic_algorithms
 from xares_bench.shards import Sample
 
 ENCODER = """

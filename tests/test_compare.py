@@ -10,7 +10,7 @@ import pytest
 from tests.run_factory import Rows, write_finished_run
 from xares_bench.__main__ import main
 from xares_bench.compare import compare, comparison_table, differing_clips
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.runs import FinishedRun, read_run
 
 

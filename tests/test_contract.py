@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from xares_bench.clauses import CLAUSES
+from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.contract import ContractReport, check_contract, probe_clip
-from xares_bench.encoder_spec import parse_encoder_spec
-from xares_bench.store import Store
+from xares_bench.core.store import Store
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from xares_bench.core.errors import DataError, UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.decoder import locate_decoder
-from xares_bench.errors import DataError, UsageError
-from xares_bench.progress import Progress
 
 
 def test_a_folder_is_used_as_it_is_and_known_by_its_files(tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.catalogue import Dataset, Mix, Split, make_mix
 from xares_bench.clips import ClipEncoder, Recording
+from xares_bench.config.catalogue import Dataset, Mix, Split, make_mix
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import DataError
+from xares_bench.core.store import Store
 from xares_bench.draws import Draw, TrainingData, draws
-from xares_bench.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import load_encoder
-from xares_bench.errors import DataError
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.rows import Tally
 from xares_bench.shards import Shard
-from xares_bench.store import Store
 
 ENCODER = """
 import torch

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import EncoderError
 from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.errors import EncoderError
 from xares_bench.fingerprints import weight_digests
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.evidence import Evidence, gather, joined, load_evidence
 from xares_bench.metrics import MetricResult, evaluate
 

@@ -29,15 +29,15 @@ from tests.test_generation import RECIPE
 from tests.test_training import fit
 from xares_bench.attention import Cache
 from xares_bench.batches import Batch, Encoding
-from xares_bench.catalogue import Split
 from xares_bench.clips import ClipEncoder, Recording
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.catalogue import Split
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.config.recipe import Recipe
+from xares_bench.core.errors import DataError, OutOfMemory, ShortageWarning
+from xares_bench.core.progress import Progress
 from xares_bench.encoders import load_encoder
-from xares_bench.errors import DataError, OutOfMemory, ShortageWarning
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm
-from xares_bench.progress import Progress
-from xares_bench.recipe import Recipe
 from xares_bench.shards import ShardFolder, read_samples
 
 CPU = torch.device("cpu")
@@ -328,7 +328,7 @@ def test_an_encoder_that_hangs_is_ended(
         f"        if audio.shape[1] < 4800:\n            {_HANGS[way]}\n"
         "        return torch.nn.functional.unfold(audio[:, None, None], (1, 4), stride=160).mT, None\n"
     )
-    pytester.makepyfile(short="import xares_bench.deadline as d\nd.LIMIT_S, d.GRACE_S = 1.0, 2.0\n")
+    pytester.makepyfile(short="import xares_bench.runtime.signals as d\nd.LIMIT_S, d.GRACE_S = 1.0, 2.0\n")
     pytester.syspathinsert()
     started = time.monotonic()
     result = pytester.runpytest_subprocess(

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from xares_bench.core.store import Store
 from xares_bench.feature_budget import DEFAULT_SHARE, KIND, FeatureBudget
-from xares_bench.store import Store
 
 # Uses the features of some keys and lives until it is killed or its input ends: argv is root and keys.
 USER = """
 import sys
 from pathlib import Path
 from xares_bench.feature_budget import FeatureBudget
-from xares_bench.store import Store
+from xares_bench.core.store import Store
 
 budget = FeatureBudget(Store(root=Path(sys.argv[1])), 0)
 for key in sys.argv[2:]:

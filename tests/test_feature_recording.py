@@ -17,17 +17,17 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.catalogue import Dataset, Split, make_mix
 from xares_bench.clips import Clip, ClipEncoder, Recording
+from xares_bench.config.catalogue import Dataset, Split, make_mix
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import DamageWarning
+from xares_bench.core.store import Store
 from xares_bench.draws import Draw, TrainingData, draws
-from xares_bench.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import load_encoder
-from xares_bench.errors import DamageWarning
 from xares_bench.feature_budget import KIND, FeatureBudget
 from xares_bench.features import FeatureStore
 from xares_bench.rows import Tally
 from xares_bench.shards import Shard
-from xares_bench.store import Store
 
 ENCODER = """
 import torch
@@ -178,7 +178,7 @@ def test_what_a_killed_process_has_left_unfinished_goes_when_room_is_looked_for(
         f"""
 import os, signal
 from pathlib import Path
-from xares_bench.store import Store
+from xares_bench.core.store import Store
 
 unfinished = Store(root=Path({str(store.root)!r})).begin({KIND!r}, "0" * 64, wait=False)
 (unfinished.folder / "00000.safetensors").write_bytes(b"half")

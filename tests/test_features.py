@@ -19,14 +19,14 @@ from torch import nn
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.clips import Clip, ClipEncoder, Recording, StoredFrames
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import DamageWarning, DataError, EncoderError
+from xares_bench.core.store import MANIFEST, Store
 from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.errors import DamageWarning, DataError, EncoderError
 from xares_bench.feature_budget import FeatureBudget
 from xares_bench.features import SAMPLES_FILE, FeatureStore, Pending
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Shard
-from xares_bench.store import MANIFEST, Store
 
 ENCODER = """
 import torch
@@ -437,10 +437,10 @@ from pathlib import Path
 from tests.test_features import digest_of_frames, shard_at
 from xares_bench.clips import ClipEncoder
 from xares_bench import features as module
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import load_encoder
 from xares_bench.features import FeatureStore
-from xares_bench.store import Store
+from xares_bench.core.store import Store
 import torch
 
 module._CHUNK_CLIPS, module._FILE_BYTES = 2, 1

@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.hub.machine import Machine
 from tests.hub.server import Hub, serve_hub
 from tests.shard_factory import tone, write_shard
-from xares_bench.catalogue import load_catalogue
+from xares_bench.config.catalogue import load_catalogue
 
 DATA = "mispeech/xares_llm_data"
 DECODER = "HuggingFaceTB/SmolLM2-135M"

@@ -14,12 +14,12 @@ from tests.conftest import MakeClips
 from tests.plain_lalm import TokenEncoding, save_decoder
 from xares_bench.attention import Cache
 from xares_bench.batches import Encoding, Utterance
-from xares_bench.errors import UsageError
+from xares_bench.config.recipe import GenerationRecipe, Recipe
+from xares_bench.core.errors import UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.generation import generate
 from xares_bench.hf_generation import generate_padded
 from xares_bench.lalm import LALM, build_lalm
-from xares_bench.progress import Progress
-from xares_bench.recipe import GenerationRecipe, Recipe
 
 RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200)
 

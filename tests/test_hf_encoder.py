@@ -40,10 +40,10 @@ from tests.audio_models import (
     save_waveform_model,
     save_whisper,
 )
+from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.contract import check_contract
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.core.errors import EncoderError
 from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.errors import EncoderError
 
 CPU = torch.device("cpu")
 BATCHED_WITH_A_MASK = {

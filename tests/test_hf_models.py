@@ -18,9 +18,9 @@ from tests.hub.server import Hub, serve_hub
 STEP = """
 import json, sys
 import torch
-from xares_bench.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders import load_encoder
-from xares_bench.errors import EncoderError
+from xares_bench.core.errors import EncoderError
 
 results = {}
 for text in sys.argv[1:]:

@@ -23,11 +23,11 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members
 from xares_bench.audio import decode
-from xares_bench.errors import CatalogueError, DataError
-from xares_bench.own_data import read_own_evaluations
+from xares_bench.config.own_data import read_own_evaluations
+from xares_bench.core.errors import CatalogueError, DataError
+from xares_bench.core.parsing import read_yaml
+from xares_bench.core.store import MANIFEST, Store
 from xares_bench.shards import find_targets, read_samples
-from xares_bench.store import MANIFEST, Store
-from xares_bench.yaml_file import read_yaml
 
 # What a reader may take on top of the interpreter and its libraries.
 ALLOWED_BYTES = 3 << 30
@@ -48,7 +48,7 @@ def bounded(program: str, *arguments: object) -> subprocess.CompletedProcess[str
 READ = """
 import sys
 from pathlib import Path
-from xares_bench.errors import DataError
+from xares_bench.core.errors import DataError
 from xares_bench.shards import Shard, read_samples
 try:
     for sample in read_samples(Shard(path=Path(sys.argv[1]), name="s", digest="")):
@@ -205,7 +205,7 @@ def test_yaml_nested_without_end_is_refused(tmp_path: Path) -> None:
 
 def test_the_readers_of_own_files_open_nothing_that_they_name(tmp_path: Path) -> None:
     """A shard that a YAML file names is found missing; a URL or a command in its place is a name like any other."""
-    from xares_bench.catalogue import load_catalogue
+    from xares_bench.config.catalogue import load_catalogue
 
     file = tmp_path / "eval.yaml"
     file.write_text(yaml.safe_dump({"own": {"shards": ["pipe:touch executed"], "prompt": "?", "metric": "Accuracy"}}))

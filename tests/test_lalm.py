@@ -11,9 +11,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Llama
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.errors import UsageError
+from xares_bench.config.recipe import Recipe
+from xares_bench.core.errors import UsageError
 from xares_bench.lalm import build_lalm
-from xares_bench.recipe import Recipe
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -12,8 +12,8 @@ import pytest
 from tests.browser import CHROMIUM, NO_BROWSER, Page, open_page
 from tests.run_factory import Rows, change_results, write_finished_run
 from xares_bench.__main__ import main
-from xares_bench.catalogue import load_catalogue
-from xares_bench.errors import UsageError
+from xares_bench.config.catalogue import load_catalogue
+from xares_bench.core.errors import UsageError
 from xares_bench.leaderboard import leaderboard_html, read_runs
 from xares_bench.runs import read_run
 

@@ -11,7 +11,7 @@ import pytest
 from tests.captions.factory import write_judges
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub
-from xares_bench.catalogue import Catalogue, load_catalogue
+from xares_bench.config.catalogue import Catalogue, load_catalogue
 
 SHARDS = "mispeech/xares_llm_data"
 DECODER = "HuggingFaceTB/SmolLM2-135M"

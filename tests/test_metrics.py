@@ -16,7 +16,7 @@ import pytest
 from tests.captions.factory import random_captions, write_judges
 from xares_bench import metrics
 from xares_bench.captions.files import FOLDER_VARIABLE
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.metrics import METRICS, check_available, check_metric, evaluate, metric_identity, normalise, score
 
 # Of strings alone; the others are judged by models.

@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import MakeClips
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.catalogue import Dataset, Split
 from xares_bench.clips import Clip
-from xares_bench.errors import DataError
+from xares_bench.config.catalogue import Dataset, Split
+from xares_bench.core.errors import DataError
 from xares_bench.records import DroppedSample
 from xares_bench.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
 from xares_bench.shards import Shard

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.run_factory import change_results, write_finished_run
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.evidence import load_evidence
 from xares_bench.runs import read_run
 

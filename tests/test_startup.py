@@ -16,7 +16,7 @@ from tests.shard_factory import tone, write_shard
 from xares_bench import workshop
 from xares_bench.captions import judges
 from xares_bench.captions.files import FOLDER_VARIABLE
-from xares_bench.catalogue import load_catalogue
+from xares_bench.config.catalogue import load_catalogue
 
 # Each takes longer to import than a session takes for all else that finds everything finished. accelerate does not: it
 # says which device there is.

@@ -14,12 +14,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
 from tests.plain_lalm import save_decoder
-from xares_bench.accelerator import open_accelerator
 from xares_bench.batches import Batch, Encoding, Utterance, collate
-from xares_bench.errors import TrainingError, UsageError
+from xares_bench.config.recipe import Recipe
+from xares_bench.core.errors import TrainingError, UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.lalm import LALM, build_lalm
-from xares_bench.progress import Progress
-from xares_bench.recipe import Recipe
+from xares_bench.runtime.device import open_accelerator
 from xares_bench.training import train
 
 

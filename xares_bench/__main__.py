@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from xares_bench.catalogue import Catalogue, Dataset, Split, load_catalogue
-from xares_bench.errors import DataError, UsageError, XaresError
+from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
+from xares_bench.core.errors import DataError, UsageError, XaresError
+from xares_bench.core.progress import Progress
+from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
 from xares_bench.metrics import METRICS, metric_identity
-from xares_bench.progress import Progress
 from xares_bench.runs import read_run
-from xares_bench.store import write_atomically
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from xares_bench.digests import file_digest
-from xares_bench.errors import BaselineError, UsageError
-from xares_bench.store import write_together
-from xares_bench.yaml_file import Section, read_yaml
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import BaselineError, UsageError
+from xares_bench.core.parsing import Section, read_yaml
+from xares_bench.core.store import write_together
 
 if TYPE_CHECKING:
     from xares_bench.evidence import Evidence

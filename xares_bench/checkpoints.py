@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from xares_bench import json_text
-from xares_bench.errors import DamageWarning
-from xares_bench.store import Entry, Store
+from xares_bench.core import json_text
+from xares_bench.core.errors import DamageWarning
+from xares_bench.core.store import Entry, Store
 
 KIND = "checkpoints"
 

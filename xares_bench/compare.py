@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.evidence import Evidence
 from xares_bench.records import Overall, ScoreRecord
 from xares_bench.report import shown_interval, tabulated

@@ -12,8 +12,8 @@ import webdataset
 
 from xares_bench.batches import Batch, Encoding, Utterance, collate
 from xares_bench.clips import Clip, ClipEncoder, Recording
+from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.draws import Draw, Past
-from xares_bench.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

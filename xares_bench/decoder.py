@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from xares_bench.digests import digest_of, file_digest
+from xares_bench.core.digests import digest_of, file_digest
+from xares_bench.core.progress import Progress
 from xares_bench.hub import fetch_model
-from xares_bench.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xares_bench.catalogue import Dataset, Mix
 from xares_bench.clips import Clip, Recording
+from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.features import FeatureStore, Pending
 from xares_bench.records import DroppedSample
 from xares_bench.rows import Tally, with_targets

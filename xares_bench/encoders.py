@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xares_bench.deadline import deadline
-from xares_bench.determinism import seeded
-from xares_bench.encoder_spec import EncoderSpec
-from xares_bench.errors import EncoderError
+from xares_bench.config.encoder_spec import EncoderSpec
+from xares_bench.core.errors import EncoderError
 from xares_bench.fingerprints import fingerprint, is_library_file, weight_digests
+from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.signals import deadline
 
 _MODULE_PREFIX = "_xares_bench_encoder_"
 _MAX_MESSAGE_CHARACTERS = 300

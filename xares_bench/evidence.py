@@ -20,10 +20,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xares_bench import json_text
-from xares_bench.errors import UsageError
+from xares_bench.core import json_text
+from xares_bench.core.errors import UsageError
+from xares_bench.core.store import write_atomically
 from xares_bench.metrics import MetricResult
-from xares_bench.store import write_atomically
 
 Array: TypeAlias = NDArray[np.float64]
 

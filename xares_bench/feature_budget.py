@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from xares_bench.store import MANIFEST, Entry, Store
+from xares_bench.core.store import MANIFEST, Entry, Store
 
 KIND = "features"
 

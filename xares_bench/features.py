@@ -26,20 +26,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from xares_bench.clips import Clip, ClipEncoder, Recording, StoredFrames
+from xares_bench.core.digests import code_digest, digest_of, library_versions
+from xares_bench.core.errors import DamageWarning
+from xares_bench.core.store import Entry, Store, Unfinished
 from xares_bench.decoding import DecodingRequest, decode_ahead
-from xares_bench.digests import code_digest, digest_of, library_versions
-from xares_bench.errors import DamageWarning
 from xares_bench.feature_budget import KIND, FeatureBudget
 from xares_bench.records import DroppedSample
 from xares_bench.shards import Sample, Shard, read_samples
-from xares_bench.store import Entry, Store, Unfinished
 
 ItemT = TypeVar("ItemT")
 
 SAMPLES_FILE = "samples.jsonl"
 
 # Modules whose behaviour features depend on.
-_MODULES = ("audio", "clips", "decoding", "determinism", "encoders", "features", "shards")
+_MODULES = ("audio", "clips", "decoding", "runtime.determinism", "encoders", "features", "shards")
 
 # Features go to a file once there are this many bytes of them.
 _FILE_BYTES = 16 << 20

@@ -22,8 +22,8 @@ from types import FunctionType, ModuleType
 import torch
 from torch import nn
 
-from xares_bench.digests import code_digest, digest_of, file_digest, library_versions
-from xares_bench.encoder_spec import EncoderSpec, find_module
+from xares_bench.config.encoder_spec import EncoderSpec, find_module
+from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
 
 _CHUNK_ELEMENTS = 1 << 22
 

@@ -16,12 +16,12 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from xares_bench.attention import Cache, NextPositions, pack
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.errors import OutOfMemory
+from xares_bench.config.recipe import GenerationRecipe
+from xares_bench.core.errors import OutOfMemory
+from xares_bench.core.progress import Progress
 from xares_bench.hf_generation import generate_padded
 from xares_bench.lalm import LALM
-from xares_bench.memory import go_on_with_fewer, is_shortage
-from xares_bench.progress import Progress
-from xares_bench.recipe import GenerationRecipe
+from xares_bench.runtime.memory import go_on_with_fewer, is_shortage
 
 # Positions that are read at once when clips get their rows.
 _MAX_POSITIONS_READ = 4096

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from xares_bench.errors import EncoderError, XaresError
+from xares_bench.core.errors import EncoderError, XaresError
 from xares_bench.metrics import METRICS
 
 if TYPE_CHECKING:
+    from xares_bench.config.plan import Plan
     from xares_bench.gate import Gate
-    from xares_bench.plan import Plan
     from xares_bench.records import RunManifest
     from xares_bench.suite import Suite
 

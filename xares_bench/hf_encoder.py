@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from xares_bench.errors import EncoderError
+from xares_bench.core.errors import EncoderError
 from xares_bench.hf_models import HubModel, load_hub_model
 
 SAMPLE_RATE_HZ = 16_000

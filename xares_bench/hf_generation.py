@@ -11,9 +11,9 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from xares_bench.attention import pack
 from xares_bench.batches import Encoding, Utterance, collate
+from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.lalm import LALM
-from xares_bench.memory import in_halves
-from xares_bench.recipe import GenerationRecipe
+from xares_bench.runtime.memory import in_halves
 
 
 def generate_padded(

@@ -19,8 +19,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoFeatureE
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import logging
 
-from xares_bench import json_text
-from xares_bench.errors import EncoderError
+from xares_bench.core import json_text
+from xares_bench.core.errors import EncoderError
 
 _SUPPORTED = (
     "supported are whisper, audio-spectrogram-transformer, wav2vec2 and its like, and what AutoFeatureExtractor and "

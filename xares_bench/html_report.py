@@ -17,7 +17,7 @@ from typing import Any
 
 from xares_bench.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.confusions import Confusions, confusions_of
-from xares_bench.digests import code_digest, digest_of
+from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.listening import Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.neighbours import Neighbour, neighbour, neighbours_of
 from xares_bench.pages import json_for_script, rendered

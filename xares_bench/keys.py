@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.clips import ClipEncoder
-from xares_bench.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, code_digest, digest_of, library_versions
-from xares_bench.errors import DataError
+from xares_bench.config.catalogue import Dataset, Mix, Split
+from xares_bench.config.plan import Plan
+from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, code_digest, digest_of, library_versions
+from xares_bench.core.errors import DataError
 from xares_bench.features import features_parts
 from xares_bench.metrics import metric_identity
-from xares_bench.plan import Plan
 from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.

@@ -30,10 +30,10 @@ from xares_bench.attention import IMPLEMENTATION as PACKED_ATTENTION
 from xares_bench.attention import Layout, pack
 from xares_bench.attention import register as register_packed_attention
 from xares_bench.batches import Batch
-from xares_bench.determinism import seeded
-from xares_bench.errors import UsageError
+from xares_bench.config.recipe import TrainingRecipe
+from xares_bench.core.errors import UsageError
 from xares_bench.lora import add_lora, merge_lora
-from xares_bench.recipe import TrainingRecipe
+from xares_bench.runtime.determinism import seeded
 
 WEIGHTS_FILE = "trained.safetensors"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xares_bench.baselines import load_baseline, shipped_baselines
-from xares_bench.catalogue import load_catalogue
-from xares_bench.errors import UsageError
+from xares_bench.config.catalogue import load_catalogue
+from xares_bench.core.errors import UsageError
 from xares_bench.pages import rendered
 from xares_bench.runs import RESULTS_FILE, FinishedRun, read_run
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xares_bench.audio import SAMPLE_RATE_HZ, decode
-from xares_bench.errors import DataError
+from xares_bench.core.errors import DataError
 from xares_bench.metrics import normalise
 from xares_bench.records import Prediction
 from xares_bench.shards import Shard, read_samples

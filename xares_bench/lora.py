@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from xares_bench.recipe import TrainingRecipe
+from xares_bench.config.recipe import TrainingRecipe
 
 
 class LoRALinear(nn.Module):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,9 +111,9 @@ def check_metric(name: str, arguments: Mapping[str, object]) -> None:
 
     Example:
         >>> check_metric("mAP", {"num_classes": 50})
-        >>> check_metric("mAP", {})
+        >>> check_metric("mAP", {})  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        xares_bench.errors.UsageError: metric 'mAP' requires the argument 'num_classes', a whole number of at least 1
+        UsageError: metric 'mAP' requires the argument 'num_classes', a whole number of at least 1
     """
     if name not in METRICS:
         raise UsageError(f"unknown metric {name!r}; known are {', '.join(sorted(METRICS))}")

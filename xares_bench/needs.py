@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xares_bench.catalogue import Dataset, Mix, Split
 from xares_bench.checkpoints import Checkpoints
-from xares_bench.errors import DataError
+from xares_bench.config.catalogue import Dataset, Mix, Split
+from xares_bench.config.plan import Plan
+from xares_bench.core.errors import DataError
+from xares_bench.core.progress import Progress
+from xares_bench.core.store import Store
 from xares_bench.feature_budget import KIND as FEATURES
 from xares_bench.features import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.keys import Keys
 from xares_bench.metrics import check_available, metric_identity
-from xares_bench.plan import Plan
-from xares_bench.progress import Progress
 from xares_bench.rows import check_first_samples
 from xares_bench.shards import ShardSource
-from xares_bench.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.records import RunManifest, ScoreRecord
 from xares_bench.runs import RESULTS_FILE, read_run
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from xares_bench.baselines import Baseline, BaselineScore
+from xares_bench.core.store import write_atomically, write_together
 from xares_bench.html_report import PAGE_FILE, report_html
 from xares_bench.model_card import model_index_yaml
 from xares_bench.records import RESULTS_SCHEMA, Overall, ScoreRecord
 from xares_bench.results import Background, Results
-from xares_bench.store import write_atomically, write_together
 
 
 def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:

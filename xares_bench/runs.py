@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xares_bench import json_text
-from xares_bench.errors import UsageError
+from xares_bench.core import json_text
+from xares_bench.core.errors import UsageError
 from xares_bench.evidence import Evidence, load_evidence
 from xares_bench.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
 

@@ -25,14 +25,14 @@ from xares_bench.baselines import (
     load_baseline,
     write_baseline,
 )
-from xares_bench.deadline import keep_stderr, lift
-from xares_bench.errors import DiskError, UsageError, XaresError
+from xares_bench.config.plan import Plan, make_plan
+from xares_bench.core.errors import DiskError, UsageError, XaresError
+from xares_bench.core.progress import Progress
 from xares_bench.ledger import Ledger, attach, carry
 from xares_bench.metrics import METRICS
-from xares_bench.plan import Plan, make_plan
-from xares_bench.progress import Progress
 from xares_bench.records import Overall, RunManifest, ScoreRecord
 from xares_bench.roles import is_helper, is_worker, leave_reports_to_the_first, rank
+from xares_bench.runtime.signals import keep_stderr, lift
 
 if TYPE_CHECKING:
     from xares_bench.gate import Finding, Gate
@@ -140,7 +140,7 @@ class BenchSession:
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
-        from xares_bench.store import write_atomically
+        from xares_bench.core.store import write_atomically
 
         source = self.suite.predictions_file(record.dataset)
         write_atomically(self.predictions_file(record.dataset), source.read_bytes())

@@ -17,14 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from xares_bench.batches import Batch
 from xares_bench.checkpoints import Checkpoint
-from xares_bench.determinism import deterministic_algorithms, seeded
-from xares_bench.errors import OutOfMemory, TrainingError
-from xares_bench.interruption import put_off
+from xares_bench.config.recipe import TrainingRecipe
+from xares_bench.core.errors import OutOfMemory, TrainingError
+from xares_bench.core.progress import Progress
 from xares_bench.lalm import LALM
-from xares_bench.memory import is_shortage
-from xares_bench.processes import all_or_none, summed
-from xares_bench.progress import Progress
-from xares_bench.recipe import TrainingRecipe
+from xares_bench.runtime.determinism import deterministic_algorithms, seeded
+from xares_bench.runtime.interruption import put_off
+from xares_bench.runtime.memory import is_shortage
+from xares_bench.runtime.processes import all_or_none, summed
 
 # Between the seeds of two processes.
 _SEEDS_APART = 1_000_003

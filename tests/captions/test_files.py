@@ -24,8 +24,8 @@ from tests.captions.factory import DETECTOR_BASE, write_checkpoint, write_hub_ca
 from tests.hub.server import Hub, serve_hub
 from xares_bench.captions import files, judges
 from xares_bench.captions.files import CHECKPOINT, FOLDER_VARIABLE, SENTENCE_MODEL, deviations, identity, locate
-from xares_bench.digests import file_digest
-from xares_bench.errors import UsageError
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import UsageError
 
 SENTENCE_FOLDER = "paraphrase-TinyBERT-L6-v2"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.audio_models import noise, padded
+from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.contract import check_contract
-from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.encoders import load_encoder
 
 pytestmark = pytest.mark.skipif(

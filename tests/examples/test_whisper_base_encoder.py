@@ -9,8 +9,8 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from tests.audio_models import noise, padded, save_whisper
+from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.contract import check_contract
-from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.encoders import FrozenEncoder, load_encoder
 
 FILE = Path(__file__).parents[2] / "examples" / "whisper_base_encoder.py"

@@ -21,9 +21,9 @@ STEP = """
 import json, sys
 from pathlib import Path
 from xares_bench.hub import client
-from xares_bench.errors import XaresError
+from xares_bench.core.errors import XaresError
 from xares_bench.hub import DataHome, fetch_model
-from xares_bench.progress import Progress
+from xares_bench.core.progress import Progress
 
 options = json.loads(sys.argv[1])
 client._FIRST_WAIT_S = 0.02

@@ -21,7 +21,7 @@ import pytest
 
 from tests.hub.machine import Machine, finish
 from tests.hub.server import Fault, Hub, Repository, serve_hub, sha256
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.hub import parse_data_revisions, pins, survey
 
 NAME = "owner/shards"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub, sha256
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.hub import Model, fetch_model, survey_model
 
 NAME = "owner/decoder"

@@ -25,9 +25,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from xares_bench import json_text
-from xares_bench.digests import file_digest
-from xares_bench.errors import UsageError
+from xares_bench.core import json_text
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import UsageError
 
 FOLDER_VARIABLE = "XARES_CAPTION_MODELS"
 SENTENCE_MODEL = "sentence-transformers/paraphrase-TinyBERT-L6-v2"

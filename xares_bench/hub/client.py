@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from xares_bench.errors import DataError
+from xares_bench.core.errors import DataError
+from xares_bench.core.progress import Advance
 from xares_bench.hub.lock import Promise, Repository
-from xares_bench.progress import Advance
 
 if TYPE_CHECKING:
     import httpx2

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xares_bench import json_text
-from xares_bench.digests import file_digest
+from xares_bench.core import json_text
+from xares_bench.core.digests import file_digest
+from xares_bench.core.store import write_atomically
 from xares_bench.hub.lock import CACHE_FOLDER, Promise
-from xares_bench.store import write_atomically
 
 _CHUNK_BYTES = 1 << 20
 

@@ -15,13 +15,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from xares_bench.errors import DataError, UsageError
+from xares_bench.core.errors import DataError, UsageError
+from xares_bench.core.progress import Advance, Progress
 from xares_bench.hub import client
 from xares_bench.hub.digest_memory import DigestMemory
 from xares_bench.hub.lock import CACHE_FOLDER, Promise, Repository, is_writable
 from xares_bench.hub.pins import DataPins
 from xares_bench.hub.survey import HubFile, Survey, free_bytes, size_on_disk, total_bytes
-from xares_bench.progress import Advance, Progress
 
 _NUM_THREADS = 8
 # Files in a row that the hub gives no byte of, after which the rest is not tried.

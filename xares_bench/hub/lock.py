@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from xares_bench import json_text
-from xares_bench.errors import DataError
-from xares_bench.store import write_atomically
+from xares_bench.core import json_text
+from xares_bench.core.errors import DataError
+from xares_bench.core.store import write_atomically
 
 LOCK_NAME = "xares-bench.lock.json"
 # What we keep beside the data for ourselves: locks, unfinished transfers, remembered digests.

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from xares_bench.digests import file_digest
-from xares_bench.errors import DataError, UsageError
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import DataError, UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.hub import client
 from xares_bench.hub.lock import Pin, Promise, Repository, edit_pins, is_writable, read_pins
 from xares_bench.hub.survey import HubFile, Survey, free_bytes, total_bytes
-from xares_bench.progress import Progress
 
 _CONFIG_FILE = "config.json"
 # Weights in order of preference; further copies, in other formats or subfolders, are left where they are.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 from xares_bench.hub import client
 from xares_bench.hub.lock import LOCK_NAME, Pin, Promise, Repository, edit_pins, read_pins
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from xares_bench.errors import OutOfMemory, ShortageWarning
+from xares_bench.core.errors import OutOfMemory, ShortageWarning
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xares_bench import json_text
-from xares_bench.digests import file_digest
-from xares_bench.errors import DamageWarning, DiskError
+from xares_bench.core import json_text
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import DamageWarning, DiskError
 
 if TYPE_CHECKING:
     from filelock import FileLock

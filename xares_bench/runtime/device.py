@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
 
 # What `accelerate launch --mixed-precision` may ask for.
 _PRECISIONS = ("no", "bf16", "fp16")

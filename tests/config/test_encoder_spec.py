@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xares_bench.encoder_spec import find_module, parse_encoder_spec
-from xares_bench.errors import EncoderSpecError
+from xares_bench.config.encoder_spec import find_module, parse_encoder_spec
+from xares_bench.core.errors import EncoderSpecError
 
 ONE_CLASS = "from torch.nn import Module\n\n\nclass Helper: ...\n\n\nclass MyEncoder(Module): ...\n"
 
@@ -182,7 +182,7 @@ def test_a_module_is_found_without_importing_its_parents(tmp_path: Path) -> None
 
 def test_reading_a_specification_imports_no_torch() -> None:
     code = (
-        "import sys; from xares_bench.encoder_spec import parse_encoder_spec; import xares_bench.clauses; "
+        "import sys; from xares_bench.config.encoder_spec import parse_encoder_spec; import xares_bench.clauses; "
         "parse_encoder_spec('torch.nn.modules.linear.Identity'); parse_encoder_spec('hf:owner/name@v1'); "
         "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xares_bench.determinism import deterministic_algorithms, seeded
+from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 
 CPU = torch.device("cpu")
 

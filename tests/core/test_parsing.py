@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xares_bench.errors import BaselineError, CatalogueError
-from xares_bench.yaml_file import Section, read_yaml
+from xares_bench.core.errors import BaselineError, CatalogueError
+from xares_bench.core.parsing import Section, read_yaml
 
 Read = Callable[[str], Section]
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from xares_bench.progress import Progress
+from xares_bench.core.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -73,7 +73,7 @@ def test_bytes_are_shown_as_sizes_whatever_thread_they_come_from(monkeypatch: py
 def test_transformers_draws_no_bars(imports: tuple[str, str]) -> None:
     program = f"""
 {imports[0]}
-from xares_bench.progress import hush_transformers
+from xares_bench.core.progress import hush_transformers
 hush_transformers()
 {imports[1]}
 from transformers.utils.logging import is_progress_bar_enabled

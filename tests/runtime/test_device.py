@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from accelerate import Accelerator
 
-from xares_bench.accelerator import open_accelerator
-from xares_bench.errors import UsageError
+from xares_bench.core.errors import UsageError
+from xares_bench.runtime.device import open_accelerator
 
 
 def test_device_and_precision_are_those_that_accelerate_finds(mixed_precision: Callable[[str], None]) -> None:

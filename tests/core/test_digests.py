@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xares_bench.digests import code_digest, digest_of, file_digest, library_versions
+from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
 
 PLAIN = '''\
 """A module."""
@@ -116,7 +116,7 @@ def test_what_json_has_no_form_for_is_refused(value: object) -> None:
 
 
 def test_digest_is_the_same_in_another_process() -> None:
-    program = "from xares_bench.digests import digest_of; print(digest_of({'b': 1, 'a': ['x', 2.5]}))"
+    program = "from xares_bench.core.digests import digest_of; print(digest_of({'b': 1, 'a': ['x', 2.5]}))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
@@ -149,10 +149,10 @@ def test_code_digest_sees_a_body_that_became_empty(digest_of_source: Callable[[s
 
 
 def test_code_digest_is_over_a_set_of_modules() -> None:
-    both = code_digest("xares_bench.errors", "xares_bench.store")
-    assert both == code_digest("xares_bench.store", "xares_bench.errors")
-    assert both != code_digest("xares_bench.errors")
-    assert both != code_digest("xares_bench.errors", "xares_bench.digests")
+    both = code_digest("xares_bench.core.errors", "xares_bench.core.store")
+    assert both == code_digest("xares_bench.core.store", "xares_bench.core.errors")
+    assert both != code_digest("xares_bench.core.errors")
+    assert both != code_digest("xares_bench.core.errors", "xares_bench.core.digests")
 
 
 def test_code_digest_does_not_run_the_module(digest_of_source: Callable[[str], str]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from xares_bench.errors import CatalogueError
-from xares_bench.yaml_file import Section, shown
+from xares_bench.core.errors import CatalogueError
+from xares_bench.core.parsing import Section, shown
 
 Adaptation = Literal["lora", "full"]
 FeatureDtype = Literal["encoder", "float16"]

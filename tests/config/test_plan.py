@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from xares_bench.errors import CatalogueError, EncoderSpecError, UsageError
-from xares_bench.plan import Plan, make_plan
+from xares_bench.config.plan import Plan, make_plan
+from xares_bench.core.errors import CatalogueError, EncoderSpecError, UsageError
 
 TRAIN = "train_data: {mine: {prompt: What?, data: one.tar, key: label}}\n"
 EVAL = "mine: {data: {data: one.tar, key: label, prompt: What?}, metric: Accuracy}\n"
@@ -245,7 +245,7 @@ def test_limit_and_runs_folder() -> None:
 
 def test_planning_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom xares_bench.plan import make_plan\n"
+        "import sys\nfrom xares_bench.config.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
         " changes=['steps=3'], seed=1, num_seeds=1, tracker=None, decoder=None, limit=2, data_home=None,"
         " data_revisions=(), allow_cpu=False, feature_bytes=None, checkpoint_steps=500, runs_dir='runs')\n"

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from xares_bench.catalogue import Catalogue, Dataset, Mix, load_catalogue
-from xares_bench.encoder_spec import EncoderSpec, parse_encoder_spec
-from xares_bench.errors import CatalogueError, UsageError
+from xares_bench.config.catalogue import Catalogue, Dataset, Mix, load_catalogue
+from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
+from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
+from xares_bench.config.recipe import GenerationRecipe, Recipe
+from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.hub import parse_data_revisions
-from xares_bench.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
-from xares_bench.recipe import GenerationRecipe, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from xares_bench.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, library_versions
+from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, library_versions
 
 _LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIBRARIES, *SCORING_LIBRARIES})
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from xares_bench.digests import file_digest
-from xares_bench.errors import DamageWarning
-from xares_bench.store import MANIFEST, Entry, Store, write_atomically
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import DamageWarning
+from xares_bench.core.store import MANIFEST, Entry, Store, write_atomically
 
 KEY = "0f" * 32
 
@@ -24,7 +24,7 @@ KEY = "0f" * 32
 MAKER = """
 import sys, time
 from pathlib import Path
-from xares_bench.store import Store
+from xares_bench.core.store import Store
 
 root, key, log, seconds = sys.argv[1:]
 
@@ -147,7 +147,7 @@ def test_a_sessions_own_work_is_read_once(store: Store, monkeypatch: pytest.Monk
         read.append(path)
         return file_digest(path)
 
-    monkeypatch.setattr("xares_bench.store.file_digest", noted_digest)
+    monkeypatch.setattr("xares_bench.core.store.file_digest", noted_digest)
     for _ in range(3):
         assert store.use("features", KEY) == Entry(folder=entry.folder, manifest=entry.manifest, reused=True)
     assert read == [entry.folder / "good.bin"]
@@ -272,7 +272,7 @@ def test_atomic_write_never_shows_half_a_file(tmp_path: Path) -> None:
     """A reader beside a writer that is killed at any time sees one whole content or the other."""
     path = tmp_path / "file.txt"
     program = (
-        "import sys, itertools\nfrom pathlib import Path\nfrom xares_bench.store import write_atomically\n"
+        "import sys, itertools\nfrom pathlib import Path\nfrom xares_bench.core.store import write_atomically\n"
         "for letter in itertools.cycle('ab'):\n    write_atomically(Path(sys.argv[1]), letter * 300_000)\n"
         "    print('written', flush=True)\n"
     )

@@ -12,14 +12,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from tests.shard_factory import shard_at
-from xares_bench.catalogue import Catalogue, load_catalogue
-from xares_bench.errors import CatalogueError
+from xares_bench.config.catalogue import Catalogue, load_catalogue
+from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
+from xares_bench.core.errors import CatalogueError
+from xares_bench.core.parsing import shown
 from xares_bench.metrics import METRICS
-from xares_bench.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.shards import read_samples
-from xares_bench.yaml_file import shown
 
-PAGE = Path(__file__).parent.parent / "docs" / "datasets.md"
+PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 
 # The forms that the benchmark's authors document, with their own placeholders.
 PUBLISHED_TRAIN = """\

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xares_bench.errors import CatalogueError, UsageError
+from xares_bench.config.recipe import Recipe, read_recipe
+from xares_bench.core.errors import CatalogueError, UsageError
+from xares_bench.core.parsing import Section, read_yaml, shown
 from xares_bench.metrics import check_metric
-from xares_bench.recipe import Recipe, read_recipe
-from xares_bench.yaml_file import Section, read_yaml, shown
 
-DATA_FOLDER = Path(__file__).parent / "data"
-REPOSITORY_ROOT = Path(__file__).parent.parent
+DATA_FOLDER = Path(__file__).parent
+REPOSITORY_ROOT = Path(__file__).parent.parent.parent
 
 # More paths in one pattern are a slip of the keyboard, which must not fill the memory.
 _MAX_PATHS = 100_000

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from braceexpand import braceexpand
 
-from xares_bench.catalogue import (
+from xares_bench.config.catalogue import (
     DATA_FOLDER,
     Catalogue,
     Dataset,
@@ -19,7 +19,7 @@ from xares_bench.catalogue import (
     load_catalogue,
     make_mix,
 )
-from xares_bench.errors import CatalogueError
+from xares_bench.core.errors import CatalogueError
 
 # As published with edition 0.0.12, typed in apart from the catalogue:
 # name | prompt | metric | train keys | test keys | weight in task | weight in all (-: by shards) | steps alone |

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from xares_bench.errors import XaresError
-from xares_bench.store import Entry, Store
+from xares_bench.core.errors import XaresError
+from xares_bench.core.store import Entry, Store
 
 T = TypeVar("T")
 

@@ -52,7 +52,7 @@ def code_digest(*modules: str) -> str:
     It is the edition of the code in every key: a change of behaviour can never meet a result of the code before it,
     and nobody has to remember to raise a number.
 
-    >>> code_digest("xares_bench.errors") == code_digest("xares_bench.digests")
+    >>> code_digest("xares_bench.core.errors") == code_digest("xares_bench.core.digests")
     False
     """
     return digest_of({name: _syntax(name) for name in modules})

@@ -19,8 +19,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NoReturn
 
-from xares_bench import json_text
-from xares_bench.errors import EncoderSpecError
+from xares_bench.core import json_text
+from xares_bench.core.errors import EncoderSpecError
 
 _FORMS = "path/to/file.py, path/to/file.py::ClassName, package.module.ClassName or hf:NAME"
 
