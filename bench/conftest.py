@@ -14,8 +14,8 @@ from xares_bench.records import ScoreRecord, overall_of
 from xares_bench.session import SESSION, BenchSession, open_session
 
 if TYPE_CHECKING:
-    from xares_bench.contract import ContractReport
     from xares_bench.core.store import Entry
+    from xares_bench.encoders.contract import ContractReport
 
 
 def pytest_configure(config: pytest.Config) -> None:

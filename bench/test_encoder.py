@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from xares_bench.clauses import CLAUSES
 from xares_bench.core.errors import EncoderWarning
+from xares_bench.encoders.clauses import CLAUSES
 
 if TYPE_CHECKING:
-    from xares_bench.contract import ContractReport
+    from xares_bench.encoders.contract import ContractReport
 
 pytestmark = pytest.mark.encoder
 

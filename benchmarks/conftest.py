@@ -13,7 +13,7 @@ from benchmarks.lessons import learnt_lalm
 from benchmarks.ours import token_encoding
 from benchmarks.sizes import Size, logmel_encoder, real_size, small_size
 from tests.plain_lalm import TokenEncoding
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import LALM
 
 

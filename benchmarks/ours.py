@@ -13,13 +13,13 @@ from benchmarks.sounds import Sound
 from tests.plain_lalm import TokenEncoding
 from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.checkpoints import Checkpoint
-from xares_bench.clips import Clip, ClipEncoder
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import GenerationRecipe, Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.dataloader import training_batches
 from xares_bench.draws import Draw
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
+from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm, load_tokenizer
 from xares_bench.training import train

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.real_parts.smollm2 import rebuild_smollm2
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.encoders import FrozenEncoder, load_encoder
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xares_bench.audio import SAMPLE_RATE_HZ
-from xares_bench.clips import Recording
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ
 from xares_bench.draws import Draw
+from xares_bench.features.encoding import Recording
 
 LABELS = ("flute", "violin", "oboe", "trumpet", "double bass", "French horn", "bass clarinet", "glockenspiel")
 LABEL_PROMPT = "Which instrument is playing in this recording?"

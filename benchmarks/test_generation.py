@@ -22,7 +22,7 @@ from xares_bench import generation, metrics
 from xares_bench.attention import Cache
 from xares_bench.batches import Encoding
 from xares_bench.config.recipe import GenerationRecipe
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import LALM, load_tokenizer
 
 

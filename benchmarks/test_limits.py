@@ -18,9 +18,9 @@ from benchmarks.ours import bare_lalm, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
 from xares_bench.batches import Batch, Encoding
-from xares_bench.clips import ClipEncoder
 from xares_bench.dataloader import training_batches
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
+from xares_bench.features.encoding import ClipEncoder
 from xares_bench.lalm import build_lalm
 
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}

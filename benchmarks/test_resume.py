@@ -17,7 +17,7 @@ from xares_bench.checkpoints import Checkpoints
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.store import Store
 from xares_bench.dataloader import past_of
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import build_lalm
 
 NUM_PUBLISHED_STEPS = 100_000

@@ -16,7 +16,7 @@ from benchmarks.ours import bare_lalm, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import captioned_sounds, labelled_sounds
 from xares_bench.batches import Encoding
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import LALM, build_lalm
 
 # Relative; the losses are some nats per token.

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
 
 from xares_bench.batches import Batch, Encoding, Utterance, collate
-from xares_bench.clips import Clip, StoredFrames
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import Recipe
+from xares_bench.features.encoding import Clip, StoredFrames
 from xares_bench.suite import Suite  # noqa: F401
 from xares_bench.workshop import Workshop  # noqa: F401
 

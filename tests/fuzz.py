@@ -21,13 +21,13 @@ with atheris.instrument_imports(include=["xares_bench", "tarfile", "gzip", "json
     from tests.run_factory import write_finished_run
     from tests.shard_factory import encode, shard_at, tone
     from tests.test_fuzz import ARCHIVE
-    from xares_bench.audio import AUDIO_SUFFIXES, decode
     from xares_bench.config.catalogue import load_catalogue
     from xares_bench.config.own_data import read_own_evaluations
     from xares_bench.core import json_text
     from xares_bench.core.errors import DataError, UsageError
+    from xares_bench.datasets.audio import AUDIO_SUFFIXES, decode
+    from xares_bench.datasets.shards import read_samples
     from xares_bench.runs import read_run
-    from xares_bench.shards import read_samples
 
 FOLDER = Path(tempfile.mkdtemp())
 CATALOGUE = load_catalogue("mini")

@@ -19,7 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from xares_bench.core.digests import file_digest
-from xares_bench.shards import Shard
+from xares_bench.datasets.shards import Shard
 
 Waveform = NDArray[np.float32]
 

@@ -11,10 +11,10 @@ import torch
 
 from tests.conftest import MakeClips
 from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.clips import Clip, Recording
 from xares_bench.config.recipe import Recipe
 from xares_bench.dataloader import example_of, training_batches
 from xares_bench.draws import Draw
+from xares_bench.features.encoding import Clip, Recording
 
 NO_ENCODER: Any = None  # for clips that are encoded already
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.clips import ClipEncoder, Recording
 from xares_bench.config.catalogue import Dataset, Mix, Split, make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import DataError
 from xares_bench.core.store import Store
+from xares_bench.datasets.shards import Shard
 from xares_bench.draws import Draw, TrainingData, draws
-from xares_bench.encoders import load_encoder
-from xares_bench.feature_budget import FeatureBudget
-from xares_bench.features import FeatureStore
-from xares_bench.rows import Tally
-from xares_bench.shards import Shard
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.encoding import ClipEncoder, Recording
+from xares_bench.features.rows import Tally
+from xares_bench.features.store import FeatureStore
 
 ENCODER = """
 import torch
@@ -129,8 +129,8 @@ def write_difficult_data(folder: Path) -> dict[str, list[Shard]]:
 def test_draws_are_the_same_bits_whatever_is_kept_and_whatever_decodes(
     honours_mask: bool, limit: int | None, tmp_path: Path, clip_encoder: ClipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 4)
-    monkeypatch.setattr("xares_bench.features._FILE_BYTES", 2000)
+    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 4)
+    monkeypatch.setattr("xares_bench.features.store._FILE_BYTES", 2000)
     # This encoder lets padding show, so that with a mask a clip's features tell which others it was encoded with.
     clip_encoder = dataclasses.replace(clip_encoder, honours_mask=honours_mask)
     mix = make_mix("mix", [dataset("a", ["x?", "y?"]), dataset("b")], [3, 1], steps=1)

@@ -29,16 +29,16 @@ from tests.test_generation import RECIPE
 from tests.test_training import fit
 from xares_bench.attention import Cache
 from xares_bench.batches import Batch, Encoding
-from xares_bench.clips import ClipEncoder, Recording
 from xares_bench.config.catalogue import Split
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import DataError, OutOfMemory, ShortageWarning
 from xares_bench.core.progress import Progress
-from xares_bench.encoders import load_encoder
+from xares_bench.datasets.shards import ShardFolder, read_samples
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.encoding import ClipEncoder, Recording
 from xares_bench.generation import generate
 from xares_bench.lalm import LALM, build_lalm
-from xares_bench.shards import ShardFolder, read_samples
 
 CPU = torch.device("cpu")
 

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 
 from tests.run_factory import write_finished_run
 from tests.shard_factory import encode, shard_at, tone
-from xares_bench.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, decode
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.own_data import read_own_evaluations
 from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.store import MANIFEST, Store
+from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, decode
+from xares_bench.datasets.shards import read_samples
+from xares_bench.features.rows import targets_of
 from xares_bench.records import Prediction, predictions_to_jsonl
-from xares_bench.rows import targets_of
 from xares_bench.runs import read_run
-from xares_bench.shards import read_samples
 
 FUZZED = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -22,12 +22,12 @@ import yaml
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members
-from xares_bench.audio import decode
 from xares_bench.config.own_data import read_own_evaluations
 from xares_bench.core.errors import CatalogueError, DataError
 from xares_bench.core.parsing import read_yaml
 from xares_bench.core.store import MANIFEST, Store
-from xares_bench.shards import find_targets, read_samples
+from xares_bench.datasets.audio import decode
+from xares_bench.datasets.shards import find_targets, read_samples
 
 # What a reader may take on top of the interpreter and its libraries.
 ALLOWED_BYTES = 3 << 30
@@ -49,7 +49,7 @@ READ = """
 import sys
 from pathlib import Path
 from xares_bench.core.errors import DataError
-from xares_bench.shards import Shard, read_samples
+from xares_bench.datasets.shards import Shard, read_samples
 try:
     for sample in read_samples(Shard(path=Path(sys.argv[1]), name="s", digest="")):
         print(sample.problem)
@@ -104,7 +104,7 @@ def test_headers_of_headers_are_refused(tmp_path: Path) -> None:
 
 
 def test_endless_zeros_behind_the_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xares_bench.shards._MAX_MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr("xares_bench.datasets.shards._MAX_MEMBER_BYTES", 1 << 20)
     with gzip.open(tmp_path / "s.tar.gz", "wb") as file:
         file.write(bytes(4 << 20))
     with pytest.raises(DataError, match="zeros behind the mark"):
@@ -131,7 +131,7 @@ def test_a_header_that_promises_billions_of_samples_is_refused(num_samples: int)
 def test_hours_of_silence_in_a_few_bytes_are_refused() -> None:
     program = """
 import io, sys, numpy, soundfile
-from xares_bench.audio import decode
+from xares_bench.datasets.audio import decode
 file = io.BytesIO()
 with soundfile.SoundFile(file, "w", 16000, 1, format="FLAC") as flac:
     for _ in range(4000):
@@ -155,7 +155,7 @@ def test_nesting_without_end_is_an_unusable_sample(tmp_path: Path, depth: int) -
 
 
 def test_json_of_any_size_is_an_unusable_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xares_bench.shards._MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr("xares_bench.datasets.shards._MAX_JSON_BYTES", 1000)
     fields = json.dumps({"label": "x", "more": "x" * 1000}).encode()
     write_members(tmp_path / "s.tar", [("0.wav", encode(tone(0.1))), ("0.json", fields)])
     (sample,) = read_samples(shard_at(tmp_path / "s.tar"))

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.config.own_data import read_own_evaluations, read_own_mix
-from xares_bench.contract import check_contract
+from xares_bench.encoders.contract import check_contract
 
 
 def test_the_rebuilt_tokeniser_splits_digits_adds_nothing_and_survives_saving(tmp_path: Path) -> None:

@@ -24,18 +24,18 @@ from tests.test_bench import ENCODER, write_data
 from tests.test_draws import dataset, training_data, write_difficult_data
 from xares_bench.batches import Batch, Encoding
 from xares_bench.checkpoints import Checkpoint
-from xares_bench.clips import ClipEncoder
 from xares_bench.config.catalogue import make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.config.recipe import Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.dataloader import past_of, training_batches
-from xares_bench.decoding import DecodingRequest
 from xares_bench.draws import Past, TrainingData, draws
-from xares_bench.encoders import load_encoder
-from xares_bench.feature_budget import FeatureBudget
-from xares_bench.features import FeatureStore
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.encoding import ClipEncoder
+from xares_bench.features.prefetch import DecodingRequest
+from xares_bench.features.store import FeatureStore
 from xares_bench.lalm import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
 from xares_bench.runtime.interruption import put_off
@@ -92,7 +92,7 @@ class Reading:
 
 @pytest.fixture
 def reading(tmp_path: Path, encoding: Encoding, recipe: TrainingRecipe, monkeypatch: pytest.MonkeyPatch) -> Reading:
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 4)
+    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 4)
     return Reading(tmp_path, encoding, recipe)
 
 

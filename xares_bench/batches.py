@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from xares_bench.clips import Clip
+from xares_bench.features.encoding import Clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import webdataset
 
 from xares_bench.batches import Batch, Encoding, Utterance, collate
-from xares_bench.clips import Clip, ClipEncoder, Recording
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.draws import Draw, Past
+from xares_bench.features.encoding import Clip, ClipEncoder, Recording
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

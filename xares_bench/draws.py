@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xares_bench.clips import Clip, Recording
 from xares_bench.config.catalogue import Dataset, Mix
-from xares_bench.features import FeatureStore, Pending
+from xares_bench.datasets.shards import Shard
+from xares_bench.features.encoding import Clip, Recording
+from xares_bench.features.rows import Tally, with_targets
+from xares_bench.features.store import FeatureStore, Pending
 from xares_bench.records import DroppedSample
-from xares_bench.rows import Tally, with_targets
-from xares_bench.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -128,7 +128,7 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
     datasets = _dataset_parts(results, folder, background.sources)
     silent = _rendered(results, folder, background, datasets, digest="")
     shards = {str(shard): _size(shard) for source in background.sources.values() for shard in source.shards}
-    audio_code = code_digest("xares_bench.audio", "xares_bench.listening")
+    audio_code = code_digest("xares_bench.datasets.audio", "xares_bench.listening")
     digest = digest_of({"page": silent, "shards": shards, "code": audio_code})
     with contextlib.suppress(OSError, ValueError):
         earlier = (folder / PAGE_FILE).read_text(encoding="utf-8")

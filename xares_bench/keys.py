@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from xares_bench.clips import ClipEncoder
 from xares_bench.config.catalogue import Dataset, Mix, Split
 from xares_bench.config.plan import Plan
 from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, code_digest, digest_of, library_versions
 from xares_bench.core.errors import DataError
-from xares_bench.features import features_parts
+from xares_bench.datasets.shards import ShardSource
+from xares_bench.features.encoding import ClipEncoder
+from xares_bench.features.store import features_parts
 from xares_bench.metrics import metric_identity
-from xares_bench.shards import ShardSource
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = ("attention", "batches", "lalm", "lora", "rows", "shards", "workshop")
+_READING = ("attention", "batches", "lalm", "lora", "features.rows", "datasets.shards", "workshop")
 _TRAINING = (*_READING, "dataloader", "draws", "training")
 _JUDGING = ("captions.files", "captions.formulas", "captions.judges")
 _SCORING = (*_READING, *_JUDGING, "evidence", "generation", "hf_generation", "metrics", "statistics")

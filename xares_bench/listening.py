@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xares_bench.audio import SAMPLE_RATE_HZ, decode
 from xares_bench.core.errors import DataError
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, decode
+from xares_bench.datasets.shards import Shard, read_samples
 from xares_bench.metrics import normalise
 from xares_bench.records import Prediction
-from xares_bench.shards import Shard, read_samples
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,13 +11,13 @@ from xares_bench.config.plan import Plan
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
-from xares_bench.feature_budget import KIND as FEATURES
-from xares_bench.features import FeatureStore
+from xares_bench.datasets.shards import ShardSource
+from xares_bench.features.budget import KIND as FEATURES
+from xares_bench.features.rows import check_first_samples
+from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.keys import Keys
 from xares_bench.metrics import check_available, metric_identity
-from xares_bench.rows import check_first_samples
-from xares_bench.shards import ShardSource
 
 
 @dataclass(frozen=True, kw_only=True)

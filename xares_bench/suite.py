@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xares_bench.clips import ClipEncoder
 from xares_bench.config.catalogue import Mix
 from xares_bench.config.plan import Plan
-from xares_bench.contract import ContractReport, check_contract
 from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
+from xares_bench.datasets.shards import ShardFolder, ShardSource
 from xares_bench.decoder import Decoder, locate_decoder
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.encoders.contract import ContractReport, check_contract
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.evidence import EVIDENCE_FILE, Evidence, joined, load_evidence
-from xares_bench.feature_budget import FeatureBudget
-from xares_bench.features import FeatureStore
+from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.encoding import ClipEncoder
+from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome
 from xares_bench.keys import Keys
 from xares_bench.metrics import METRICS, metric_identity
@@ -38,7 +39,6 @@ from xares_bench.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.runtime.device import open_accelerator, start_tracker
 from xares_bench.runtime.environment import environment_of
 from xares_bench.runtime.processes import obtain_together
-from xares_bench.shards import ShardFolder, ShardSource
 from xares_bench.statistics import interval_of
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ def test_a_hub_model_is_our_wrapper_with_a_place(
     for model_name in ("mine", "at@home", "über mir", "..."):
         (folder / "models" / model_name).mkdir(parents=True)
     spec = parse_encoder_spec(text, '{"layer": 6}')
-    assert (spec.file, spec.module, spec.class_name) == (None, "xares_bench.hf_encoder", "HubEncoder")
+    assert (spec.file, spec.module, spec.class_name) == (None, "xares_bench.encoders.hugging_face", "HubEncoder")
     assert spec.arguments == {"layer": 6}
     assert spec.place == {"model": model.replace("FOLDER", str(folder)), "revision": revision}
     assert spec.name == name
@@ -182,7 +182,8 @@ def test_a_module_is_found_without_importing_its_parents(tmp_path: Path) -> None
 
 def test_reading_a_specification_imports_no_torch() -> None:
     code = (
-        "import sys; from xares_bench.config.encoder_spec import parse_encoder_spec; import xares_bench.clauses; "
+        "import sys; import xares_bench.encoders.clauses; "
+        "from xares_bench.config.encoder_spec import parse_encoder_spec; "
         "parse_encoder_spec('torch.nn.modules.linear.Identity'); parse_encoder_spec('hf:owner/name@v1'); "
         "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )

@@ -16,8 +16,8 @@ from xares_bench.config.catalogue import Catalogue, load_catalogue
 from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.core.errors import CatalogueError
 from xares_bench.core.parsing import shown
+from xares_bench.datasets.shards import read_samples
 from xares_bench.metrics import METRICS
-from xares_bench.shards import read_samples
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.audio_models import noise, padded
 from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
-from xares_bench.contract import check_contract
-from xares_bench.encoders import load_encoder
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.loading import load_encoder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("dasheng") is None, reason="the package dasheng is not installed: pip install dasheng"

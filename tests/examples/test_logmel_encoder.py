@@ -10,7 +10,7 @@ import torch
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.contract import check_contract
+from xares_bench.encoders.contract import check_contract
 
 FILE = Path(__file__).parents[2] / "examples" / "logmel_encoder.py"
 DEVICE = torch.device("cpu")

@@ -10,9 +10,9 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from tests.audio_models import NUM_LAYERS, noise, padded, save_waveform_model
 from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
-from xares_bench.contract import check_contract
 from xares_bench.core.errors import EncoderError
-from xares_bench.encoders import load_encoder
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.loading import load_encoder
 
 FILE = Path(__file__).parents[2] / "examples" / "wavlm_base_encoder.py"
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.audio_models import noise, padded, save_whisper
 from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
-from xares_bench.contract import check_contract
-from xares_bench.encoders import FrozenEncoder, load_encoder
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 
 FILE = Path(__file__).parents[2] / "examples" / "whisper_base_encoder.py"
 CPU = torch.device("cpu")

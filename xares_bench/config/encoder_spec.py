@@ -240,7 +240,7 @@ def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
     return EncoderSpec(
         text=text,
         file=None,
-        module="xares_bench.hf_encoder",
+        module="xares_bench.encoders.hugging_face",
         class_name="HubEncoder",
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "HubEncoder",
         arguments=arguments,

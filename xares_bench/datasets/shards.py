@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
 from typing import IO, Any, BinaryIO, Self, cast
 
-from xares_bench.audio import AUDIO_SUFFIXES
 from xares_bench.config.catalogue import Split
 from xares_bench.core import json_text
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
+from xares_bench.datasets.audio import AUDIO_SUFFIXES
 from xares_bench.hub import DataHome
 from xares_bench.hub.digest_memory import DigestMemory
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xares_bench.clauses import CLAUSES
 from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.digests import code_digest, digest_of, library_versions
 from xares_bench.core.errors import EncoderError
 from xares_bench.core.store import Store
-from xares_bench.encoders import FrozenEncoder, checked_result, hands_mask_back, load_encoder
-from xares_bench.fingerprints import weight_digests
+from xares_bench.encoders.clauses import CLAUSES
+from xares_bench.encoders.fingerprint import weight_digests
+from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.runtime.determinism import seeded
 
 SAMPLE_RATE_HZ = 16_000
@@ -372,7 +372,10 @@ def _report_key(encoder: FrozenEncoder) -> str:
             "encoder": encoder.fingerprint,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "code": code_digest(
-                *(f"xares_bench.{name}" for name in ("clauses", "contract", "runtime.determinism", "encoders"))
+                *(
+                    f"xares_bench.{name}"
+                    for name in ("encoders.clauses", "encoders.contract", "runtime.determinism", "encoders.loading")
+                )
             ),
             "libraries": library_versions(("numpy", "torch")),
         }

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.shard_factory import encode, tone
-from xares_bench.decoding import DecodingRequest, decode_ahead
-from xares_bench.shards import Sample
+from xares_bench.datasets.shards import Sample
+from xares_bench.features.prefetch import DecodingRequest, decode_ahead
 
 AUDIO = encode(tone(0.1))
 
@@ -17,7 +17,7 @@ AUDIO = encode(tone(0.1))
 def test_no_more_than_so_many_bytes_are_decoded_ahead(
     monkeypatch: pytest.MonkeyPatch, num_fitting: int, num_taken: int
 ) -> None:
-    monkeypatch.setattr("xares_bench.decoding._BYTES_AHEAD", num_fitting * len(AUDIO))
+    monkeypatch.setattr("xares_bench.features.prefetch._BYTES_AHEAD", num_fitting * len(AUDIO))
     taken = []
 
     def numbers() -> Iterator[int]:

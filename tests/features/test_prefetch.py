@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.shard_factory import encode, tone
-from xares_bench.clips import Recording
-from xares_bench.decoding import DecodingRequest, decode_ahead
+from xares_bench.datasets.shards import Sample
+from xares_bench.features.encoding import Recording
+from xares_bench.features.prefetch import DecodingRequest, decode_ahead
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Sample
 
 AUDIO = [encode(tone(0.02 * (1 + i % 5), 200 + 10 * i)) for i in range(12)]
 
@@ -78,8 +78,8 @@ def test_what_is_done_later_but_asked_first_comes_first() -> None:
 
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_of_endless_items_only_a_few_are_taken_in_advance(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xares_bench.decoding._RECORDINGS_AHEAD", 12)
-    monkeypatch.setattr("xares_bench.decoding._ITEMS_AHEAD", 20)
+    monkeypatch.setattr("xares_bench.features.prefetch._RECORDINGS_AHEAD", 12)
+    monkeypatch.setattr("xares_bench.features.prefetch._ITEMS_AHEAD", 20)
     num_taken = 0
 
     def items(num_requests: int) -> Iterator[int]:

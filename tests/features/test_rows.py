@@ -7,12 +7,12 @@ import pytest
 
 from tests.conftest import MakeClips
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.clips import Clip
 from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.core.errors import DataError
+from xares_bench.datasets.shards import Shard
+from xares_bench.features.encoding import Clip
+from xares_bench.features.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
 from xares_bench.records import DroppedSample
-from xares_bench.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
-from xares_bench.shards import Shard
 
 SPLIT = Split(shards=(), target_keys=("label",))
 DATASET = Dataset(
@@ -58,8 +58,8 @@ def test_parts_hold_a_bounded_number_of_clips_and_seconds(
     make_clips: MakeClips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clips([10, 10, 50, 10, 10])  # of 1 s, 1 s, 5 s, 1 s, 1 s
-    monkeypatch.setattr("xares_bench.rows._PART_CLIPS", 3)
-    monkeypatch.setattr("xares_bench.rows._PART_S", 5.0)
+    monkeypatch.setattr("xares_bench.features.rows._PART_CLIPS", 3)
+    monkeypatch.setattr("xares_bench.features.rows._PART_S", 5.0)
     parts = list(read_parts(Samples(*clips), SPLIT, [a_shard(), a_shard("two")], limit=8, tally=tally()))
     assert [[clip.duration_s for clip in part.clips] for part in parts] == [[1, 1, 5], [1, 1, 1], [1, 5]]
 
@@ -89,7 +89,9 @@ def test_fallback_keys_are_the_published_ones() -> None:
 
 
 def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xares_bench.rows.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None)
+    monkeypatch.setattr(
+        "xares_bench.features.rows.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
+    )
     good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
     apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))
     check_first_samples(DATASET, SPLIT, [good])

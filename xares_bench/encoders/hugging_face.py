@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xares_bench.core.errors import EncoderError
-from xares_bench.hf_models import HubModel, load_hub_model
+from xares_bench.encoders.hugging_face_models import HubModel, load_hub_model
 
 SAMPLE_RATE_HZ = 16_000
 # Shorter clips are filled up with silence: no model makes a frame of less than some 25 ms.

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from xares_bench.clauses import CLAUSES
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.contract import ContractReport, check_contract, probe_clip
 from xares_bench.core.store import Store
+from xares_bench.encoders.clauses import CLAUSES
+from xares_bench.encoders.contract import ContractReport, check_contract, probe_clip
 
 CPU = torch.device("cpu")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 IMPORTS = "import torch\nfrom torch import nn\n\n"
 # Forty frames a second of four samples each; the tests below change a line of it.
@@ -442,10 +442,10 @@ def test_a_report_with_nothing_amiss_is_kept_under_all_that_it_depends_on(
     assert again.encoder.fingerprint == first.encoder.fingerprint
     assert not check(GOOD.replace("scale=1.0", "scale=2.0")).reused
     with monkeypatch.context() as other:
-        other.setattr("xares_bench.contract.library_versions", lambda names: dict.fromkeys(names, "another"))
+        other.setattr("xares_bench.encoders.contract.library_versions", lambda names: dict.fromkeys(names, "another"))
         assert not check(GOOD).reused
     with monkeypatch.context() as other:
-        other.setattr("xares_bench.contract.code_digest", lambda *modules: "another")
+        other.setattr("xares_bench.encoders.contract.code_digest", lambda *modules: "another")
         assert not check(GOOD).reused
 
 

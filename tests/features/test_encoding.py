@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.shard_factory import encode, tone
-from xares_bench.clips import Clip, ClipEncoder, Recording, decode_sample
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import EncoderError
-from xares_bench.encoders import load_encoder
+from xares_bench.datasets.shards import Sample
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.encoding import Clip, ClipEncoder, Recording, decode_sample
 from xares_bench.records import DroppedSample
 from xares_bench.runtime.determinism import deterministic_algorithms
-from xares_bench.shards import Sample
 
 ENCODER = """
 import torch

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from xares_bench.clips import Recording, decode_sample
+from xares_bench.datasets.shards import Sample
+from xares_bench.features.encoding import Recording, decode_sample
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Sample
 
 ItemT = TypeVar("ItemT")
 

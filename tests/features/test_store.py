@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.clips import Clip, ClipEncoder, Recording, StoredFrames
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import DamageWarning, DataError, EncoderError
 from xares_bench.core.store import MANIFEST, Store
-from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.feature_budget import FeatureBudget
-from xares_bench.features import SAMPLES_FILE, FeatureStore, Pending
+from xares_bench.datasets.shards import Shard
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder
+from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
+from xares_bench.features.store import SAMPLES_FILE, FeatureStore, Pending
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Shard
 
 ENCODER = """
 import torch
@@ -280,8 +280,8 @@ def test_half_precision_features_stay_half_precision(tmp_path: Path) -> None:
 def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
     whole = read(Store(root=tmp_path / "a"), encoder, shard)
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features._FILE_BYTES", 200)
+    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.store._FILE_BYTES", 200)
     _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
     for a, b in zip(whole.clips, chunked.clips, strict=True):
@@ -307,8 +307,8 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
 @pytest.fixture
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of two clips, and a file as soon as there are frames."""
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features._FILE_BYTES", 1)
+    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.store._FILE_BYTES", 1)
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -434,12 +434,12 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(
 READER = """
 import sys, time
 from pathlib import Path
-from tests.test_features import digest_of_frames, shard_at
-from xares_bench.clips import ClipEncoder
-from xares_bench import features as module
+from tests.features.test_store import digest_of_frames, shard_at
+from xares_bench.features.encoding import ClipEncoder
+from xares_bench.features.store import store as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.encoders import load_encoder
-from xares_bench.features import FeatureStore
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.store import FeatureStore
 from xares_bench.core.store import Store
 import torch
 
@@ -467,7 +467,7 @@ def start_reader(folder: Path, store: Store, shards: Sequence[Shard], pause_s: f
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

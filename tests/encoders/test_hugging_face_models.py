@@ -19,7 +19,7 @@ STEP = """
 import json, sys
 import torch
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.encoders import load_encoder
+from xares_bench.encoders.loading import load_encoder
 from xares_bench.core.errors import EncoderError
 
 results = {}

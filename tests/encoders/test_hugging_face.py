@@ -41,9 +41,9 @@ from tests.audio_models import (
     save_whisper,
 )
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.contract import check_contract
 from xares_bench.core.errors import EncoderError
-from xares_bench.encoders import FrozenEncoder, load_encoder
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 
 CPU = torch.device("cpu")
 BATCHED_WITH_A_MASK = {
@@ -438,11 +438,13 @@ def test_the_layer_enters_the_fingerprint_and_the_place_does_not(tmp_path: Path)
 def test_the_code_of_the_wrapper_enters_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_kind(tmp_path, "wavlm with group norm")
     before = load(folder).fingerprint
-    for module in ("xares_bench.hf_encoder", "xares_bench.hf_models"):
+    for module in ("xares_bench.encoders.hugging_face", "xares_bench.encoders.hugging_face_models"):
         with monkeypatch.context() as patch:
-            patch.setattr("xares_bench.fingerprints.code_digest", lambda name, changed=module: f"{name == changed}")
+            patch.setattr(
+                "xares_bench.encoders.fingerprint.code_digest", lambda name, changed=module: f"{name == changed}"
+            )
             other = load(folder).fingerprint
         with monkeypatch.context() as patch:
-            patch.setattr("xares_bench.fingerprints.code_digest", lambda name: "False")
+            patch.setattr("xares_bench.encoders.fingerprint.code_digest", lambda name: "False")
             assert load(folder).fingerprint != other
     assert load(folder).fingerprint == before

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from tests.shard_factory import encode, shard_at, tone, write_manifest, write_members, write_shard
-from xares_bench.audio import AUDIO_SUFFIXES
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
-from xares_bench.shards import Sample, ShardFolder, find_targets, read_samples
+from xares_bench.datasets.audio import AUDIO_SUFFIXES
+from xares_bench.datasets.shards import Sample, ShardFolder, find_targets, read_samples
 
 BLOCK_BYTES = 512
 

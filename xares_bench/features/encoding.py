@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from xares_bench.audio import SAMPLE_RATE_HZ, crop, decode
 from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError
-from xares_bench.encoders import FrozenEncoder
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, decode
+from xares_bench.datasets.shards import Sample
+from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.records import DroppedSample
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 from xares_bench.runtime.memory import in_halves
-from xares_bench.shards import Sample
 
 if TYPE_CHECKING:
     import numpy as np

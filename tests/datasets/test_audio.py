@@ -13,8 +13,8 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from tests.shard_factory import Waveform, encode, tone
-from xares_bench.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra
-from xares_bench.audio import decode as decode_as
+from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra
+from xares_bench.datasets.audio import decode as decode_as
 
 
 def decode(data: bytes) -> Waveform:
@@ -286,7 +286,7 @@ def test_one_sample_too_many_has_two_windows() -> None:
 
 def test_a_crop_is_the_same_in_another_process() -> None:
     program = (
-        "import numpy as np; from xares_bench.audio import crop\n"
+        "import numpy as np; from xares_bench.datasets.audio import crop\n"
         "print(*(int(crop(np.arange(40_000.0), 0.5, key)[0]) for key in ('a', 'b', 'sub/é')))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -296,7 +296,7 @@ def test_a_crop_is_the_same_in_another_process() -> None:
 
 def test_importing_the_module_imports_no_decoder() -> None:
     program = (
-        "import sys, xares_bench.audio, xares_bench.shards\n"
+        "import sys, xares_bench.datasets.audio, xares_bench.datasets.shards\n"
         "print(sorted({'numpy', 'soundfile', 'soxr', 'torch', 'webdataset'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

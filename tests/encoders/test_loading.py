@@ -15,8 +15,8 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import EncoderError
-from xares_bench.encoders import FrozenEncoder, load_encoder
-from xares_bench.fingerprints import weight_digests
+from xares_bench.encoders.fingerprint import weight_digests
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 
 CPU = torch.device("cpu")
 AUDIO = torch.linspace(-1, 1, 3200).reshape(2, 1600)
@@ -341,16 +341,18 @@ def test_settings_of_transformers_that_it_holds_enter_the_fingerprint(load: Load
 
 
 def test_our_own_modules_that_it_imports_enter_the_fingerprint(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "from xares_bench.audio import SAMPLE_RATE_HZ\n" + PLAIN
+    source = "from xares_bench.datasets.audio import SAMPLE_RATE_HZ\n" + PLAIN
     before, plain = load(source).fingerprint, load(PLAIN).fingerprint
-    monkeypatch.setattr("xares_bench.fingerprints.code_digest", lambda name: "changed")
+    monkeypatch.setattr("xares_bench.encoders.fingerprint.code_digest", lambda name: "changed")
     assert load(source).fingerprint != before
     assert load(PLAIN).fingerprint == plain
 
 
 def test_the_library_of_a_submodule_enters_the_fingerprint(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "1", "numpy": "1"}
-    monkeypatch.setattr("xares_bench.fingerprints.library_versions", lambda names: {n: versions.get(n) for n in names})
+    monkeypatch.setattr(
+        "xares_bench.encoders.fingerprint.library_versions", lambda names: {n: versions.get(n) for n in names}
+    )
     plain, numpy = load(PLAIN).fingerprint, load("import numpy as np\n" + PLAIN).fingerprint
     versions["numpy"] = "2"
     assert load(PLAIN).fingerprint == plain

@@ -17,17 +17,17 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.clips import Clip, ClipEncoder, Recording
 from xares_bench.config.catalogue import Dataset, Split, make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import DamageWarning
 from xares_bench.core.store import Store
+from xares_bench.datasets.shards import Shard
 from xares_bench.draws import Draw, TrainingData, draws
-from xares_bench.encoders import load_encoder
-from xares_bench.feature_budget import KIND, FeatureBudget
-from xares_bench.features import FeatureStore
-from xares_bench.rows import Tally
-from xares_bench.shards import Shard
+from xares_bench.encoders.loading import load_encoder
+from xares_bench.features.budget import KIND, FeatureBudget
+from xares_bench.features.encoding import Clip, ClipEncoder, Recording
+from xares_bench.features.rows import Tally
+from xares_bench.features.store import FeatureStore
 
 ENCODER = """
 import torch
@@ -112,7 +112,7 @@ def test_a_shard_is_kept_although_nothing_of_a_whole_chunk_can_be_used(
     useless: slice,
     num_threads: int,
 ) -> None:
-    monkeypatch.setattr("xares_bench.features._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
     names = [f"c{i}" for i in range(5)]
     members: list[tuple[str, bytes]] = []
     for number, name in enumerate(names):

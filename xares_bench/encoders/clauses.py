@@ -1,4 +1,4 @@
-"""The encoder's contract, as names and sentences; `xares_bench.contract` checks it.
+"""The encoder's contract, as names and sentences; `xares_bench.encoders.contract` checks it.
 
 They stand apart from the check so that the clauses can be listed without importing torch.
 """

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from xares_bench.audio import missing_extra
-from xares_bench.clips import Clip
 from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.core.errors import DataError
-from xares_bench.features import Pending
+from xares_bench.datasets.audio import missing_extra
+from xares_bench.datasets.shards import Shard, find_targets, read_samples
+from xares_bench.features.encoding import Clip
+from xares_bench.features.store import Pending
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Shard, find_targets, read_samples
 
 
 class Features(Protocol):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.errors import EncoderError
-from xares_bench.fingerprints import fingerprint, is_library_file, weight_digests
+from xares_bench.encoders.fingerprint import fingerprint, is_library_file, weight_digests
 from xares_bench.runtime.determinism import seeded
 from xares_bench.runtime.signals import deadline
 
@@ -355,7 +355,7 @@ def _place(error: BaseException) -> str:
         frames.append((error.filename, error.lineno))
     for filename, line in reversed(frames):
         path = Path(filename)
-        is_own = path.is_relative_to(Path(__file__).parent)
+        is_own = path.is_relative_to(Path(__file__).parents[1])
         if filename.startswith("<") or is_own or is_library_file(filename):
             continue
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

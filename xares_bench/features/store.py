@@ -25,21 +25,29 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from xares_bench.clips import Clip, ClipEncoder, Recording, StoredFrames
 from xares_bench.core.digests import code_digest, digest_of, library_versions
 from xares_bench.core.errors import DamageWarning
 from xares_bench.core.store import Entry, Store, Unfinished
-from xares_bench.decoding import DecodingRequest, decode_ahead
-from xares_bench.feature_budget import KIND, FeatureBudget
+from xares_bench.datasets.shards import Sample, Shard, read_samples
+from xares_bench.features.budget import KIND, FeatureBudget
+from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
+from xares_bench.features.prefetch import DecodingRequest, decode_ahead
 from xares_bench.records import DroppedSample
-from xares_bench.shards import Sample, Shard, read_samples
 
 ItemT = TypeVar("ItemT")
 
 SAMPLES_FILE = "samples.jsonl"
 
 # Modules whose behaviour features depend on.
-_MODULES = ("audio", "clips", "decoding", "runtime.determinism", "encoders", "features", "shards")
+_MODULES = (
+    "datasets.audio",
+    "features.encoding",
+    "features.prefetch",
+    "runtime.determinism",
+    "encoders.loading",
+    "features.store",
+    "datasets.shards",
+)
 
 # Features go to a file once there are this many bytes of them.
 _FILE_BYTES = 16 << 20
