@@ -14,7 +14,7 @@ from benchmarks.ours import token_encoding
 from benchmarks.sizes import Size, logmel_encoder, real_size, small_size
 from tests.plain_lalm import TokenEncoding
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm import LALM
+from xares_bench.lalm.model import LALM
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,7 +30,7 @@ from transformers import (
 from benchmarks.sounds import Sound
 from xares_bench.config.recipe import GenerationRecipe, TrainingRecipe
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm import LALM
+from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms
 
 linear_schedule: Any = get_linear_schedule_with_warmup  # untyped in transformers

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from benchmarks.ours import published_recipe, token_encoding
 from benchmarks.sizes import Size, user_cache
 from benchmarks.sounds import captioned_sounds, endless_sounds, labelled_sounds
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.core.progress import Progress
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.lalm import LALM, build_lalm
-from xares_bench.training import train
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.model import LALM, build_lalm
+from xares_bench.training.loop import train
 
 
 def learnt_lalm(size: Size, encoder: FrozenEncoder) -> LALM:

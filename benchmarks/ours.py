@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from benchmarks.sizes import Size
 from benchmarks.sounds import Sound
 from tests.plain_lalm import TokenEncoding
-from xares_bench.batches import Encoding, Utterance, collate
-from xares_bench.checkpoints import Checkpoint
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import GenerationRecipe, Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
-from xares_bench.dataloader import training_batches
-from xares_bench.draws import Draw
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
-from xares_bench.generation import generate
-from xares_bench.lalm import LALM, build_lalm, load_tokenizer
-from xares_bench.training import train
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.generation import generate
+from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
+from xares_bench.training.checkpoints import Checkpoint
+from xares_bench.training.dataloader import training_batches
+from xares_bench.training.loop import train
+from xares_bench.training.sampler import Draw
 
 
 def published_recipe(size: Size, **changes: object) -> Recipe:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xares_bench.datasets.audio import SAMPLE_RATE_HZ
-from xares_bench.draws import Draw
 from xares_bench.features.encoding import Recording
+from xares_bench.training.sampler import Draw
 
 LABELS = ("flute", "violin", "oboe", "trumpet", "double bass", "French horn", "bass clarinet", "glockenspiel")
 LABEL_PROMPT = "Which instrument is playing in this recording?"

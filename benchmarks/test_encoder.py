@@ -19,13 +19,13 @@ from benchmarks.ours import loss_ours, published_recipe, train_ours
 from benchmarks.sizes import Size, load_frozen
 from benchmarks.sounds import Sound, labelled_sounds
 from tests.shard_factory import encode, shard_at, write_shard
-from xares_bench.batches import Encoding
 from xares_bench.core.store import Store
-from xares_bench.draws import Draw
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.store import FeatureStore
-from xares_bench.lalm import build_lalm
+from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.model import build_lalm
+from xares_bench.training.sampler import Draw
 
 DURATION_S = 10.0
 

@@ -21,9 +21,9 @@ from benchmarks.control import Control, drawn_batches, evaluate_control, train_c
 from benchmarks.ours import evaluate_ours, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
-from xares_bench.batches import Encoding
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.model import LALM, build_lalm
 
 # By the width of SmolLM2-135M (576): half of it, itself, and SmolLM2-360M.
 WIDTHS = (288, 576, 960)

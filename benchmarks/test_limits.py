@@ -17,11 +17,11 @@ from benchmarks.comparison import Comparison
 from benchmarks.ours import bare_lalm, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
-from xares_bench.batches import Batch, Encoding
-from xares_bench.dataloader import training_batches
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.lalm import build_lalm
+from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.model import build_lalm
+from xares_bench.training.dataloader import training_batches
 
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
 

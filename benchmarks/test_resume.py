@@ -12,13 +12,13 @@ from benchmarks.comparison import Comparison
 from benchmarks.ours import published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
-from xares_bench.batches import Encoding
-from xares_bench.checkpoints import Checkpoints
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.store import Store
-from xares_bench.dataloader import past_of
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm import build_lalm
+from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.model import build_lalm
+from xares_bench.training.checkpoints import Checkpoints
+from xares_bench.training.dataloader import past_of
 
 NUM_PUBLISHED_STEPS = 100_000
 

@@ -15,9 +15,9 @@ from benchmarks.control import Control, drawn_batches, train_control
 from benchmarks.ours import bare_lalm, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import captioned_sounds, labelled_sounds
-from xares_bench.batches import Encoding
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.model import LALM, build_lalm
 
 # Relative; the losses are some nats per token.
 LOSS_TOLERANCE = 1e-5

@@ -20,10 +20,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig
 
-from xares_bench.batches import Batch, Encoding, Utterance, collate
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import Recipe
 from xares_bench.features.encoding import Clip, StoredFrames
+from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
 from xares_bench.suite import Suite  # noqa: F401
 from xares_bench.workshop import Workshop  # noqa: F401
 
@@ -80,7 +80,7 @@ def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def encoding(decoder_folder: str) -> Encoding:
     """The tiny decoder's tokens."""
-    from xares_bench.lalm import load_tokenizer
+    from xares_bench.lalm.model import load_tokenizer
 
     return Encoding(load_tokenizer(decoder_folder))
 

@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from xares_bench.batches import Encoding, Utterance
 from xares_bench.config.recipe import Recipe
-from xares_bench.lalm import LALM
+from xares_bench.lalm.batch import Encoding, Utterance
+from xares_bench.lalm.model import LALM
 
 OUTPUT_DIM = 6
 NUM_NEW_TOKENS = 20

@@ -23,12 +23,10 @@ import torch
 
 from tests.conftest import REPOSITORY, MakeClips
 from tests.hub.test_home import without_rights
+from tests.lalm.test_generation import RECIPE
 from tests.shard_factory import tone, write_shard
 from tests.test_bench import ENCODER, FEW_STEPS, write_data
-from tests.test_generation import RECIPE
-from tests.test_training import fit
-from xares_bench.attention import Cache
-from xares_bench.batches import Batch, Encoding
+from tests.training.test_loop import fit
 from xares_bench.config.catalogue import Split
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.config.recipe import Recipe
@@ -37,8 +35,10 @@ from xares_bench.core.progress import Progress
 from xares_bench.datasets.shards import ShardFolder, read_samples
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.encoding import ClipEncoder, Recording
-from xares_bench.generation import generate
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.attention import Cache
+from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.generation import generate
+from xares_bench.lalm.model import LALM, build_lalm
 
 CPU = torch.device("cpu")
 
@@ -435,7 +435,7 @@ def test_fewer_texts_are_generated_at_once_where_memory_is_short(
                     raise no_memory()
                 return super().append(*arguments)
 
-        monkeypatch.setattr("xares_bench.generation.Cache", SmallCache)
+        monkeypatch.setattr("xares_bench.lalm.generation.Cache", SmallCache)
     else:
         lalm.reads_packed = False
         lalm.decoder.set_attn_implementation("sdpa")

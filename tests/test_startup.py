@@ -21,7 +21,7 @@ from xares_bench.config.catalogue import load_catalogue
 # Each takes longer to import than a session takes for all else that finds everything finished. accelerate does not: it
 # says which device there is.
 HEAVY = ("jiwer", "peft", "sacrebleu", "scipy", "sklearn", "soundfile", "soxr", "transformers", "webdataset")
-AT_WORK = ("batches", "draws", "generation", "lalm", "training")
+AT_WORK = ("lalm.batch", "training.sampler", "lalm.generation", "lalm.model", "training.loop")
 
 WATCHED_SESSION = f"""
 import sys, pytest
@@ -79,7 +79,7 @@ def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_
     output, imported = watched(session_options)
     assert "0 of 1 scores reused" in output
     assert "contract reused" not in output
-    assert {"jiwer", "transformers", "xares_bench.generation", "xares_bench.training"} <= set(imported)
+    assert {"jiwer", "transformers", "xares_bench.lalm.generation", "xares_bench.training.loop"} <= set(imported)
     output, imported = watched(session_options)
     assert "1 of 1 scores reused" in output
     assert "contract reused" in output

@@ -24,10 +24,10 @@ from xares_bench.features.store import features_parts
 from xares_bench.metrics import metric_identity
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = ("attention", "batches", "lalm", "lora", "features.rows", "datasets.shards", "workshop")
-_TRAINING = (*_READING, "dataloader", "draws", "training")
+_READING = ("lalm.attention", "lalm.batch", "lalm.model", "lalm.lora", "features.rows", "datasets.shards", "workshop")
+_TRAINING = (*_READING, "training.dataloader", "training.sampler", "training.loop")
 _JUDGING = ("captions.files", "captions.formulas", "captions.judges")
-_SCORING = (*_READING, *_JUDGING, "evidence", "generation", "hf_generation", "metrics", "statistics")
+_SCORING = (*_READING, *_JUDGING, "evidence", "lalm.generation", "lalm.hf_generation", "metrics", "statistics")
 
 
 @dataclass(frozen=True, kw_only=True)

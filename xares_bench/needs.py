@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xares_bench.checkpoints import Checkpoints
 from xares_bench.config.catalogue import Dataset, Mix, Split
 from xares_bench.config.plan import Plan
 from xares_bench.core.errors import DataError
@@ -18,6 +17,7 @@ from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.keys import Keys
 from xares_bench.metrics import check_available, metric_identity
+from xares_bench.training.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 from tests.config.test_plan import plan as make_plan
 from tests.conftest import REPOSITORY
 from tests.test_bench import ENCODER
-from tests.test_resume import Sessions, outcome, wait_for_step
+from tests.training.test_resume import Sessions, outcome, wait_for_step
 from xares_bench.core.progress import Progress
 from xares_bench.header import _company
 from xares_bench.suite import Suite

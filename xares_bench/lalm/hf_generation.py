@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from xares_bench.attention import pack
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.recipe import GenerationRecipe
-from xares_bench.lalm import LALM
+from xares_bench.lalm.attention import pack
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import in_halves
 
 

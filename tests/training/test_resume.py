@@ -21,25 +21,25 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.test_bench import ENCODER, write_data
-from tests.test_draws import dataset, training_data, write_difficult_data
-from xares_bench.batches import Batch, Encoding
-from xares_bench.checkpoints import Checkpoint
+from tests.training.test_sampler import dataset, training_data, write_difficult_data
 from xares_bench.config.catalogue import make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.config.recipe import Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
-from xares_bench.dataloader import past_of, training_batches
-from xares_bench.draws import Past, TrainingData, draws
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.prefetch import DecodingRequest
 from xares_bench.features.store import FeatureStore
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
 from xares_bench.runtime.interruption import put_off
-from xares_bench.training import train
+from xares_bench.training.checkpoints import Checkpoint
+from xares_bench.training.dataloader import past_of, training_batches
+from xares_bench.training.loop import train
+from xares_bench.training.sampler import Past, TrainingData, draws
 
 FRAMES = """
 import torch

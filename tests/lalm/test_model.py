@@ -10,10 +10,10 @@ from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import MakeClips
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import UsageError
-from xares_bench.lalm import build_lalm
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.model import build_lalm
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 

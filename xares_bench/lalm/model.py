@@ -26,13 +26,13 @@ from transformers import (
 )
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
-from xares_bench.attention import IMPLEMENTATION as PACKED_ATTENTION
-from xares_bench.attention import Layout, pack
-from xares_bench.attention import register as register_packed_attention
-from xares_bench.batches import Batch
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.errors import UsageError
-from xares_bench.lora import add_lora, merge_lora
+from xares_bench.lalm.attention import IMPLEMENTATION as PACKED_ATTENTION
+from xares_bench.lalm.attention import Layout, pack
+from xares_bench.lalm.attention import register as register_packed_attention
+from xares_bench.lalm.batch import Batch
+from xares_bench.lalm.lora import add_lora, merge_lora
 from xares_bench.runtime.determinism import seeded
 
 WEIGHTS_FILE = "trained.safetensors"

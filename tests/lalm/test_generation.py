@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, 
 
 from tests.conftest import MakeClips
 from tests.plain_lalm import TokenEncoding, save_decoder
-from xares_bench.attention import Cache
-from xares_bench.batches import Encoding, Utterance
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.errors import UsageError
 from xares_bench.core.progress import Progress
-from xares_bench.generation import generate
-from xares_bench.hf_generation import generate_padded
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.attention import Cache
+from xares_bench.lalm.batch import Encoding, Utterance
+from xares_bench.lalm.generation import generate
+from xares_bench.lalm.hf_generation import generate_padded
+from xares_bench.lalm.model import LALM, build_lalm
 
 RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200)
 
@@ -120,7 +120,7 @@ def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
         caches.append((num_rows, num_positions))
         return Cache(num_rows=num_rows, num_positions=num_positions)
 
-    monkeypatch.setattr("xares_bench.generation.Cache", record)
+    monkeypatch.setattr("xares_bench.lalm.generation.Cache", record)
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     prompts = [encoding.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
     recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200)

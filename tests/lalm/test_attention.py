@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xares_bench.attention import Cache, Layout, NextPositions, pack, packed_attention
+from xares_bench.lalm.attention import Cache, Layout, NextPositions, pack, packed_attention
 
 CPU = torch.device("cpu")
 NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 4, 2, 8

@@ -22,13 +22,13 @@ from transformers import ByT5Tokenizer, Trainer, TrainingArguments, get_schedule
 
 from tests.conftest import MakeClips
 from tests.plain_lalm import FAMILIES, NUM_NEW_TOKENS, OUTPUT_DIM, Plain, TokenEncoding, save_decoder
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.progress import Progress
-from xares_bench.generation import generate
-from xares_bench.lalm import LALM, build_lalm
-from xares_bench.training import train
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.generation import generate
+from xares_bench.lalm.model import LALM, build_lalm
+from xares_bench.training.loop import train
 
 CPU = torch.device("cpu")
 

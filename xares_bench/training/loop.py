@@ -15,16 +15,16 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from xares_bench.batches import Batch
-from xares_bench.checkpoints import Checkpoint
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.errors import OutOfMemory, TrainingError
 from xares_bench.core.progress import Progress
-from xares_bench.lalm import LALM
+from xares_bench.lalm.batch import Batch
+from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 from xares_bench.runtime.interruption import put_off
 from xares_bench.runtime.memory import is_shortage
 from xares_bench.runtime.processes import all_or_none, summed
+from xares_bench.training.checkpoints import Checkpoint
 
 # Between the seeds of two processes.
 _SEEDS_APART = 1_000_003

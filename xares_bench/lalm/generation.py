@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from xares_bench.attention import Cache, NextPositions, pack
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.core.errors import OutOfMemory
 from xares_bench.core.progress import Progress
-from xares_bench.hf_generation import generate_padded
-from xares_bench.lalm import LALM
+from xares_bench.lalm.attention import Cache, NextPositions, pack
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.hf_generation import generate_padded
+from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import go_on_with_fewer, is_shortage
 
 # Positions that are read at once when clips get their rows.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from xares_bench.checkpoints import KIND, Checkpoint, Checkpoints
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DamageWarning
 from xares_bench.core.store import Store
+from xares_bench.training.checkpoints import KIND, Checkpoint, Checkpoints
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_full_disk_is_said_once_and_the_one_before_stays(store: Store, monkeyp
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xares_bench.checkpoints.save_file", full)
+    monkeypatch.setattr("xares_bench.training.checkpoints.save_file", full)
     with pytest.warns(DamageWarning, match="No space left on device; the training goes on"):
         kept.save(after(9))
     with warnings.catch_warnings():

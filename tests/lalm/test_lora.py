@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from tests.plain_lalm import save_decoder
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.lalm import build_lalm
-from xares_bench.lora import LoRALinear, _dropped_places, merge_lora
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.lora import LoRALinear, _dropped_places, merge_lora
+from xares_bench.lalm.model import build_lalm
 
 RANK, ALPHA = 4, 8
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import webdataset
 
-from xares_bench.batches import Batch, Encoding, Utterance, collate
 from xares_bench.config.recipe import TrainingRecipe
-from xares_bench.draws import Draw, Past
 from xares_bench.features.encoding import Clip, ClipEncoder, Recording
+from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
+from xares_bench.training.sampler import Draw, Past
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,13 +14,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
 from tests.plain_lalm import save_decoder
-from xares_bench.batches import Batch, Encoding, Utterance, collate
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import TrainingError, UsageError
 from xares_bench.core.progress import Progress
-from xares_bench.lalm import LALM, build_lalm
+from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
+from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
-from xares_bench.training import train
+from xares_bench.training.loop import train
 
 
 def fit(lalm: LALM, batches: Iterator[Batch], recipe: Recipe, num_steps: int) -> list[float]:

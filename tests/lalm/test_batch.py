@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.conftest import MakeClips
-from xares_bench.batches import Encoding, Utterance, collate
 from xares_bench.config.recipe import Recipe
-from xares_bench.dataloader import example_of, training_batches
-from xares_bench.draws import Draw
 from xares_bench.features.encoding import Clip, Recording
+from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.training.dataloader import example_of, training_batches
+from xares_bench.training.sampler import Draw
 
 NO_ENCODER: Any = None  # for clips that are encoded already
 

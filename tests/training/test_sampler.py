@@ -18,12 +18,12 @@ from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import DataError
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Shard
-from xares_bench.draws import Draw, TrainingData, draws
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder, Recording
 from xares_bench.features.rows import Tally
 from xares_bench.features.store import FeatureStore
+from xares_bench.training.sampler import Draw, TrainingData, draws
 
 ENCODER = """
 import torch
