@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from xares_bench.records import ScoreRecord, overall_of
+from xares_bench.scores.records import ScoreRecord, overall_of
 from xares_bench.session import SESSION, BenchSession, open_session
 
 if TYPE_CHECKING:

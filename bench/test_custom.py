@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xares_bench.records import ScoreRecord
+from xares_bench.scores.records import ScoreRecord
 from xares_bench.session import SESSION
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.records import ScoreRecord
+from xares_bench.scores.records import ScoreRecord
 
 pytestmark = pytest.mark.task2
 

@@ -18,13 +18,13 @@ from benchmarks.control import Control, evaluate_control
 from benchmarks.ours import evaluate_ours, published_recipe
 from benchmarks.sizes import Size
 from benchmarks.sounds import Sound, captioned_sounds, labelled_sounds, with_runaways
-from xares_bench import metrics
 from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import generation
 from xares_bench.lalm.attention import Cache
 from xares_bench.lalm.batch import Encoding
 from xares_bench.lalm.model import LALM, load_tokenizer
+from xares_bench.metrics import registry as metrics
 
 
 @pytest.fixture(scope="module")

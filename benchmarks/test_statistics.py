@@ -17,8 +17,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.comparison import Report
 from benchmarks.processes import peak_bytes_of
 from tests.run_factory import TASKS, write_finished_run
-from xares_bench.evidence import Evidence
-from xares_bench.statistics import interval_of
+from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.statistics import interval_of
 
 
 @pytest.mark.parametrize(("metric", "num_parts"), [("Accuracy", 2), ("chrF", 18), ("mAP", 601)])

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["xares_bench", "tarfile", "gzip", "json
     from xares_bench.core.errors import DataError, UsageError
     from xares_bench.datasets.audio import AUDIO_SUFFIXES, decode
     from xares_bench.datasets.shards import read_samples
-    from xares_bench.runs import read_run
+    from xares_bench.reports.runs import read_run
 
 FOLDER = Path(tempfile.mkdtemp())
 CATALOGUE = load_catalogue("mini")

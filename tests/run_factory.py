@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xares_bench.evidence import gather
-from xares_bench.metrics import evaluate
-from xares_bench.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
-from xares_bench.report import write_run
-from xares_bench.results import Results
-from xares_bench.statistics import interval_of
+from xares_bench.metrics.registry import evaluate
+from xares_bench.reports.report import write_run
+from xares_bench.reports.results import Results
+from xares_bench.scores.clip_sums import gather
+from xares_bench.scores.records import Prediction, RunManifest, ScoreRecord, predictions_to_jsonl
+from xares_bench.scores.statistics import interval_of
 
 TASKS = {"task1": ("esc-50", "gtzan"), "task2": ("librispeech",)}
 METRICS = {"librispeech": "iWER"}

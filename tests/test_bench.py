@@ -22,8 +22,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.evidence import load_evidence
-from xares_bench.metrics import MetricResult, evaluate
+from xares_bench.metrics.registry import MetricResult, evaluate
+from xares_bench.scores.clip_sums import load_evidence
 
 Run = Callable[..., pytest.RunResult]
 

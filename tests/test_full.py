@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from tests.captions.factory import write_judges
 from tests.conftest import REPOSITORY
 from tests.hub.machine import Machine
 from tests.hub.server import Hub, serve_hub
+from tests.metrics.captions.factory import write_judges
 from tests.shard_factory import tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
 

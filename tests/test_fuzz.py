@@ -26,8 +26,8 @@ from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, decode
 from xares_bench.datasets.shards import read_samples
 from xares_bench.features.rows import targets_of
-from xares_bench.records import Prediction, predictions_to_jsonl
-from xares_bench.runs import read_run
+from xares_bench.reports.runs import read_run
+from xares_bench.scores.records import Prediction, predictions_to_jsonl
 
 FUZZED = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

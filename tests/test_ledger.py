@@ -6,10 +6,10 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from tests.test_report import results, scored
-from xares_bench.gate import Finding
+from tests.reports.test_report import results, scored
 from xares_bench.ledger import Ledger, attach, carry
-from xares_bench.records import ScoreRecord
+from xares_bench.scores.gate import Finding
+from xares_bench.scores.records import ScoreRecord
 
 RUN = results().run
 

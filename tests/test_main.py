@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.captions.factory import write_judges
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub
+from tests.metrics.captions.factory import write_judges
 from xares_bench.config.catalogue import Catalogue, load_catalogue
 
 SHARDS = "mispeech/xares_llm_data"

@@ -17,8 +17,8 @@ from xares_bench.core.errors import DataError, UsageError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
-from xares_bench.metrics import METRICS, metric_identity
-from xares_bench.runs import read_run
+from xares_bench.metrics.registry import METRICS, metric_identity
+from xares_bench.reports.runs import read_run
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from xares_bench.compare import compare, comparison_table, differing_clips
+    from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
     runs = [read_run(path) for path in options.runs]
     _say(comparison_table(compare(runs)))
@@ -116,7 +116,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
-    from xares_bench.leaderboard import leaderboard_html, read_runs
+    from xares_bench.reports.leaderboard import leaderboard_html, read_runs
 
     runs, problems = read_runs(options.folder)
     for problem in problems:

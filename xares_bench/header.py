@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import EncoderError, XaresError
-from xares_bench.metrics import METRICS
+from xares_bench.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
-    from xares_bench.gate import Gate
-    from xares_bench.records import RunManifest
+    from xares_bench.scores.gate import Gate
+    from xares_bench.scores.records import RunManifest
     from xares_bench.suite import Suite
 
 
@@ -57,7 +57,7 @@ def header_lines(suite: Suite, gate: Gate, selected: Sequence[str], open_run: Ca
         steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
     if any(METRICS[plan.dataset(name).metric].judged for name in selected):
-        from xares_bench.captions.files import deviations
+        from xares_bench.metrics.captions.files import deviations
 
         lines.extend(f"captions: {deviation}" for deviation in deviations())
     if plan.limit is not None:

@@ -21,13 +21,21 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.store import features_parts
-from xares_bench.metrics import metric_identity
+from xares_bench.metrics.registry import metric_identity
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
 _READING = ("lalm.attention", "lalm.batch", "lalm.model", "lalm.lora", "features.rows", "datasets.shards", "workshop")
 _TRAINING = (*_READING, "training.dataloader", "training.sampler", "training.loop")
-_JUDGING = ("captions.files", "captions.formulas", "captions.judges")
-_SCORING = (*_READING, *_JUDGING, "evidence", "lalm.generation", "lalm.hf_generation", "metrics", "statistics")
+_JUDGING = ("metrics.captions.files", "metrics.captions.formulas", "metrics.captions.judges")
+_SCORING = (
+    *_READING,
+    *_JUDGING,
+    "scores.clip_sums",
+    "lalm.generation",
+    "lalm.hf_generation",
+    "metrics.registry",
+    "scores.statistics",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

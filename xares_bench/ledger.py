@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from xares_bench.records import RunManifest, ScoreRecord
+from xares_bench.scores.records import RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
-    from xares_bench.gate import Finding
-    from xares_bench.results import Results
+    from xares_bench.reports.results import Results
+    from xares_bench.scores.gate import Finding
 
 # What the report of a dataset or a task carries from the process that ran the test.
 _PAYLOAD_KEY = pytest.StashKey[dict[str, Any]]()
@@ -63,7 +63,7 @@ class Ledger:
             self.failures[_short_name(report.nodeid)] = report.longreprtext
         payload: Mapping[str, Any] = getattr(report, _REPORT_ATTRIBUTE, {})
         if "finding" in payload:
-            from xares_bench.gate import Finding
+            from xares_bench.scores.gate import Finding
 
             finding = Finding.from_json(payload["finding"])
             self.findings[finding.what] = finding
@@ -88,7 +88,7 @@ class Ledger:
         """
         if self.run is None:
             return None
-        from xares_bench.results import Results
+        from xares_bench.reports.results import Results
 
         return Results(
             run=self.run,

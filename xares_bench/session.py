@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from xares_bench.baselines import (
+from xares_bench.config.plan import Plan, make_plan
+from xares_bench.core.errors import DiskError, UsageError, XaresError
+from xares_bench.core.progress import Progress
+from xares_bench.ledger import Ledger, attach, carry
+from xares_bench.metrics.registry import METRICS
+from xares_bench.roles import is_helper, is_worker, leave_reports_to_the_first, rank
+from xares_bench.runtime.signals import keep_stderr, lift
+from xares_bench.scores.baselines import (
     Baseline,
     BaselineScore,
     check_comparable,
@@ -25,18 +32,11 @@ from xares_bench.baselines import (
     load_baseline,
     write_baseline,
 )
-from xares_bench.config.plan import Plan, make_plan
-from xares_bench.core.errors import DiskError, UsageError, XaresError
-from xares_bench.core.progress import Progress
-from xares_bench.ledger import Ledger, attach, carry
-from xares_bench.metrics import METRICS
-from xares_bench.records import Overall, RunManifest, ScoreRecord
-from xares_bench.roles import is_helper, is_worker, leave_reports_to_the_first, rank
-from xares_bench.runtime.signals import keep_stderr, lift
+from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
-    from xares_bench.gate import Finding, Gate
-    from xares_bench.results import Background, Results
+    from xares_bench.reports.results import Background, Results
+    from xares_bench.scores.gate import Finding, Gate
     from xares_bench.suite import Suite
 
 SESSION = pytest.StashKey["BenchSession"]()
@@ -111,7 +111,7 @@ class BenchSession:
     @functools.cached_property
     def gate(self) -> Gate:
         """What scores are held against."""
-        from xares_bench.gate import DEFAULT_FLOOR, Gate, Tolerance
+        from xares_bench.scores.gate import DEFAULT_FLOOR, Gate, Tolerance
 
         by_noise, number = self._config.option.xares_tolerance or (True, None)
         tolerance = Tolerance(by_noise=by_noise, number=DEFAULT_FLOOR if number is None else number)
@@ -162,7 +162,7 @@ class BenchSession:
 
     def hold(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Fail the test of a dataset whose published score may not pass."""
-        from xares_bench.evidence import load_evidence
+        from xares_bench.scores.clip_sums import load_evidence
 
         evidence = load_evidence(self.evidence_file(record.dataset))
         self._hold(item, self.gate.examine(record, evidence), self.predictions_file(record.dataset))
@@ -289,7 +289,7 @@ class BenchSession:
             return
         results = self._results()
         if results is not None:
-            from xares_bench.report import write_run
+            from xares_bench.reports.report import write_run
 
             try:
                 self._notes += write_run(self.plan.runs_folder / results.run.name, results, self._background())
@@ -308,8 +308,8 @@ class BenchSession:
         if self._problems:
             self._ledger.failures["xares-bench"] = "; ".join(self._problems)
         if results is not None:
-            from xares_bench.github import append_summary
-            from xares_bench.report import scores_markdown
+            from xares_bench.reports.github import append_summary
+            from xares_bench.reports.report import scores_markdown
 
             text = scores_markdown(results, self._baseline)
             self._notes += append_summary(os.environ, text, self._ledger.failures)
@@ -322,7 +322,7 @@ class BenchSession:
             return
         results = self._results()
         if results is not None:
-            from xares_bench.report import terminal_table, timings
+            from xares_bench.reports.report import terminal_table, timings
 
             terminalreporter.section("xares-bench")
             terminalreporter.write_line(terminal_table(results, self.gate.baseline))
@@ -337,7 +337,7 @@ class BenchSession:
         for problem in self._problems:
             terminalreporter.write_line(f"xares-bench: {problem}", red=True)
         if not is_helper(self._config):
-            from xares_bench.github import error_lines
+            from xares_bench.reports.github import error_lines
 
             for line in error_lines(os.environ, self._ledger.failures):
                 terminalreporter.write_line(line)
@@ -355,7 +355,7 @@ class BenchSession:
 
     def _background(self) -> Background:
         """What the run's page shows beside the results."""
-        from xares_bench.results import Background, ClipSource
+        from xares_bench.reports.results import Background, ClipSource
 
         sources = {}
         for name in self._ledger.records:
@@ -390,7 +390,7 @@ class BenchSession:
         return []
 
     def _baseline_score(self, record: ScoreRecord) -> BaselineScore:
-        from xares_bench.evidence import load_evidence
+        from xares_bench.scores.clip_sums import load_evidence
 
         return BaselineScore(
             score=record.score,

@@ -27,19 +27,19 @@ from xares_bench.datasets.shards import ShardFolder, ShardSource
 from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.encoders.contract import ContractReport, check_contract
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.evidence import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome
 from xares_bench.keys import Keys
-from xares_bench.metrics import METRICS, metric_identity
+from xares_bench.metrics.registry import METRICS, metric_identity
 from xares_bench.needs import Needs
-from xares_bench.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.runtime.device import open_accelerator, start_tracker
 from xares_bench.runtime.environment import environment_of
 from xares_bench.runtime.processes import obtain_together
-from xares_bench.statistics import interval_of
+from xares_bench.scores.clip_sums import EVIDENCE_FILE, Evidence, joined, load_evidence
+from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
+from xares_bench.scores.statistics import interval_of
 
 if TYPE_CHECKING:
     from xares_bench.workshop import Workshop

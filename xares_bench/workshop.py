@@ -26,18 +26,18 @@ from xares_bench.config.plan import Plan
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Entry, writing
 from xares_bench.datasets.shards import ShardSource
-from xares_bench.evidence import EVIDENCE_FILE, gather
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.rows import Part, Tally, read_parts
 from xares_bench.features.store import FeatureStore
 from xares_bench.lalm.batch import Encoding
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
-from xares_bench.metrics import METRICS, evaluate
-from xares_bench.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
+from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.runtime.environment import environment_of
 from xares_bench.runtime.processes import from_main, in_step
-from xares_bench.statistics import interval_of
+from xares_bench.scores.clip_sums import EVIDENCE_FILE, gather
+from xares_bench.scores.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
+from xares_bench.scores.statistics import interval_of
 from xares_bench.training.checkpoints import Checkpoint, Checkpoints
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train

@@ -17,7 +17,7 @@ from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluat
 from xares_bench.core.errors import CatalogueError
 from xares_bench.core.parsing import shown
 from xares_bench.datasets.shards import read_samples
-from xares_bench.metrics import METRICS
+from xares_bench.metrics.registry import METRICS
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 

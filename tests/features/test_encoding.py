@@ -13,8 +13,8 @@ from xares_bench.core.errors import EncoderError
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.encoding import Clip, ClipEncoder, Recording, decode_sample
-from xares_bench.records import DroppedSample
 from xares_bench.runtime.determinism import deterministic_algorithms
+from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
 import torch

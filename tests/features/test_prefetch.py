@@ -14,7 +14,7 @@ from tests.shard_factory import encode, tone
 from xares_bench.datasets.shards import Sample
 from xares_bench.features.encoding import Recording
 from xares_bench.features.prefetch import DecodingRequest, decode_ahead
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 AUDIO = [encode(tone(0.02 * (1 + i % 5), 200 + 10 * i)) for i in range(12)]
 

@@ -12,7 +12,7 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
 from xares_bench.features.encoding import Clip
 from xares_bench.features.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 SPLIT = Split(shards=(), target_keys=("label",))
 DATASET = Dataset(

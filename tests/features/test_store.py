@@ -26,7 +26,7 @@ from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
 from xares_bench.features.store import SAMPLES_FILE, FeatureStore, Pending
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
 import torch

@@ -17,7 +17,7 @@ from typing import Any
 from xares_bench.config.recipe import Recipe, read_recipe
 from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.core.parsing import Section, read_yaml, shown
-from xares_bench.metrics import check_metric
+from xares_bench.metrics.registry import check_metric
 
 DATA_FOLDER = Path(__file__).parent
 REPOSITORY_ROOT = Path(__file__).parent.parent.parent

@@ -30,7 +30,7 @@ from typing import Any
 from xares_bench.config.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix
 from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.core.parsing import Section, read_yaml, shown
-from xares_bench.metrics import METRICS, check_metric
+from xares_bench.metrics.registry import METRICS, check_metric
 
 # The task that own datasets are scored in.
 OWN_TASK = "custom"

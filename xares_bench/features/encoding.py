@@ -18,9 +18,9 @@ from xares_bench.core.errors import EncoderError, UsageError
 from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, decode
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.records import DroppedSample
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 from xares_bench.runtime.memory import in_halves
+from xares_bench.scores.records import DroppedSample
 
 if TYPE_CHECKING:
     import numpy as np

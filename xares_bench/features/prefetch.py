@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from xares_bench.datasets.shards import Sample
 from xares_bench.features.encoding import Recording, decode_sample
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
 

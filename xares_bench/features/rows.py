@@ -12,7 +12,7 @@ from xares_bench.datasets.audio import missing_extra
 from xares_bench.datasets.shards import Shard, find_targets, read_samples
 from xares_bench.features.encoding import Clip
 from xares_bench.features.store import Pending
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 
 class Features(Protocol):

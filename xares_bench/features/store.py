@@ -32,7 +32,7 @@ from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.features.budget import KIND, FeatureBudget
 from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
 from xares_bench.features.prefetch import DecodingRequest, decode_ahead
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
 

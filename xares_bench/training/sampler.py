@@ -20,7 +20,7 @@ from xares_bench.datasets.shards import Shard
 from xares_bench.features.encoding import Clip, Recording
 from xares_bench.features.rows import Tally, with_targets
 from xares_bench.features.store import FeatureStore, Pending
-from xares_bench.records import DroppedSample
+from xares_bench.scores.records import DroppedSample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,132 @@
+"""Run against run: the table, the warnings, the clips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.run_factory import Rows, write_finished_run
+from xares_bench.__main__ import main
+from xares_bench.core.errors import UsageError
+from xares_bench.reports.compare import compare, comparison_table, differing_clips
+from xares_bench.reports.runs import FinishedRun, read_run
+
+
+def answers(num_right: int, number: int = 40) -> Rows:
+    return [(f"clip{place}", "dog", "dog" if place < num_right else "cat") for place in range(number)]
+
+
+def finished(folder: Path, esc50: int, gtzan: int = 20, **manifest: object) -> FinishedRun:
+    rows = {"esc-50": answers(esc50), "gtzan": answers(gtzan)}
+    return read_run(write_finished_run(folder, rows, **manifest))
+
+
+def test_scores_stand_side_by_side_with_paired_differences(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "logmel", 30), finished(tmp_path / "wavlm", 36)
+    comparison = compare([first, second])
+    row = comparison.rows["task1"][0]
+    assert row.what == "esc-50"
+    assert row.best == {1}
+    assert row.differences[0] is None
+    difference = row.differences[1]
+    assert difference is not None
+    assert difference.difference == pytest.approx(0.15)
+    assert difference.low < 0.15 < difference.high
+    assert difference.paired
+    overall = comparison.rows["task1"][-1]
+    assert overall.what == "Overall"
+    assert overall.differences[1] is not None
+    assert overall.differences[1].difference == pytest.approx(0.075)
+    table = comparison_table(comparison)
+    assert f"A: {tmp_path / 'logmel'} (logmel.py)" in table
+    assert "0.900*" in table
+    assert "+0.150" in table
+    assert "warning" not in table
+
+
+def test_a_dataset_that_only_one_run_has_has_no_difference(tmp_path: Path) -> None:
+    first = finished(tmp_path / "a", 30)
+    second = read_run(write_finished_run(tmp_path / "b", {"gtzan": answers(10)}))
+    rows = {row.what: row for row in compare([first, second]).rows["task1"]}
+    assert rows["esc-50"].differences == (None, None)
+    assert rows["esc-50"].best == frozenset()
+    assert rows["gtzan"].differences[1] is not None
+    assert rows["Overall"].found[1] is None, "it is incomplete"
+    assert comparison_table(compare([first, second]))
+
+
+def test_without_evidence_the_errors_of_both_scores_decide(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 33)
+    paired = compare([first, second]).rows["task1"][0].differences[1]
+    (tmp_path / "b" / "evidence" / "esc-50.npz").unlink()
+    unpaired = compare([first, second]).rows["task1"][0].differences[1]
+    assert paired is not None
+    assert unpaired is not None
+    assert not unpaired.paired
+    assert unpaired.deviation > paired.deviation
+
+
+def test_equal_scores_are_both_the_best(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, 30) for name in "abc"]
+    assert compare(runs).rows["task1"][0].best == {0, 1, 2}
+
+
+def test_presets_are_never_mixed(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30, preset="full")
+    with pytest.raises(UsageError, match=r"different presets .*a is of --preset=mini, .*b is of --preset=full"):
+        compare([first, second])
+
+
+def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
+    first = finished(tmp_path / "a", 30)
+    second = finished(
+        tmp_path / "b",
+        30,
+        recipe={"seed": 42, "learning_rate": 0.01},
+        decoder={"name": "big", "fingerprint": "ee" * 32, "commit": None},
+        environment={"device": "cpu", "threads": 4, "torch": "2.14.0"},
+        seeds=(42, 43),
+    )
+    assert compare([first, second]).warnings == (
+        "the decoder differs: A dddddddddddd, B eeeeeeeeeeee",
+        "the seeds differs: A [42], B [42, 43]",
+        "the recipe's learning_rate differs: A 0.001, B 0.01",
+        "threads of the environment differs: A 2, B 4",
+        "torch of the environment differs: A 2.13.0, B 2.14.0",
+    )
+
+
+def test_where_a_reused_lalm_was_trained_is_told(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30)
+    trained = {**second.lalms[0], "environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
+    second = dataclasses.replace(second, lalms=(trained,))
+    assert compare([first, second]).warnings == (
+        "threads of the environment differs: A 2, B 2, LALM task1 trained with 1",
+    )
+
+
+def test_the_rows_that_differ_most_come_first(tmp_path: Path) -> None:
+    spoken = [("x", "one two three four", "one two three four"), ("y", "five six", "five six"), ("z", "ten", "ten")]
+    other = [("x", "one two three four", "one two three for"), ("y", "five six", "nothing"), ("z", "ten", "ten")]
+    first = read_run(write_finished_run(tmp_path / "a", {"librispeech": spoken}))
+    second = read_run(write_finished_run(tmp_path / "b", {"librispeech": other}))
+    lines = differing_clips(first, second, 10).splitlines()
+    assert lines[0] == "rows that differ most, 2 of 2 that differ"
+    assert lines[3].split() == ["-1.00", "librispeech", "y", "five", "six", "five", "six", "nothing"]
+    assert "one two three for" in lines[4]
+    assert "1 of 2" in differing_clips(first, second, 1)
+    assert differing_clips(first, first, 10) == ""
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished(tmp_path / "a", 30)
+    finished(tmp_path / "b", 31)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "results.json"), "--clips=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "esc-50" in shown
+    assert "clip30" in shown
+    assert main(["compare", str(tmp_path / "a")]) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "nothing")]) == 2
+    assert "nothing/results.json: no finished run" in capsys.readouterr().err

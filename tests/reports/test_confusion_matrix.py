@@ -1,0 +1,42 @@
+"""Confusions: which label was said in the place of which, against scikit-learn's count."""
+
+from __future__ import annotations
+
+import random
+
+from sklearn.metrics import confusion_matrix
+
+from xares_bench.reports.confusion_matrix import confusions_of
+from xares_bench.scores.records import Prediction
+
+
+def said(reference: str, hypothesis: str) -> Prediction:
+    return Prediction(clip="c", reference=reference, hypothesis=hypothesis, value=None)
+
+
+def test_counts_are_those_of_scikit_learn() -> None:
+    source = random.Random(7)
+    labels = ["dog", "cat", "rain"]
+    rows = [(source.choice(labels), source.choice(labels)) for _ in range(200)]
+    found = confusions_of(said(*row) for row in rows)
+    references, hypotheses = zip(*rows, strict=True)
+    expected = confusion_matrix(references, hypotheses, labels=list(found.labels))
+    assert [list(line[:-1]) for line in found.counts[:-1]] == expected.tolist()
+    assert not found.has_other_labels
+
+
+def test_texts_are_compared_as_accuracy_compares_them() -> None:
+    found = confusions_of([said("Dog", "dog."), said("dog", "DOG"), said("cat", "")])
+    assert found.labels == ("Dog", "cat"), "as the data writes them first, the most frequent first"
+    assert found.counts == ((2, 0, 0), (0, 0, 1), (0, 0, 0))
+    assert found.most_frequent is None, "an empty answer is no label"
+
+
+def test_rare_labels_and_answers_that_are_none_are_other() -> None:
+    rows = [said("a", "b")] * 3 + [said("b", "a")] * 2 + [said("z", "a"), said("a", "a b"), said("b", "z")]
+    found = confusions_of(rows, max_labels=2)
+    assert found.labels == ("a", "b")
+    assert found.counts == ((0, 3, 1), (2, 0, 1), (1, 0, 0))
+    assert found.has_other_labels
+    assert found.most_frequent == ("a", "b", 3)
+    assert sum(map(sum, found.counts)) == len(rows)

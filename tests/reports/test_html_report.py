@@ -1,0 +1,407 @@
+"""The page of a run: what is in its file, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from tests.browser import CHROMIUM, NO_BROWSER, Page, open_page
+from tests.run_factory import write_finished_run
+from tests.shard_factory import tone, write_shard
+from xares_bench.reports import html_report
+from xares_bench.reports.html_report import report_html
+from xares_bench.reports.report import write_run
+from xares_bench.reports.results import Background, ClipSource, Results
+from xares_bench.reports.runs import read_run
+from xares_bench.scores.baselines import Baseline, BaselineScore
+
+MARKUP = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 2'></script><!--"
+ARABIC = "كلب ينبح في الحديقة"
+CHINESE = "一只狗在公园里叫"
+DATASETS = ("esc-50", "gtzan", "cremad", "nsynth", "vocalsound")
+ROWS = {
+    **{
+        name: [(f"{name}-{n}", "dog" if n % 2 else "cat", "dog" if n % 3 else "cat") for n in range(12)]
+        for name in DATASETS
+    },
+    "librispeech": [("l0", "a plain target", MARKUP), ("l1", ARABIC, ARABIC[:6]), ("l2", CHINESE, "")],
+}
+TASKS = {"task1": DATASETS, "task2": ("librispeech",)}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._tag = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._tag = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._tag = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._tag == "script":
+            self.scripts.append(data)
+        elif self._tag != "style":
+            self.text += data + " "
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run beside another one, with a loss curve."""
+    monkeypatch.setattr("tests.run_factory.TASKS", TASKS)
+    lalm = tmp_path / "runs" / "store" / "lalms" / ("b" * 64)
+    lalm.mkdir(parents=True)
+    losses = "".join(f"{step}\t{5 / step:.6f}\n" for step in range(1, 501))
+    (lalm / "loss.tsv").write_text("step\tloss\n" + losses, encoding="utf-8")
+    write_finished_run(tmp_path / "runs" / "other", ROWS, tasks=TASKS)
+    return write_finished_run(tmp_path / "runs" / "own", ROWS, tasks=TASKS)
+
+
+@pytest.fixture
+def background(tmp_path: Path) -> Background:
+    """A baseline, and the shard of one of the datasets."""
+    shard = write_shard(
+        tmp_path / "esc.tar", [(f"esc-50-{n}", tone(0.3 + n / 10), {"label": "x"}) for n in range(12)], suffix="flac"
+    )
+    scores = {name: BaselineScore(score=0.7, interval=(0.6, 0.8)) for name in DATASETS}
+    return Background(
+        command="pytest bench --encoder=own.py --set 'a=<b>'",
+        baseline=Baseline(
+            name="before",
+            preset="mini",
+            scores=scores,
+            overalls={"task1": BaselineScore(score=0.7)},
+            note="",
+            fingerprints={},
+            path=Path("before.yaml"),
+        ),
+        differences={"esc-50": (-0.25, -0.125)},
+        sources={
+            "esc-50": ClipSource(prompts=("What is heard?",), shards=(shard,)),
+            "gtzan": ClipSource(prompts=("Which genre?",), shards=(tmp_path / "absent.tar",)),
+        },
+    )
+
+
+def results_of(folder: Path, **values: Any) -> Results:
+    found = read_run(folder)
+    return Results(run=found.run, records=tuple(found.records.values()), lalms=found.lalms, **values)
+
+
+def predictions_in(reader: Reader) -> dict[str, list[list[Any]]]:
+    return {part["name"]: part["rows"] for part in json.loads(reader.scripts[0])}
+
+
+def test_the_page_asks_no_network_and_runs_only_its_own_script(folder: Path, background: Background) -> None:
+    page = report_html(results_of(folder), folder, background)
+    reader = Reader(page)
+    addresses = [
+        value for _, attributes in reader.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert addresses
+    assert all(value is not None and value.startswith(("data:", "#")) for value in addresses)
+    assert "@import" not in page
+    assert "url(" not in page
+    policy = next(meta["content"] for meta in reader.all("meta") if "http-equiv" in meta) or ""
+    (allowed,) = re.findall(r"script-src 'sha256-([^']+)'", policy)
+    assert base64.b64encode(hashlib.sha256(reader.scripts[1].encode()).digest()).decode() == allowed
+    assert "default-src 'none'" in policy
+    assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+
+
+def test_what_a_prediction_holds_is_never_markup(folder: Path, background: Background) -> None:
+    reader = Reader(report_html(results_of(folder), folder, background))
+    assert len(reader.all("script")) == len(reader.scripts) == 2
+    assert not reader.all("img")
+    assert predictions_in(reader)["librispeech"][0] == ["l0", "a plain target", MARKUP, 0.0]
+    assert predictions_in(reader)["librispeech"][2][1:3] == [CHINESE, ""]
+    assert MARKUP in reader.text, "among the worst clips"
+    assert "--set 'a=<b>'" in reader.text
+
+
+def test_scores_stand_beside_the_baseline(folder: Path, background: Background) -> None:
+    results = results_of(folder, missing=("clotho",))
+    page = report_html(results, folder, background)
+    text = " ".join(Reader(page).text.split())
+    record = results.records[0]
+    assert record.interval is not None
+    low, high = record.interval
+    expected = (
+        f"esc-50 Accuracy {record.score:.3f} {low:.3f} to {high:.3f} 0.700 {record.score - 0.7:+.3f} -0.250 to -0.125"
+    )
+    assert expected in text
+    assert "No score: clotho." in text
+    assert f"left: {100 * low:.2f}%; right: calc(100% - {100 * high:.2f}%)" in page
+    assert page.count('class="area') == 2, "the run's and the baseline's"
+
+
+def test_the_worst_clips_can_be_heard_where_their_shard_is_there(folder: Path, background: Background) -> None:
+    reader = Reader(report_html(results_of(folder), folder, background))
+    sources = [audio["src"] or "" for audio in reader.all("audio")]
+    assert len(sources) == html_report.WORST_CLIPS
+    for source in sources:
+        samples, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+        assert rate_hz == 16_000
+        assert 0.2 < len(samples) / rate_hz < 1.6
+    assert "Asked: What is heard?" in reader.text
+    assert "its shard is not on disk, or cannot be read: absent.tar" in reader.text
+    assert "the test shards are not known" in reader.text
+
+
+def test_other_runs_and_losses_are_drawn(folder: Path) -> None:
+    page = report_html(results_of(folder), folder, Background())
+    reader = Reader(page)
+    assert "own (this run)" in " ".join(reader.text.split())
+    assert "otherEncoder" in reader.text
+    assert len(reader.all("circle")) == 4, "two runs, two tasks"
+    assert "mean of the last twentieth, seed 42:" in reader.text
+    assert 'class="curve s1"' in page
+    (folder.parent / "store" / "lalms" / ("b" * 64) / "loss.tsv").unlink()
+    page = report_html(results_of(folder), folder, Background())
+    assert "Its loss curve is not in the store" in page
+    assert 'class="curve' not in page
+
+
+def test_confusions_of_a_classification_are_counted(folder: Path) -> None:
+    page = report_html(results_of(folder), folder, Background())
+    assert page.count('<table class="matrix">') == len(DATASETS)
+    rows = ROWS["esc-50"]
+    for label, said in (("dog", "cat"), ("cat", "dog")):
+        count = sum(row[1:] == (label, said) for row in rows)
+        assert re.search(rf"{label}.*>{count}</td>", page)
+    assert "most often" in page
+    assert page.count('<th scope="row"><bdi>other</bdi></th>') == 0, "no dataset has more than 20 labels"
+    assert page.count('<th scope="row"><bdi>dog</bdi></th>') == page.count('<th scope="row"><bdi>cat</bdi></th>') == 5
+
+
+def test_only_some_rows_of_a_large_dataset_are_searchable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html_report, "MAX_ROWS", 3)
+    reader = Reader(report_html(results_of(folder), folder, Background()))
+    found = predictions_in(reader)["esc-50"]
+    assert len(found) == 3
+    assert all(value == 0 for *_, value in found), "the worst"
+    assert "esc-50 (12 rows)" in reader.text
+    assert "librispeech (3 rows)" not in reader.text
+
+
+def test_everything_to_reproduce_the_run_is_there(folder: Path, background: Background) -> None:
+    results = results_of(folder)
+    run = dataclasses.replace(
+        results.run,
+        deviations={"learning_rate": [0.1, 0.2]},
+        data={"revision": "abc", "repositories": {"owner/data": "c0ffee"}},
+        encoder={**results.run.encoder, "commit": "facade", "arguments": {"layer": 6}},
+    )
+    text = " ".join(Reader(report_html(dataclasses.replace(results, run=run), folder, background)).text.split())
+    for expected in (
+        "pytest bench --encoder=own.py",
+        "fingerprint " + "0f" * 32,
+        "commit facade",
+        '{"layer": 6}',
+        "learning_rate 0.2 (preset: 0.1)",
+        "repository owner/data c0ffee",
+        "threads 2",
+        "torch 2.13.0",
+        "seeds [42]",
+        "score " + "a" * 64,
+    ):
+        assert expected in text, expected
+
+
+def test_several_seeds_show_their_spread_and_whose_predictions_these_are(folder: Path) -> None:
+    results = results_of(folder)
+    run = dataclasses.replace(results.run, seeds=(42, 43))
+    records = tuple(dataclasses.replace(record, seed_scores=(0.5, 0.6)) for record in results.records)
+    text = Reader(report_html(dataclasses.replace(results, run=run, records=records), folder, Background())).text
+    assert "±0.071" in text
+    assert text.count("Of the LALMs of the first seed, 42, alone.") == 3
+    assert "first seed" not in Reader(report_html(results, folder, Background())).text
+
+
+def test_a_run_without_predictions_says_so(folder: Path) -> None:
+    (folder / "predictions" / "gtzan.jsonl").write_text("{", encoding="utf-8")
+    (folder / "predictions" / "cremad.jsonl").unlink()
+    text = Reader(report_html(results_of(folder), folder, Background())).text
+    assert text.count("its predictions cannot be read") == 2
+
+
+def test_a_score_that_is_no_number_has_a_page(folder: Path) -> None:
+    results = results_of(folder)
+    records = tuple(
+        dataclasses.replace(record, score=float("nan"), interval=None, deviation=None, seed_scores=(float("nan"),))
+        for record in results.records
+    )
+    page = report_html(dataclasses.replace(results, records=records), folder, Background())
+    assert "nan%" not in page
+    assert "Nothing to show" in page
+
+
+def test_clips_that_share_a_name_are_not_played(folder: Path, background: Background) -> None:
+    results = results_of(folder)
+    records = tuple(dataclasses.replace(record, num_clips=record.num_clips + 1) for record in results.records)
+    text = Reader(report_html(dataclasses.replace(results, records=records), folder, background)).text
+    assert "Several clips share a name" in text
+
+
+def test_a_page_that_cannot_be_made_loses_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("no template")
+
+    results = results_of(folder)
+    (folder / "results.json").unlink()
+    assert (folder / "report.html").is_file()
+    monkeypatch.setattr("xares_bench.reports.report.report_html", fail)
+    (problem,) = write_run(folder, results)
+    assert "report.html is not written: RuntimeError: no template" in problem
+    assert not (folder / "report.html").exists(), "an earlier one would show other scores"
+    assert read_run(folder).records == {record.dataset: record for record in results.records}
+    assert (folder / "model_card.yaml").is_file()
+
+
+def test_a_page_that_shows_the_same_is_kept_and_its_audio_not_read_again(
+    folder: Path, background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = results_of(folder)
+    assert write_run(folder, results, background) == []
+    page = (folder / "report.html").read_bytes()
+    assert write_run(folder, dataclasses.replace(results, wall_s=1.0), background) == []
+    assert (folder / "report.html").read_bytes() == page, "Ogg streams made anew would have other serial numbers"
+    (shard,) = background.sources["gtzan"].shards
+    write_shard(shard, [(name, tone(0.3), {"label": "x"}) for name, _, _ in ROWS["gtzan"]])
+    again = report_html(results, folder, background)
+    assert again.count("<audio ") == 2 * html_report.WORST_CLIPS, "a shard that has come since is read"
+    (folder / "report.html").write_bytes(page[:-100])
+    assert report_html(results, folder, background).endswith("</html>")
+    changed = dataclasses.replace(background, command="pytest bench --seeds=3")
+    assert "--seeds=3" in report_html(results, folder, changed)
+
+
+# In a browser.
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Page]:
+    with open_page(tmp_path / "profile") as page:
+        yield page
+
+
+@pytest.fixture
+def file(folder: Path, background: Background) -> Path:
+    write_run(folder, results_of(folder), background)
+    return folder / "report.html"
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_it_without_complaint(
+    browser: Page, file: Path, width: int, dark: bool, tmp_path: Path
+) -> None:
+    browser.open(file, width=width, dark=dark)
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    colours = browser.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    ground, text = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert (ground < text) == dark
+    assert browser.evaluate("window.harmed") is None
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+@needs_browser
+def test_nothing_is_cut_off_or_tiny_on_a_phone(browser: Page, file: Path) -> None:
+    browser.open(file, width=400)
+    outside = browser.evaluate(
+        """[...document.querySelectorAll("body *")].filter((element) => {
+          const box = element.getBoundingClientRect();
+          return box.width > 0 && !element.closest(".scroll, thead, pre") && (box.right > 401 || box.left < -1);
+        }).map((element) => element.outerHTML.slice(0, 100))"""
+    )
+    assert outside == []
+    sizes = browser.evaluate(
+        """[...document.querySelectorAll("svg text")].map((text) => text.getBoundingClientRect())
+          .filter((box) => box.width > 0).map((box) => box.height)"""
+    )
+    assert sizes
+    assert min(sizes) >= 9
+    labels = browser.evaluate("[...document.querySelectorAll('.matrix tbody th')].map((label) => label.clientHeight)")
+    assert max(labels) < 50, "labels of a word stand on a line"
+
+
+@needs_browser
+def test_predictions_are_found_as_one_types(browser: Page, file: Path) -> None:
+    browser.open(file)
+
+    def search(words: str) -> list[str]:
+        browser.evaluate(
+            f"query.value = {json.dumps(words)}; query.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        )
+        found: list[str] = browser.evaluate("[...document.querySelectorAll('#rows tr')].map((row) => row.textContent)")
+        return found
+
+    assert len(search("")) == sum(map(len, ROWS.values()))
+    assert len(search("ESC-50-1")) == 3, "1, 10 and 11"
+    (found,) = search("onerror")
+    assert MARKUP in found
+    assert browser.evaluate("document.querySelectorAll('#rows img, #rows script').length") == 0
+    (found,) = search(CHINESE[2:5])
+    assert "(nothing)" in found
+    assert len(search(ARABIC.split()[1])) == 1
+    assert browser.evaluate("getComputedStyle(document.querySelectorAll('#rows .said')[0]).direction") == "rtl"
+    assert search("nowhere") == []
+    assert browser.evaluate("document.getElementById('count').textContent").startswith("0 of ")
+    search("")
+    browser.evaluate("wrong.click()")
+    assert "1.000" not in "".join(
+        browser.evaluate("[...document.querySelectorAll('#rows tr')].map((r) => r.textContent)")
+    )
+    assert browser.errors == []
+    assert browser.evaluate("window.harmed") is None
+
+
+@needs_browser
+def test_worst_clips_can_be_played(browser: Page, file: Path) -> None:
+    browser.open(file)
+    played = browser.evaluate(
+        """(async () => {
+          const audio = document.querySelector("audio");
+          const ended = new Promise((resolve, reject) => {
+            audio.addEventListener("ended", resolve);
+            audio.addEventListener("error", () => reject(new Error(audio.error.message)));
+          });
+          await audio.play();
+          await ended;
+          return [audio.duration, audio.currentTime];
+        })()"""
+    )
+    assert played[0] == pytest.approx(played[1])
+    assert 0.2 < played[0] < 1.6
+    assert browser.errors == []

@@ -1,0 +1,106 @@
+"""Finished runs: read back, and refused in one line where they are not what a run wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.run_factory import change_results, write_finished_run
+from xares_bench.core.errors import UsageError
+from xares_bench.reports.runs import read_run
+from xares_bench.scores.clip_sums import load_evidence
+
+ROWS = {
+    "esc-50": [("a", "dog", "dog"), ("b", "cat", "dog")],
+    "librispeech": [("c", "one two", "one"), ("d", "three", "three")],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_finished_run(tmp_path / "logmel", ROWS)
+
+
+def test_a_run_is_read_back(folder: Path) -> None:
+    for path in (folder, folder / "results.json"):
+        run = read_run(path)
+        assert run.folder == folder
+        assert {name: record.score for name, record in run.records.items()} == pytest.approx(
+            {"esc-50": 0.5, "librispeech": 2 / 3}
+        )
+        assert run.overalls["task2"].complete
+        assert not run.overalls["task1"].complete
+        evidence = run.evidence("esc-50")
+        assert evidence is not None
+        assert evidence.clips == ("a", "b")
+        assert [row.hypothesis for row in run.predictions("esc-50")] == ["dog", "dog"]
+
+
+def test_what_a_folder_no_longer_has_is_not_there(folder: Path) -> None:
+    (folder / "evidence" / "esc-50.npz").unlink()
+    (folder / "predictions" / "esc-50.jsonl").unlink()
+    run = read_run(folder)
+    assert run.evidence("esc-50") is None
+    assert run.predictions("esc-50") == []
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "results.json"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def set_value(folder: Path, name: str, value: object) -> None:
+    scores = json.loads((folder / "results.json").read_text(encoding="utf-8"))["scores"]
+    scores[0][name] = value
+    change_results(folder, scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "results.json").unlink(), "no finished run"),
+        (truncate, "is truncated or damaged"),
+        (lambda folder: (folder / "results.json").write_text("[" * 10_000), "is truncated or damaged"),
+        (lambda folder: (folder / "results.json").write_text("[]"), "its schema is None, this version reads 2"),
+        (lambda folder: change_results(folder, schema=1), "its schema is 1, this version reads 2"),
+        (lambda folder: change_results(folder, run={}), "is not what a run wrote"),
+        (lambda folder: change_results(folder, scores=[{}]), "is not what a run wrote"),
+        (lambda folder: change_results(folder, overall=[]), "the overall score of task1 is None"),
+        (
+            lambda folder: set_value(folder, "score", 0.9),
+            "the overall score of task1 is 0.5, but its datasets give 0.900000",
+        ),
+        (lambda folder: set_value(folder, "score", "high"), "is not what a run wrote"),
+        (lambda folder: set_value(folder, "score", 7), "the score of esc-50 is 7, expected a number within -1 and 1"),
+        (lambda folder: set_value(folder, "weight", 0), "the weight of esc-50 is 0, expected a number above 0"),
+    ],
+)
+def test_what_no_run_wrote_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(UsageError) as caught:
+        read_run(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_its_evidence_does_not_give_is_refused(folder: Path) -> None:
+    path = folder / "evidence" / "esc-50.npz"
+    load_evidence(path).select(["a"]).save(path)
+    with pytest.raises(UsageError, match=r"the score of esc-50 is 0\.500000, but .* gives 1\.000000"):
+        read_run(folder).evidence("esc-50")
+
+
+def test_a_prediction_can_hold_any_line_separator(tmp_path: Path) -> None:
+    said = "one\u2028two\u0085three"
+    run = read_run(write_finished_run(tmp_path / "logmel", {"esc-50": [("a", "dog", said)]}))
+    assert [row.hypothesis for row in run.predictions("esc-50")] == [said]
+
+
+def test_damaged_predictions_are_told(folder: Path) -> None:
+    (folder / "predictions" / "esc-50.jsonl").write_text('{"clip": "a"}\n')
+    with pytest.raises(UsageError, match=r"esc-50\.jsonl cannot be read"):
+        read_run(folder).predictions("esc-50")

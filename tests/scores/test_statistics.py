@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.statistics import difference_of, holm, interval_of, paired_difference, resampled
+
+
+def accuracy(right_C: NDArray[Any]) -> Evidence:
+    """The evidence of an accuracy, from a 0 or 1 for every clip."""
+    parts = np.stack([right_C, np.ones_like(right_C)], axis=-1)[None].astype(float)
+    return Evidence(
+        metric="Accuracy", arguments={}, clips=tuple(f"c{place}" for place in range(len(right_C))), parts=parts
+    )
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """Wilson's interval of a share (1927)."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize(("num_right", "number"), [(50, 99), (30, 99), (500, 2000), (1800, 2000)])
+def test_the_interval_of_an_accuracy_is_wilsons(num_right: int, number: int) -> None:
+    interval = interval_of(accuracy(np.arange(number) < num_right))
+    assert (interval.low, interval.high) == pytest.approx(wilson(num_right / number, number), abs=1.2 / number + 0.005)
+    assert interval.deviation == pytest.approx(
+        math.sqrt(num_right / number * (1 - num_right / number) / number), rel=0.1
+    )
+
+
+def test_the_same_evidence_has_the_same_interval() -> None:
+    evidence = accuracy(np.arange(300) % 3 > 0)
+    assert interval_of(evidence) == interval_of(evidence)
+    assert np.array_equal(resampled(evidence), resampled(evidence))
+    assert not np.array_equal(resampled(evidence), resampled(evidence, seed=1))
+
+
+def test_rows_of_a_clip_stay_together() -> None:
+    """Ten equal rows a clip say no more than one."""
+    alone = accuracy(np.arange(200) % 2)
+    repeated = Evidence(metric="Accuracy", arguments={}, clips=alone.clips, parts=alone.parts * 10)
+    assert interval_of(repeated) == interval_of(alone)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        interval = interval_of(accuracy(generator.random(150) < 0.7))
+        covered += interval.low <= 0.7 <= interval.high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_clips_that_both_find_hard_cancel() -> None:
+    generator = np.random.default_rng(1)
+    right = generator.random(400) < 0.6
+    lost = right & (generator.random(400) > 0.1)
+    paired = paired_difference(accuracy(right), accuracy(lost))
+    assert paired is not None
+    assert paired.num_clips == 400
+    assert paired.difference == pytest.approx(lost.mean() - right.mean())
+    assert paired.low <= paired.difference <= paired.high
+    assert paired.deviation < 0.5 * math.hypot(
+        interval_of(accuracy(right)).deviation, interval_of(accuracy(lost)).deviation
+    )
+
+
+def test_only_common_clips_are_compared() -> None:
+    first, second = accuracy(np.arange(10) % 2), accuracy(np.arange(20) % 2)
+    paired = paired_difference(first, second)
+    assert paired is not None
+    assert (paired.num_clips, paired.difference) == (10, 0.0)
+    other = Evidence(metric="Accuracy", arguments={}, clips=tuple("abcdefghij"), parts=first.parts)
+    assert paired_difference(first, other) is None
+
+
+def test_one_clip_is_never_a_significant_loss() -> None:
+    for number in (5, 99, 1000):
+        right = np.ones(number)
+        lost = right.copy()
+        lost[0] = 0
+        paired = paired_difference(accuracy(right), accuracy(lost))
+        assert paired is not None
+        assert paired.p_loss > 0.05
+    assert difference_of(0.0, 0.0, num_clips=7).p_loss == 0.5
+
+
+def test_holm_rejects_by_steps() -> None:
+    assert holm([]) == []
+    assert holm([0.01, 0.04, 0.03]) == [True, False, False]
+    assert holm([0.01, 0.02, 0.03]) == [True, True, True]
+    assert holm([math.nan, 0.001]) == [False, True]
+
+
+def test_what_is_significant_stays_so_when_more_becomes_known() -> None:
+    generator = np.random.default_rng(2)
+    for _ in range(200):
+        p_values = list(generator.random(12) ** 3 / 4)
+        early = holm(p_values[:5], num_tests=12)
+        late = holm(p_values, num_tests=12)
+        assert all(now or not before for before, now in zip(early, late, strict=False))
+
+
+def test_ten_thousand_clips_are_resampled_in_blocks() -> None:
+    """With the sums of a mean average precision over 200 labels; benchmarks/test_statistics.py measures the time."""
+    generator = np.random.default_rng(3)
+    positive, predicted = generator.random((2, 10_000, 200)) < 0.02
+    parts = np.concatenate([np.ones((10_000, 1)), positive, predicted | positive, positive], axis=1)[None].astype(float)
+    clips = tuple(map(str, range(10_000)))
+    evidence = Evidence(metric="mAP", arguments={"num_classes": 200}, clips=clips, parts=parts)
+    scores = resampled(evidence, num_resamples=500)
+    assert len(scores) == 500
+    assert scores.mean() == pytest.approx(evidence.scores()[0], abs=0.01)

@@ -1,0 +1,175 @@
+"""The leaderboard: many runs on one page, a table for each preset, the published scores among them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from xares_bench.config.catalogue import load_catalogue
+from xares_bench.core.errors import UsageError
+from xares_bench.reports.html import rendered
+from xares_bench.reports.runs import RESULTS_FILE, FinishedRun, read_run
+from xares_bench.scores.baselines import load_baseline, shipped_baselines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value of the table.
+
+    Attributes:
+        text: As it is shown; empty where there is none.
+        value: What it is sorted by; None where there is none, which sorts last.
+        note: What else there is to say of it.
+    """
+
+    text: str = ""
+    value: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A run, or a published baseline.
+
+    Attributes:
+        encoder: Name of the encoder.
+        about: Arguments, and the run's or the baseline's name.
+        is_published: Whether it is a baseline.
+        what_is_missing: Why it is not complete; empty where it is.
+        cells: Values in the order of the board's columns.
+    """
+
+    encoder: str
+    about: str
+    is_published: bool
+    what_is_missing: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """The table of a preset.
+
+    Attributes:
+        preset: Its name.
+        columns: Headers: overall scores, cost, datasets.
+        lines: Complete ones first, the best first.
+    """
+
+    preset: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+_COSTS = ("dimensions", "frames/s", "real-time factor", "training s")
+
+
+def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
+    """The finished runs of a folder by name, and in one line each, what could not be read.
+
+    Raises:
+        UsageError: There is no run in it.
+    """
+    files = sorted(folder.glob(f"*/{RESULTS_FILE}"))
+    if not files:
+        raise UsageError(f"{folder}: no finished run in it; name the folder that --runs-dir names (default: runs)")
+    runs, problems = [], []
+    for file in files:
+        try:
+            runs.append(read_run(file))
+        except UsageError as cause:
+            problems.append(str(cause))
+    return runs, problems
+
+
+def leaderboard_html(runs: Iterable[FinishedRun]) -> str:
+    """The page over these runs, with the published scores as rows of the full preset's table."""
+    by_preset: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        by_preset.setdefault(run.run.preset, []).append(run)
+    presets = sorted({*by_preset, "full"}, key=lambda preset: (preset != "full", preset))
+    boards = [board for preset in presets if (board := _board(preset, by_preset.get(preset, []))).lines]
+    return rendered("leaderboard", {"boards": boards})
+
+
+def _board(preset: str, runs: list[FinishedRun]) -> Board:
+    catalogue = load_catalogue(preset)
+    tasks = {task: tuple(names) for task, names in catalogue.tasks.items()}
+    datasets = list(dict.fromkeys([*catalogue.datasets, *(name for run in runs for name in run.records)]))
+    lines = [_run_line(run, tasks, datasets) for run in runs]
+    lines += [line for name in shipped_baselines() if (line := _published_line(name, preset, tasks, datasets))]
+    columns = ("overall", *tasks, *_COSTS, *datasets)
+    lines.sort(key=lambda line: (bool(line.what_is_missing), -(line.cells[0].value or 0.0), line.encoder, line.about))
+    return Board(preset=preset, columns=columns, lines=tuple(lines))
+
+
+def _run_line(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Line:
+    encoder = run.run.encoder
+    missing = [
+        f"{task}: {overall.num_datasets if overall else 0} of {len(names)} datasets"
+        + (", some clips left out" if overall and overall.partial else "")
+        for task, names in tasks.items()
+        if (overall := run.overalls.get(task)) is None or not overall.complete
+    ]
+    by_task = {task: found for task, found in run.overalls.items() if found.complete}
+    overalls = [
+        Cell() if task not in by_task else _score(by_task[task].score, by_task[task].interval, by_task[task].spread)
+        for task in tasks
+    ]
+    complete = [record for name, record in run.records.items() if any(name in names for names in tasks.values())]
+    mean = Cell()
+    if not missing:
+        weight = math.fsum(record.weight for record in complete)
+        mean = _score(math.fsum(record.score * record.weight for record in complete) / weight, None, None)
+    training_s = math.fsum(lalm["training_s"] for lalm in run.lalms)
+    costs = [
+        Cell(text=str(encoder["output_dim"]), value=encoder["output_dim"]),
+        Cell(text=f"{encoder['frames_per_second']:.4g}", value=encoder["frames_per_second"]),
+        Cell(text=f"{encoder['realtime_factor']:.2g}", value=encoder["realtime_factor"]),
+        Cell(text=f"{training_s:.0f}", value=training_s, note=f"on {run.run.environment.get('device', '')}"),
+    ]
+    found = [run.records.get(name) for name in datasets]
+    scores = [Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found]
+    arguments = json.dumps(encoder["arguments"], ensure_ascii=False) if encoder["arguments"] else ""
+    return Line(
+        encoder=encoder["name"],
+        about=" ".join(filter(None, [arguments, run.run.name])),
+        is_published=False,
+        what_is_missing="; ".join(missing),
+        cells=(mean, *overalls, *costs, *scores),
+    )
+
+
+def _published_line(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Line | None:
+    """A shipped baseline of that preset as a row; None for one of another preset."""
+    baseline = load_baseline(name, tasks=tasks)
+    if baseline.preset != preset:
+        return None
+    known = [baseline.scores[dataset].score for names in tasks.values() for dataset in names]
+    overalls = [baseline.overalls[task] for task in tasks]
+    scores = [baseline.scores.get(dataset) for dataset in datasets]
+    return Line(
+        encoder=name,
+        about="published" if preset == "full" else "shipped baseline",
+        is_published=True,
+        what_is_missing="",
+        cells=(
+            _score(math.fsum(known) / len(known), None, None),
+            *(_score(overall.score, None, overall.spread) for overall in overalls),
+            *(Cell() for _ in _COSTS),
+            *(Cell() if held is None else _score(held.score, held.interval, held.spread) for held in scores),
+        ),
+    )
+
+
+def _score(score: float, interval: tuple[float, float] | None, spread: float | None) -> Cell:
+    notes = []
+    if interval is not None and math.isfinite(score):
+        notes.append(f"95 %: {interval[0]:.3f} to {interval[1]:.3f}")
+    if spread is not None:
+        notes.append(f"±{spread:.3f} over seeds")
+    value = score if math.isfinite(score) else None
+    return Cell(text=f"{score:.3f}", value=value, note=", ".join(notes))

@@ -1,0 +1,127 @@
+"""Runs that are finished: their folders read back, and refused where they are not what a run wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xares_bench.core import json_text
+from xares_bench.core.errors import UsageError
+from xares_bench.scores.clip_sums import Evidence, load_evidence
+from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
+
+RESULTS_FILE = "results.json"
+
+# A score in results.json against the one that its evidence gives.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a run has left.
+
+    Attributes:
+        folder: The run's folder.
+        run: What it was made of.
+        records: The scores by dataset, in the catalogue's order.
+        overalls: The overall scores by task.
+        lalms: What is known of the LALMs behind the scores.
+    """
+
+    folder: Path
+    run: RunManifest
+    records: Mapping[str, ScoreRecord]
+    overalls: Mapping[str, Overall]
+    lalms: tuple[Mapping[str, Any], ...]
+
+    def evidence(self, dataset: str) -> Evidence | None:
+        """What a score is made of; None where the folder does not have it any more.
+
+        Raises:
+            UsageError: The file is damaged, or gives another score.
+        """
+        path = self.folder / "evidence" / f"{dataset}.npz"
+        if not path.is_file():
+            return None
+        evidence = load_evidence(path)
+        found, expected = float(evidence.scores()[0]), self.records[dataset].score
+        if math.isfinite(expected) and not abs(found - expected) <= _ROUNDING:
+            raise UsageError(
+                f"{self.folder / RESULTS_FILE}: the score of {dataset} is {expected:.6f}, but {path} gives "
+                f"{found:.6f}; one of them was changed. Run the suite again"
+            )
+        return evidence
+
+    def predictions(self, dataset: str) -> list[Prediction]:
+        """What the LALM said of every row; nothing where the folder does not have it any more.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
+        path = self.folder / "predictions" / f"{dataset}.jsonl"
+        if not path.is_file():
+            return []
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return [Prediction(**json_text.parse(line)) for line in lines]
+        except (ValueError, TypeError) as cause:
+            raise UsageError(f"{path} cannot be read: {cause}; run the suite again") from cause
+
+
+def read_run(path: Path) -> FinishedRun:
+    """Read a run by its folder, or by its results.json.
+
+    Raises:
+        UsageError: There is none, it is of another version, or it is damaged.
+    """
+    file = path if path.name == RESULTS_FILE else path / RESULTS_FILE
+    try:
+        data = json_text.parse(file.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise UsageError(f"{file}: no finished run ({cause.strerror}); name a folder below runs/") from cause
+    except ValueError as cause:
+        raise UsageError(f"{file} is truncated or damaged ({cause}); run the suite again") from cause
+    if not isinstance(data, dict) or data.get("schema") != RESULTS_SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise UsageError(f"{file}: its schema is {found}, this version reads {RESULTS_SCHEMA}; run the suite again")
+    try:
+        run = RunManifest.from_json(data["run"])
+        records = [ScoreRecord.from_json(record) for record in data["scores"]]
+        by_name = {record.dataset: record for record in records}
+        for record in records:
+            _check(record)
+        overalls = {
+            task: overall_of(task, records, run.tasks.get(task, ()))
+            for task in dict.fromkeys(record.task for record in records)
+        }
+        written = {overall["task"]: overall["score"] for overall in data["overall"]}
+        lalms = tuple(dict(lalm) for lalm in data["lalms"])
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise UsageError(f"{file} is not what a run wrote ({cause!r}); run the suite again") from cause
+    for task, overall in overalls.items():
+        if math.isfinite(overall.score) and not _close(written.get(task), overall.score):
+            raise UsageError(
+                f"{file}: the overall score of {task} is {written.get(task)}, but its datasets give "
+                f"{overall.score:.6f}; one of them was changed. Run the suite again"
+            )
+    return FinishedRun(folder=file.parent, run=run, records=by_name, overalls=overalls, lalms=lalms)
+
+
+def _check(record: ScoreRecord) -> None:
+    """Raise ValueError where a record's values are of the wrong kind."""
+    for name in ("dataset", "task", "metric"):
+        if not isinstance(getattr(record, name), str):
+            raise ValueError(f"{name} of {record.dataset} is {getattr(record, name)!r}, expected text")
+    if not isinstance(record.score, (int, float)) or abs(record.score) > 1:
+        raise ValueError(f"the score of {record.dataset} is {record.score!r}, expected a number within -1 and 1")
+    if not isinstance(record.weight, (int, float)) or not 0 < record.weight < math.inf:
+        raise ValueError(f"the weight of {record.dataset} is {record.weight!r}, expected a number above 0")
+    if record.interval is not None and not (len(record.interval) == 2 and record.interval[0] <= record.interval[1]):
+        raise ValueError(f"the interval of {record.dataset} is {record.interval!r}, expected two numbers")
+
+
+def _close(found: object, expected: float) -> bool:
+    return isinstance(found, (int, float)) and abs(found - expected) <= _ROUNDING

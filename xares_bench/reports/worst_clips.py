@@ -1,0 +1,180 @@
+"""Listening: the clips that a LALM did worst on, with a short copy of their audio.
+
+Predictions name clips; their audio is read back from the test shards, each of which is passed over once.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xares_bench.core.errors import DataError
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, decode
+from xares_bench.datasets.shards import Shard, read_samples
+from xares_bench.metrics.registry import normalise
+from xares_bench.scores.records import Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_CLIP_S = 10.0
+
+# A report is written at the end of every session, so it does not read through hundreds of gigabytes.
+MAX_SHARD_BYTES = 256_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A clip's audio as a report holds it, or why it has none.
+
+    Attributes:
+        audio: An Ogg or FLAC file; None where there is a problem.
+        media_type: Its media type; empty where there is a problem.
+        duration_s: Seconds of the whole clip.
+        problem: Why there is none, or None.
+    """
+
+    audio: bytes | None = None
+    media_type: str = ""
+    duration_s: float = 0.0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstClip:
+    """A clip that went wrong.
+
+    Attributes:
+        name: Its key.
+        references: Its targets, each once.
+        hypothesis: What was said of it.
+        value: Mean of its rows' values.
+    """
+
+    name: str
+    references: tuple[str, ...]
+    hypothesis: str
+    value: float
+
+
+def worst_clips(predictions: Iterable[Prediction], num_clips: int) -> list[WorstClip]:
+    """The clips of the lowest values below 1, the worst first.
+
+    Among equals those go first whose target has not been shown yet. Rows without a value are no clips of this list.
+    """
+    rows_by_clip: dict[str, list[Prediction]] = {}
+    for row in predictions:
+        if row.value is not None:
+            rows_by_clip.setdefault(row.clip, []).append(row)
+    clips = []
+    seen: Counter[str] = Counter()
+    for name, rows in rows_by_clip.items():
+        value = math.fsum(row.value for row in rows if row.value is not None) / len(rows)
+        if value < 1:
+            references = tuple(dict.fromkeys(row.reference for row in rows))
+            clips.append(WorstClip(name=name, references=references, hypothesis=rows[0].hypothesis, value=value))
+    order: list[tuple[float, int, int]] = []
+    for clip in clips:
+        target = normalise(clip.references[0])
+        order.append((clip.value, seen[target], len(order)))
+        seen[target] += 1
+    return [clips[place] for _, _, place in sorted(order)[:num_clips]]
+
+
+def recordings_of(names: Sequence[str], shards: Sequence[Path]) -> dict[str, Recording]:
+    """The audio of clips, by name; every name is there.
+
+    Args:
+        names: Keys of clips.
+        shards: The test shards, which need not be on disk.
+    """
+    wanted = set(names)
+    found: dict[str, Recording] = {}
+    absent, size_bytes, is_cut = [], 0, False
+    for path in shards:
+        if len(found) == len(wanted):
+            break
+        if not path.is_file():
+            absent.append(path.name)
+            continue
+        size_bytes += path.stat().st_size
+        if size_bytes > MAX_SHARD_BYTES and path != shards[0]:
+            is_cut = True
+            break
+        try:
+            _read_shard(path, wanted, found)
+        except (DataError, OSError) as cause:
+            absent.append(f"{path.name} ({cause})")
+    if is_cut:
+        problem = (
+            f"not in the first {MAX_SHARD_BYTES // 1_000_000} MB of the test shards; further it was not looked for"
+        )
+    elif absent:
+        problem = f"its shard is not on disk, or cannot be read: {', '.join(absent[:3])}" + (
+            "..." if absent[3:] else ""
+        )
+    else:
+        problem = "no test shard has this clip" if shards else "the test shards are not known"
+    return {name: found.get(name, Recording(problem=problem)) for name in names}
+
+
+def shortened(audio: bytes, suffix: str) -> Recording:
+    """The first seconds of an encoded clip, as a small file that browsers play.
+
+    Ogg/Opus where libsndfile writes it, else FLAC; mono at 16 kHz, as the encoder has heard it.
+    """
+    try:
+        waveform = decode(audio, suffix)
+    except ValueError as cause:
+        return Recording(problem=f"not decoded: {cause}")
+    import soundfile
+
+    heard = waveform[: round(MAX_CLIP_S * SAMPLE_RATE_HZ)]
+    duration_s = len(waveform) / SAMPLE_RATE_HZ
+    content = io.BytesIO()
+    if "OPUS" in soundfile.available_subtypes("OGG"):
+        soundfile.write(content, heard, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
+        return Recording(audio=content.getvalue(), media_type="audio/ogg", duration_s=duration_s)
+    soundfile.write(content, _as_integers(heard), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return Recording(audio=content.getvalue(), media_type="audio/flac", duration_s=duration_s)
+
+
+def limited(recordings: Mapping[str, Mapping[str, Recording]], max_bytes: int) -> dict[str, dict[str, Recording]]:
+    """The same recordings, without the audio of those that are no longer within so many bytes.
+
+    Args:
+        recordings: By dataset and clip; of every dataset the first goes before the second of any.
+        max_bytes: For all audio together.
+    """
+    turns = itertools.zip_longest(*([(dataset, name) for name in clips] for dataset, clips in recordings.items()))
+    kept: dict[str, dict[str, Recording]] = {dataset: {} for dataset in recordings}
+    used_bytes = 0
+    for dataset, name in (place for turn in turns for place in turn if place is not None):
+        recording = recordings[dataset][name]
+        used_bytes += len(recording.audio or b"")
+        if recording.audio is not None and used_bytes > max_bytes:
+            recording = Recording(problem=f"left out: all audio of a report takes at most {max_bytes / 1e6:g} MB")
+        kept[dataset][name] = recording
+    return kept
+
+
+def _read_shard(path: Path, wanted: set[str], found: dict[str, Recording]) -> None:
+    """Add the clips of one shard; of clips of the same name, the first."""
+    for sample in read_samples(Shard(path=path, name=path.name, digest="")):
+        if sample.key in wanted and sample.key not in found and sample.audio is not None:
+            found[sample.key] = shortened(sample.audio, sample.suffix)
+            if len(found) == len(wanted):
+                return
+
+
+def _as_integers(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
+    import numpy as np
+
+    return (waveform * 32767).round().astype(np.int16)

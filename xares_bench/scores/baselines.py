@@ -1,0 +1,380 @@
+"""Baselines: committed scores that a run is held against, and the verdict on a score.
+
+A baseline is a YAML file:
+
+    schema: 2
+    preset: mini            # the preset it was measured with; no other preset is held against it
+    note: one line on where it comes from                    # optional
+    scores:
+      gtzan: 0.323                                           # a published score: nothing else is known of it
+      esc-50: {score: 0.76, interval: [0.71, 0.81], deviation: 0.025, rows: 200, clips: 200, seeds: 5, spread: 0.02,
+               evidence: 5c1f...}                            # all but the score optional
+    fingerprints: {encoder: 0f3a..., data: 77b1...}          # optional, for people to trace it
+
+`evidence` is the SHA-256 of `NAME.evidence/DATASET.npz` beside the file `NAME.yaml`: what the score is made of, clip by
+clip, so that later scores are held against it over the same clips. Files of schema 1 hold scores alone and are read,
+too. Overall scores are never stored: they are the means of the rows, so that they cannot disagree with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from xares_bench.core.digests import file_digest
+from xares_bench.core.errors import BaselineError, UsageError
+from xares_bench.core.parsing import Section, read_yaml
+from xares_bench.core.store import write_together
+
+if TYPE_CHECKING:
+    from xares_bench.scores.clip_sums import Evidence
+
+BASELINE_SCHEMA = 2
+
+_SHIPPED_FOLDER = Path(__file__).with_name("shipped_baselines")
+
+# A score of 0.85 against 0.87 with tolerance 0.02 is at the floor, but 0.87 - 0.02 is above 0.85 in binary.
+_ROUNDING = 1e-9
+
+# A score in YAML against the one that its evidence gives: what is summed in another order, or in float32, differs less.
+_EVIDENCE_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaselineScore:
+    """One score of a baseline, and what is known of it.
+
+    Attributes:
+        score: Within -1 and 1, the mean over the seeds of the training.
+        interval: Its 95 % interval.
+        deviation: Its standard error by the test clips.
+        spread: Standard deviation over the seeds of the training.
+        num_seeds: How many there were.
+        num_rows: (clip, target) pairs that it is over.
+        num_clips: Clips that it is over.
+        evidence: What it is made of.
+    """
+
+    score: float
+    interval: tuple[float, float] | None = None
+    deviation: float | None = None
+    spread: float | None = None
+    num_seeds: int = 1
+    num_rows: int | None = None
+    num_clips: int | None = None
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Scores to hold a run against.
+
+    Attributes:
+        name: What the user called it: a shipped name or a file.
+        preset: The preset that the scores were measured with.
+        scores: What is known of every dataset's score.
+        overalls: The mean by task, only of tasks all of whose datasets have a score here.
+        note: Where the scores come from; may be empty.
+        fingerprints: What they were measured on, by part; may be empty.
+        path: The file they were read from.
+    """
+
+    name: str
+    preset: str
+    scores: Mapping[str, BaselineScore]
+    overalls: Mapping[str, BaselineScore]
+    note: str
+    fingerprints: Mapping[str, str]
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a score stands against a baseline.
+
+    Attributes:
+        passed: Whether the score is at most `tolerance` below the baseline.
+        score: What was measured.
+        baseline: What it was held against.
+        tolerance: How far below it was allowed to be.
+        difference: Score minus baseline; NaN where one of them is.
+    """
+
+    passed: bool
+    score: float
+    baseline: float
+    tolerance: float
+    difference: float
+
+
+def shipped_baselines() -> tuple[str, ...]:
+    """The names of the baselines that come with the package, sorted.
+
+    Example:
+        >>> shipped_baselines()
+        ('dasheng-base', 'logmel-mini', 'whisper-base')
+    """
+    return tuple(sorted(path.stem for path in _SHIPPED_FOLDER.glob("*.yaml")))
+
+
+def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> Baseline:
+    """Return a shipped baseline or one of a YAML file.
+
+    A shipped name wins over a file of the same name in the working directory; `./NAME` means the file.
+
+    Args:
+        name_or_file: One of `shipped_baselines()`, or a path.
+        tasks: Datasets by task, to compute the overall scores from.
+
+    Raises:
+        BaselineError: There is no such baseline, or its file is ill-formed; the message names file and key.
+
+    Example:
+        >>> baseline = load_baseline("whisper-base", tasks={"music": ["gtzan", "nsynth"], "other": ["gtzan", "mine"]})
+        >>> baseline.preset, baseline.scores["gtzan"].score, baseline.overalls["music"].score
+        ('full', 0.697, 0.6675)
+    """
+    shipped = shipped_baselines()
+    path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else Path(name_or_file)
+    if not path.is_file():
+        raise BaselineError(
+            f"no baseline {name_or_file!r}: there is no such file, and the package ships {', '.join(shipped)}"
+        )
+    section = read_yaml(path, BaselineError)
+    # The schema goes first: a file of another edition may well have other keys.
+    schema = section.integer("schema", at_least=1)
+    if schema > BASELINE_SCHEMA:
+        section.fail("schema", f"found {schema}, this version reads 1 to {BASELINE_SCHEMA}")
+    section.only("schema", "preset", "note", "scores", "fingerprints")
+    scores_section = section.section("scores")
+    if not scores_section.values:
+        section.fail("scores", "found no dataset, expected at least one")
+    scores = {}
+    for dataset in scores_section.values:
+        if not isinstance(dataset, str):
+            scores_section.fail(str(dataset), "found a key that is no text; put the dataset's name in quotes")
+        if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
+            scores[dataset] = _read_score(scores_section.section(dataset), _evidence_file(path, dataset))
+        else:
+            scores[dataset] = BaselineScore(score=_share(scores_section, dataset))
+    fingerprints = {}
+    if section.has("fingerprints"):
+        fingerprints_section = section.section("fingerprints")
+        fingerprints = {str(part): fingerprints_section.text(part) for part in fingerprints_section.values}
+    return Baseline(
+        name=name_or_file,
+        preset=section.text("preset"),
+        scores=scores,
+        overalls=_overalls(scores, tasks),
+        note=section.text("note") if section.has("note") else "",
+        fingerprints=fingerprints,
+        path=path,
+    )
+
+
+def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]) -> None:
+    """Raise BaselineError unless every one of the datasets, under this preset, has a score in the baseline.
+
+    Args:
+        baseline: What the run is to be held against.
+        preset: The run's preset.
+        datasets: The datasets that the run is going to score.
+    """
+    if baseline.preset != preset:
+        raise BaselineError(
+            f"baseline {baseline.name!r} was measured with --preset={baseline.preset} and this run uses "
+            f"--preset={preset}; their scores cannot be compared. Make one with --preset={preset} --save-baseline=FILE"
+        )
+    missing = sorted(set(datasets) - set(baseline.scores))
+    if missing:
+        raise BaselineError(
+            f"baseline {baseline.name!r} ({baseline.path}) has no score for {', '.join(missing)}; "
+            "select fewer datasets with -k, or use a baseline that has them"
+        )
+
+
+def judge(score: float, baseline: float, tolerance: float) -> Verdict:
+    """Return whether a score is at most `tolerance` below a baseline.
+
+    Differences within 1e-9 do not count. A score or baseline that is not finite never passes.
+
+    Args:
+        score: What was measured.
+        baseline: What it is held against.
+        tolerance: How far below the score may be; finite and not negative.
+
+    Raises:
+        ValueError: The tolerance is negative or not finite.
+
+    Example:
+        >>> judge(0.85, 0.87, 0.02).passed, judge(0.84, 0.87, 0.02).passed, judge(float("nan"), 0.0, 1.0).passed
+        (True, False, False)
+    """
+    score, baseline, tolerance = float(score), float(baseline), float(tolerance)
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance is {tolerance}; expected a finite number of at least 0")
+    finite = math.isfinite(score) and math.isfinite(baseline)
+    return Verdict(
+        passed=finite and score >= baseline - tolerance - _ROUNDING,
+        score=score,
+        baseline=baseline,
+        tolerance=tolerance,
+        difference=score - baseline,
+    )
+
+
+def check_new_baseline(path: Path, *, replace: bool = False) -> None:
+    """Raise UsageError if a baseline cannot be written there; to be asked before anything is trained.
+
+    Nothing is created, and nothing is overwritten unless that is asked for.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{path} is no name for a baseline; expected a file that ends in .yaml")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected the name of a file")
+    if not replace and (path.exists() or path.is_symlink()):
+        raise UsageError(f"{path} is there already and is not overwritten; name another file, or add --force")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{path} cannot be written: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(f"{path} cannot be written: no permission to write in {nearest}")
+
+
+def write_baseline(
+    path: Path,
+    *,
+    preset: str,
+    scores: Mapping[str, BaselineScore],
+    note: str = "",
+    fingerprints: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a baseline, the file itself last; `load_baseline` reads the same back to the last bit.
+
+    Args:
+        path: A .yaml file; missing folders above it are created.
+        preset: The preset that the scores were measured with.
+        scores: What is known of every dataset's score.
+        note: Where the scores come from.
+        fingerprints: What they were measured on, by part.
+        replace: Whether a baseline that is there already is overwritten.
+
+    Raises:
+        UsageError: The file exists.
+        DiskError: It cannot be written.
+        BaselineError: There is no score, or one is not a finite number within -1 and 1.
+    """
+    check_new_baseline(path, replace=replace)
+    if not scores:
+        raise BaselineError(f"{path} is not written: there is no score to save")
+    for dataset, held in scores.items():
+        # A comparison with NaN is false, so this refuses it.
+        if not -1 <= held.score <= 1:
+            raise BaselineError(
+                f"{path} is not written: the score of {dataset} is {held.score}, expected a number within -1 and 1"
+            )
+    content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
+    if note:
+        content["note"] = note
+    kept = {dataset: held.evidence.to_bytes() for dataset, held in scores.items() if held.evidence is not None}
+    digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in kept.items()}
+    content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
+    if fingerprints:
+        content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
+    files: dict[Path, bytes | str] = {_evidence_file(path, dataset): data for dataset, data in kept.items()}
+    write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
+
+
+def _share(section: Section, key: str) -> float:
+    value = section.number(key)
+    if not -1 <= value <= 1:
+        section.fail(key, f"found {value!r}, expected a score within -1 and 1")
+    return value
+
+
+def _at_least_zero(section: Section, key: str) -> float | None:
+    if not section.has(key):
+        return None
+    value = section.number(key)
+    if not 0 <= value <= 2:
+        section.fail(key, f"found {value!r}, expected a standard error within 0 and 2")
+    return value
+
+
+def _read_score(section: Section, evidence_file: Path) -> BaselineScore:
+    """One dataset's score with all that is known of it."""
+    section.only("score", "interval", "deviation", "spread", "seeds", "rows", "clips", "evidence")
+    interval = None
+    if section.has("interval"):
+        ends = section.values["interval"]
+        is_pair = isinstance(ends, list) and len(ends) == 2
+        if not (is_pair and all(isinstance(end, (int, float)) for end in ends) and ends[0] <= ends[1]):
+            section.fail("interval", f"found {ends!r}, expected two numbers, the smaller one first")
+        interval = (float(ends[0]), float(ends[1]))
+    score = _share(section, "score")
+    evidence = None
+    if section.has("evidence") and evidence_file.is_file():
+        from xares_bench.scores.clip_sums import load_evidence
+
+        if file_digest(evidence_file) != section.text("evidence"):
+            section.fail("evidence", f"{evidence_file} is not the file that the baseline was saved with; restore both")
+        evidence = load_evidence(evidence_file)
+        if abs(float(evidence.scores()[0]) - score) > _EVIDENCE_ROUNDING:
+            section.fail("score", f"found {score}, but {evidence_file} gives {float(evidence.scores()[0]):.6f}")
+    return BaselineScore(
+        score=score,
+        interval=interval,
+        deviation=_at_least_zero(section, "deviation"),
+        spread=_at_least_zero(section, "spread"),
+        num_seeds=section.integer("seeds", at_least=1) if section.has("seeds") else 1,
+        num_rows=section.integer("rows", at_least=1) if section.has("rows") else None,
+        num_clips=section.integer("clips", at_least=1) if section.has("clips") else None,
+        evidence=evidence,
+    )
+
+
+def _described(held: BaselineScore, evidence: str | None) -> dict[str, object]:
+    """A score as YAML has it, cast, as numpy's scalars have no such form."""
+    found: dict[str, object] = {
+        "score": float(held.score),
+        "interval": None if held.interval is None else [float(end) for end in held.interval],
+        "deviation": None if held.deviation is None else float(held.deviation),
+        "rows": held.num_rows,
+        "clips": held.num_clips,
+        "seeds": held.num_seeds,
+        "spread": None if held.spread is None else float(held.spread),
+        "evidence": evidence,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _evidence_file(path: Path, dataset: str) -> Path:
+    """Where a baseline keeps what a score is made of."""
+    return path.with_suffix(".evidence") / f"{dataset}.npz"
+
+
+def _overalls(scores: Mapping[str, BaselineScore], tasks: Mapping[str, Iterable[str]]) -> dict[str, BaselineScore]:
+    """The mean of every complete task; its error is known where those of all its datasets are."""
+    overalls = {}
+    for task, members in tasks.items():
+        held = [scores.get(dataset) for dataset in members]
+        known = [score for score in held if score is not None]
+        if not known or len(known) < len(held):
+            continue
+        deviations = [score.deviation for score in known if score.deviation is not None]
+        spreads = [score.spread for score in known if score.spread is not None]
+        overalls[task] = BaselineScore(
+            score=math.fsum(score.score for score in known) / len(known),
+            deviation=math.hypot(*deviations) / len(known) if len(deviations) == len(known) else None,
+            spread=math.hypot(*spreads) / len(known) if len(spreads) == len(known) else None,
+            num_seeds=min(score.num_seeds for score in known),
+        )
+    return overalls
