@@ -11,7 +11,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from xares_bench.scores.records import ScoreRecord, overall_of
-from xares_bench.session import SESSION, BenchSession, open_session
+from xares_bench.session.session import SESSION, BenchSession, open_session
 
 if TYPE_CHECKING:
     from xares_bench.core.store import Entry

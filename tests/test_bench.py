@@ -309,7 +309,7 @@ def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkey
         none = (None,) * len(references)
         return MetricResult(score=math.nan, row_values=none, row_parts=result.row_parts * math.nan)
 
-    monkeypatch.setattr("xares_bench.workshop.evaluate", no_number)
+    monkeypatch.setattr("xares_bench.suite.pipeline.evaluate", no_number)
     save = f"--save-baseline={tmp_path / 'b.yaml'}"
     result = run(f"--encoder={ENCODER}", "-k", "task2", save, runs=tmp_path / "runs")
     assert result.ret == 1
@@ -480,7 +480,8 @@ def test_listing_needs_no_encoder_no_data_and_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["-p", "no:xares_bench"]])
 def test_a_foreign_project_is_left_alone(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
-        "import sys\ndef test_it():\n    assert not {'torch', 'yaml', 'xares_bench.session'} & set(sys.modules)\n"
+        "import sys\ndef test_it():\n"
+        "    assert not {'torch', 'yaml', 'xares_bench.session.session'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", *options]
     ran = subprocess.run(

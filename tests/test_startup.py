@@ -13,10 +13,10 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.metrics.captions.factory import write_judges
 from tests.shard_factory import tone, write_shard
-from xares_bench import workshop
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.metrics.captions import judges
 from xares_bench.metrics.captions.files import FOLDER_VARIABLE
+from xares_bench.suite import pipeline as workshop
 
 # Each takes longer to import than a session takes for all else that finds everything finished. accelerate does not: it
 # says which device there is.

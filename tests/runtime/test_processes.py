@@ -22,8 +22,8 @@ from tests.conftest import REPOSITORY
 from tests.test_bench import ENCODER
 from tests.training.test_resume import Sessions, outcome, wait_for_step
 from xares_bench.core.progress import Progress
-from xares_bench.header import _company
-from xares_bench.suite import Suite
+from xares_bench.session.header import _company
+from xares_bench.suite.suite import Suite
 
 # Does what FAULT says in the process of number 1 when it meets a clip of a quarter of a second.
 FAULTY = """

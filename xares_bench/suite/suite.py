@@ -31,18 +31,18 @@ from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome
-from xares_bench.keys import Keys
 from xares_bench.metrics.registry import METRICS, metric_identity
-from xares_bench.needs import Needs
 from xares_bench.runtime.device import open_accelerator, start_tracker
 from xares_bench.runtime.environment import environment_of
 from xares_bench.runtime.processes import obtain_together
 from xares_bench.scores.clip_sums import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.scores.statistics import interval_of
+from xares_bench.suite.keys import Keys
+from xares_bench.suite.preflight import Needs
 
 if TYPE_CHECKING:
-    from xares_bench.workshop import Workshop
+    from xares_bench.suite.pipeline import Workshop
 
 
 class Suite:
@@ -334,7 +334,7 @@ class Suite:
 
     @functools.cached_property
     def _workshop(self) -> Workshop:
-        from xares_bench.workshop import Workshop
+        from xares_bench.suite.pipeline import Workshop
 
         return Workshop(
             plan=self.plan,

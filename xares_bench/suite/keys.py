@@ -24,7 +24,15 @@ from xares_bench.features.store import features_parts
 from xares_bench.metrics.registry import metric_identity
 
 # Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = ("lalm.attention", "lalm.batch", "lalm.model", "lalm.lora", "features.rows", "datasets.shards", "workshop")
+_READING = (
+    "datasets.shards",
+    "features.rows",
+    "lalm.attention",
+    "lalm.batch",
+    "lalm.lora",
+    "lalm.model",
+    "suite.pipeline",
+)
 _TRAINING = (*_READING, "training.dataloader", "training.sampler", "training.loop")
 _JUDGING = ("metrics.captions.files", "metrics.captions.formulas", "metrics.captions.judges")
 _SCORING = (

@@ -15,8 +15,8 @@ from xares_bench.features.budget import KIND as FEATURES
 from xares_bench.features.rows import check_first_samples
 from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome, Survey
-from xares_bench.keys import Keys
 from xares_bench.metrics.registry import check_available, metric_identity
+from xares_bench.suite.keys import Keys
 from xares_bench.training.checkpoints import Checkpoints
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
     from xares_bench.scores.gate import Gate
     from xares_bench.scores.records import RunManifest
-    from xares_bench.suite import Suite
+    from xares_bench.suite.suite import Suite
 
 
 def title(plan: Plan) -> str:

@@ -20,9 +20,7 @@ import pytest
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import DiskError, UsageError, XaresError
 from xares_bench.core.progress import Progress
-from xares_bench.ledger import Ledger, attach, carry
 from xares_bench.metrics.registry import METRICS
-from xares_bench.roles import is_helper, is_worker, leave_reports_to_the_first, rank
 from xares_bench.runtime.signals import keep_stderr, lift
 from xares_bench.scores.baselines import (
     Baseline,
@@ -33,11 +31,13 @@ from xares_bench.scores.baselines import (
     write_baseline,
 )
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
+from xares_bench.session.roles import is_helper, is_worker, leave_reports_to_the_first, rank
+from xares_bench.session.workers import Ledger, attach, carry
 
 if TYPE_CHECKING:
     from xares_bench.reports.results import Background, Results
     from xares_bench.scores.gate import Finding, Gate
-    from xares_bench.suite import Suite
+    from xares_bench.suite.suite import Suite
 
 SESSION = pytest.StashKey["BenchSession"]()
 
@@ -102,7 +102,7 @@ class BenchSession:
     @functools.cached_property
     def suite(self) -> Suite:
         """The suite of the plan; importing it imports torch."""
-        from xares_bench.suite import Suite
+        from xares_bench.suite.suite import Suite
 
         manager = self._config.pluginmanager.getplugin("capturemanager")
         shown = Progress(manager.global_and_fixture_disabled if manager else nullcontext)
@@ -250,7 +250,7 @@ class BenchSession:
         """Say what is going to happen: encoder, decoder, data, what is reused, where results go."""
         if config.option.collectonly or is_worker(config):
             return []
-        from xares_bench.header import header_lines, title
+        from xares_bench.session.header import header_lines, title
 
         problem: XaresError | None = self._not_ready
         try:

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 import pytest
 
 from tests.reports.test_report import results, scored
-from xares_bench.ledger import Ledger, attach, carry
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
+from xares_bench.session.workers import Ledger, attach, carry
 
 RUN = results().run
 
