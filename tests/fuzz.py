@@ -23,8 +23,8 @@ with atheris.instrument_imports(include=["xares_bench", "tarfile", "gzip", "json
     from tests.test_fuzz import ARCHIVE
     from xares_bench.config.catalogue import load_catalogue
     from xares_bench.config.own_data import read_own_evaluations
-    from xares_bench.core import json_text
     from xares_bench.core.errors import DataError, UsageError
+    from xares_bench.core.parsing import parse_json
     from xares_bench.datasets.audio import AUDIO_SUFFIXES, decode
     from xares_bench.datasets.shards import read_samples
     from xares_bench.reports.runs import read_run
@@ -64,7 +64,7 @@ def own_evaluations(data: bytes) -> None:
 
 def any_json(data: bytes) -> None:
     with contextlib.suppress(ValueError):
-        json.dumps(json_text.parse(data))
+        json.dumps(parse_json(data))
 
 
 def first_inputs() -> dict[str, list[bytes]]:

@@ -25,7 +25,7 @@ from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, decode
 from xares_bench.datasets.shards import read_samples
-from xares_bench.features.rows import targets_of
+from xares_bench.datasets.targets import targets_of
 from xares_bench.reports.runs import read_run
 from xares_bench.scores.records import Prediction, predictions_to_jsonl
 

@@ -27,7 +27,8 @@ from xares_bench.core.errors import CatalogueError, DataError
 from xares_bench.core.parsing import read_yaml
 from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.audio import decode
-from xares_bench.datasets.shards import find_targets, read_samples
+from xares_bench.datasets.shards import read_samples
+from xares_bench.datasets.targets import find_targets
 
 # What a reader may take on top of the interpreter and its libraries.
 ALLOWED_BYTES = 3 << 30

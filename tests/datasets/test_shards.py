@@ -19,7 +19,8 @@ from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.audio import AUDIO_SUFFIXES
-from xares_bench.datasets.shards import Sample, ShardFolder, find_targets, read_samples
+from xares_bench.datasets.shards import Sample, ShardFolder, read_samples
+from xares_bench.datasets.targets import find_targets
 
 BLOCK_BYTES = 512
 

@@ -10,8 +10,9 @@ from tests.shard_factory import encode, shard_at, tone, write_members, write_sha
 from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
+from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, check_first_samples, targets_of
 from xares_bench.features.encoding import Clip
-from xares_bench.features.rows import FALLBACK_TARGET_KEYS, Tally, check_first_samples, read_parts, targets_of
+from xares_bench.features.rows import Tally, read_parts
 from xares_bench.scores.records import DroppedSample
 
 SPLIT = Split(shards=(), target_keys=("label",))
@@ -90,7 +91,7 @@ def test_fallback_keys_are_the_published_ones() -> None:
 
 def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "xares_bench.features.rows.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
+        "xares_bench.datasets.targets.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
     )
     good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
     apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))

@@ -25,7 +25,8 @@ from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
-from xares_bench.features.store import SAMPLES_FILE, FeatureStore, Pending
+from xares_bench.features.recorder import SAMPLES_FILE, Pending
+from xares_bench.features.store import FeatureStore
 from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
@@ -281,7 +282,7 @@ def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, mo
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
     whole = read(Store(root=tmp_path / "a"), encoder, shard)
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features.store._FILE_BYTES", 200)
+    monkeypatch.setattr("xares_bench.features.recorder._FILE_BYTES", 200)
     _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
     for a, b in zip(whole.clips, chunked.clips, strict=True):
@@ -308,7 +309,7 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of two clips, and a file as soon as there are frames."""
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features.store._FILE_BYTES", 1)
+    monkeypatch.setattr("xares_bench.features.recorder._FILE_BYTES", 1)
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -436,14 +437,14 @@ import sys, time
 from pathlib import Path
 from tests.features.test_store import digest_of_frames, shard_at
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features.store import store as module
+from xares_bench.features import recorder, store as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.store import FeatureStore
 from xares_bench.core.store import Store
 import torch
 
-module._CHUNK_CLIPS, module._FILE_BYTES = 2, 1
+module._CHUNK_CLIPS, recorder._FILE_BYTES = 2, 1
 encoder, root, pause_s, *shards = sys.argv[1:]
 clips = ClipEncoder(encoder=load_encoder(parse_encoder_spec(encoder, None), torch.device("cpu")), honours_mask=False)
 features = FeatureStore(Store(root=Path(root)), clips)

@@ -12,8 +12,10 @@ import pytest
 
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub, sha256
-from xares_bench.core.errors import UsageError
+from xares_bench.core.errors import DataError, UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.hub import Model, fetch_model, survey_model
+from xares_bench.hub.models import locate_decoder
 
 NAME = "owner/decoder"
 WEIGHTS = bytes(range(256)) * 1000
@@ -181,3 +183,22 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     assert survey_model(str(tmp_path), revision=None, data_home=tmp_path / "data").num_files == 0
     with pytest.raises(UsageError, match="a folder has no revision"):
         fetch_model(str(tmp_path), revision="main", data_home=tmp_path / "data")
+
+
+def test_a_folder_is_used_as_it_is_and_known_by_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "decoder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    found = locate_decoder(str(folder), tmp_path, Progress())
+    assert (found.name, found.folder, found.commit) == (str(folder), str(folder), None)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert locate_decoder(str(moved), tmp_path, Progress()).digest == found.digest
+    (moved / "model.safetensors").write_bytes(b"weights")
+    assert locate_decoder(str(moved), tmp_path, Progress()).digest != found.digest
+
+
+def test_a_model_that_is_nowhere_is_one_line(tmp_path: Path) -> None:
+    for name in ("owner/absent", "owner/absent@v1"):
+        with pytest.raises((DataError, UsageError), match=r"owner/absent") as raised:
+            locate_decoder(name, tmp_path, Progress())
+        assert "\n" not in str(raised.value)

@@ -35,7 +35,7 @@ from xares_bench.features.store import FeatureStore
 from xares_bench.lalm.batch import Batch, Encoding
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
-from xares_bench.runtime.interruption import put_off
+from xares_bench.runtime.signals import put_off
 from xares_bench.training.checkpoints import Checkpoint
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train

@@ -19,8 +19,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NoReturn
 
-from xares_bench.core import json_text
 from xares_bench.core.errors import EncoderSpecError
+from xares_bench.core.parsing import parse_json
 
 _FORMS = "path/to/file.py, path/to/file.py::ClassName, package.module.ClassName or hf:NAME"
 
@@ -253,7 +253,7 @@ def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
         return {}
     example = """as in --encoder-args='{"layer": 6}'"""
     try:
-        arguments = json_text.parse(arguments_json, parse_constant=_refuse_constant)
+        arguments = parse_json(arguments_json, parse_constant=_refuse_constant)
     except ValueError as error:
         raise EncoderSpecError(
             f"--encoder-args={arguments_json}: not JSON ({error}); give an object, {example}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -234,3 +235,15 @@ def _check_keys(root: yaml.Node) -> None:
 
 def _cut(message: str) -> str:
     return message if len(message) <= _MAX_MESSAGE_LENGTH else f"{message[:_MAX_MESSAGE_LENGTH]}..."
+
+
+def parse_json(text: str | bytes, **arguments: Any) -> Any:
+    """What a JSON text says; arguments are those of `json.loads`.
+
+    Raises:
+        ValueError: It is no JSON, or nested deeper than Python's stack.
+    """
+    try:
+        return json.loads(text, **arguments)
+    except RecursionError as cause:
+        raise ValueError("nested too deeply") from cause

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xares_bench.core import json_text
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DamageWarning, DiskError
+from xares_bench.core.parsing import parse_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -268,7 +268,7 @@ class Store:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished folder whose files are all there, in their sizes."""
     try:
-        manifest = json_text.parse((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         is_whole = manifest["key"] == folder.name and all(
             (folder / name).stat().st_size == described["size_bytes"] for name, described in manifest["files"].items()
         )
@@ -280,7 +280,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 def _damaged_file(folder: Path) -> Path | None:
     """The first file that is not what was written when the folder was finished; None: none, or it never was."""
     try:
-        manifest = json_text.parse((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, str] = {name: described["sha256"] for name, described in manifest["files"].items()}
         if manifest["key"] != folder.name:
             return folder / MANIFEST

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import math
 import os
 import tarfile
 import zlib
@@ -19,9 +18,9 @@ from tarfile import HeaderError, ReadError
 from typing import IO, Any, BinaryIO, Self, cast
 
 from xares_bench.config.catalogue import Split
-from xares_bench.core import json_text
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
+from xares_bench.core.parsing import parse_json
 from xares_bench.datasets.audio import AUDIO_SUFFIXES
 from xares_bench.hub import DataHome
 from xares_bench.hub.digest_memory import DigestMemory
@@ -30,7 +29,6 @@ MANIFEST_NAME = "manifest.json"
 # Bounds of what a shard may hold; far beyond any of the published ones, and small enough to be read.
 _MAX_MEMBER_BYTES = 1 << 30
 _MAX_JSON_BYTES = 64 << 20
-_MAX_TARGET_LETTERS = 20_000
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Raised by tarfile at the zero block that ends an archive; its type stubs do not know it.
@@ -108,7 +106,7 @@ class ShardFolder:
         manifest = folder / MANIFEST_NAME
         if manifest.is_file():
             try:
-                listed = json_text.parse(manifest.read_text(encoding="utf-8"))["shards"]
+                listed = parse_json(manifest.read_text(encoding="utf-8"))["shards"]
                 self._promised = {name: entry["sha256"] for name, entry in listed.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as cause:
                 raise DataError(f"{manifest}: not a manifest of shards ({cause!r}); restore it or delete it") from None
@@ -188,43 +186,6 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
         yield sample
 
 
-def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets of a clip: the first of the keys that is present, a list being several targets.
-
-    >>> find_targets({"num_speakers": 3}, ("label", "num_speakers"))
-    ('3',)
-    >>> find_targets({"captions": ["a dog", "barking"]}, ("captions",))
-    ('a dog', 'barking')
-
-    Raises:
-        ValueError: None of the keys is there, or what is there is neither text nor number nor a list of those.
-    """
-    for key in keys:
-        if key in fields:
-            values = fields[key] if isinstance(fields[key], list) else [fields[key]]
-            if not values or not all(_is_target(value) for value in values):
-                raise ValueError(
-                    f"key {key!r} holds {str(fields[key])[:40]!r}, expected text, a number or a list of them"
-                )
-            targets = tuple(str(value) for value in values)
-            longest = max(map(len, targets))
-            if longest > _MAX_TARGET_LETTERS:
-                raise ValueError(f"key {key!r} holds {longest} letters, expected at most {_MAX_TARGET_LETTERS}")
-            if not all(target.strip() for target in targets):
-                raise ValueError(f"key {key!r} holds an empty text")
-            return targets
-    raise ValueError(f"none of the keys {', '.join(keys)} (found {', '.join(sorted(map(str, fields))) or 'no key'})")
-
-
-def _is_target(value: object) -> bool:
-    """Whether a value is text that can be written, or a number other than NaN, an infinity, true and false."""
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half characters, which JSON can escape
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
     members = dict(parts)
     audio = [suffix for suffix in members if suffix in AUDIO_SUFFIXES]
@@ -242,7 +203,7 @@ def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
         problem = f".json member of {len(members['json'])} bytes, expected at most {_MAX_JSON_BYTES}"
     else:
         try:
-            fields = json_text.parse(members["json"])
+            fields = parse_json(members["json"])
         except ValueError as cause:
             problem = f"unreadable .json member: {cause}"
         if problem is None and not isinstance(fields, dict):

@@ -1,1 +1,9 @@
-"""encoders."""
+"""The user's encoder: loaded, checked and identified.
+
+loading              load, freeze and call the user's module
+contract             the check of the encoder's contract, clause by clause
+clauses              names and sentences of the contract (no torch)
+fingerprint          the encoder's identity, part of every key
+hugging_face         a Hugging Face audio model as an encoder
+hugging_face_models  Hugging Face audio models: located, checked, loaded
+"""

@@ -19,8 +19,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoFeatureE
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import logging
 
-from xares_bench.core import json_text
 from xares_bench.core.errors import EncoderError
+from xares_bench.core.parsing import parse_json
 
 _SUPPORTED = (
     "supported are whisper, audio-spectrogram-transformer, wav2vec2 and its like, and what AutoFeatureExtractor and "
@@ -131,7 +131,7 @@ def _located(name: str, revision: str | None, label: str) -> tuple[Path, str | N
 
 def _model_type(config_file: Path, label: str, *, trust_remote_code: bool) -> str:
     try:
-        config = json_text.parse(config_file.read_text(encoding="utf-8"))
+        config = parse_json(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         _refuse(label, f"has a {_CONFIG_FILE} that cannot be read: {_one_line(error)}; mend or fetch it again")
     model_type = config.get("model_type") if isinstance(config, dict) else None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from xares_bench.config.catalogue import Dataset, Split
+from xares_bench.config.catalogue import Split
 from xares_bench.core.errors import DataError
-from xares_bench.datasets.audio import missing_extra
-from xares_bench.datasets.shards import Shard, find_targets, read_samples
+from xares_bench.datasets.shards import Shard
+from xares_bench.datasets.targets import targets_of
 from xares_bench.features.encoding import Clip
-from xares_bench.features.store import Pending
+from xares_bench.features.recorder import Pending
 from xares_bench.scores.records import DroppedSample
 
 
@@ -21,9 +21,6 @@ class Features(Protocol):
     def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
         """The clips of a shard in order, and the samples among them that cannot be used."""
 
-
-# Where a target is looked for after a dataset's own keys.
-FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
 
 # Clips that are generated for at a time, and their seconds: features in memory are bounded by them.
 _PART_CLIPS = 1024
@@ -133,43 +130,6 @@ def read_parts(
         yield Part(clips=tuple(held), rows=tuple(rows))
 
 
-def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
-    """Look at the first sample of every shard, so that what cannot work is said before anything is trained.
-
-    Raises:
-        DataError: A shard holds files that a missing extra decodes, or no first sample at all could be used.
-    """
-    problems = []
-    num_shards = 0
-    for shard in shards:
-        try:
-            sample = next(read_samples(shard), None)
-        except DataError:
-            continue  # damaged: whoever reads it in full will say so
-        num_shards += 1
-        if sample is None:
-            problems.append(f"{shard.name} is empty")
-            continue
-        missing = missing_extra(sample.suffix)
-        if missing is not None:
-            raise DataError(f"{dataset.name}: {sample.key} of {shard.name}: {missing}")
-        problem = sample.problem or target_problem(sample.fields, split)
-        if problem is not None:
-            problems.append(f"{sample.key} of {shard.name}: {problem}")
-    if problems and len(problems) == num_shards:
-        more = f"; the same of {num_shards - 1} more shards" if num_shards > 1 else ""
-        raise DataError(f"{dataset.name}: {problems[0]}{more}; mend the shards, or name their key")
-
-
-def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
-    """The targets of a clip, by the split's own keys and then by the usual ones.
-
-    Raises:
-        ValueError: There is none.
-    """
-    return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
-
-
 def with_targets(
     samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard
 ) -> Iterator[tuple[Clip | Pending | DroppedSample, tuple[str, ...]]]:
@@ -184,15 +144,6 @@ def with_targets(
             yield DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)), ()
             continue
         yield sample, targets
-
-
-def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
-    """Why a clip has no target, or None."""
-    try:
-        targets_of(fields, split)
-    except ValueError as cause:
-        return str(cause)
-    return None
 
 
 def _usable_clips(

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xares_bench.core import json_text
 from xares_bench.core.digests import file_digest
+from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
 from xares_bench.hub.lock import CACHE_FOLDER, Promise
 
@@ -88,7 +88,7 @@ class DigestMemory:
         """Remembered digests of the file as it is now, by name."""
         identity = _identity(self.folder / path)
         try:
-            known = json_text.parse(self._file(path).read_text(encoding="utf-8"))
+            known = parse_json(self._file(path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(known, dict) or any(known.get(key) != value for key, value in identity.items()):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from xares_bench.core import json_text
 from xares_bench.core.errors import DataError
+from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
 
 LOCK_NAME = "xares-bench.lock.json"
@@ -80,7 +80,7 @@ def read_pins(folder: Path) -> dict[str, Pin]:
     """
     path = folder / LOCK_NAME
     try:
-        content = json_text.parse(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, expected {_SCHEMA}")
         return {key: _read_pin(value) for key, value in content["repositories"].items()}

@@ -20,8 +20,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xares_bench.core import json_text
 from xares_bench.core.errors import UsageError
+from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
 from xares_bench.metrics.registry import MetricResult
 
@@ -131,8 +131,8 @@ def load_evidence(path: Path) -> Evidence:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            about = json_text.parse(archive.read("about.json"))
-            clips = json_text.parse(archive.read("clips.json"))
+            about = parse_json(archive.read("about.json"))
+            clips = parse_json(archive.read("clips.json"))
             parts = np.lib.format.read_array(io.BytesIO(archive.read("parts.npy")), allow_pickle=False)
         if about["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {about['schema']}, this version reads {_SCHEMA}")

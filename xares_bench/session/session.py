@@ -31,8 +31,7 @@ from xares_bench.scores.baselines import (
     write_baseline,
 )
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
-from xares_bench.session.roles import is_helper, is_worker, leave_reports_to_the_first, rank
-from xares_bench.session.workers import Ledger, attach, carry
+from xares_bench.session.workers import Ledger, attach, carry, is_helper, is_worker, leave_reports_to_the_first, rank
 
 if TYPE_CHECKING:
     from xares_bench.reports.results import Background, Results

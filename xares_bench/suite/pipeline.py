@@ -33,7 +33,7 @@ from xares_bench.lalm.batch import Encoding
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics.registry import METRICS, evaluate
-from xares_bench.runtime.environment import environment_of
+from xares_bench.runtime.device import environment_of
 from xares_bench.runtime.processes import from_main, in_step
 from xares_bench.scores.clip_sums import EVIDENCE_FILE, gather
 from xares_bench.scores.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl

@@ -11,8 +11,8 @@ from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import ShardSource
+from xares_bench.datasets.targets import check_first_samples
 from xares_bench.features.budget import KIND as FEATURES
-from xares_bench.features.rows import check_first_samples
 from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.metrics.registry import check_available, metric_identity

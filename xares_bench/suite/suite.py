@@ -24,16 +24,15 @@ from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
 from xares_bench.datasets.shards import ShardFolder, ShardSource
-from xares_bench.decoder import Decoder, locate_decoder
 from xares_bench.encoders.contract import ContractReport, check_contract
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.store import FeatureStore
 from xares_bench.hub import DataHome
+from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.metrics.registry import METRICS, metric_identity
-from xares_bench.runtime.device import open_accelerator, start_tracker
-from xares_bench.runtime.environment import environment_of
+from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker
 from xares_bench.runtime.processes import obtain_together
 from xares_bench.scores.clip_sums import EVIDENCE_FILE, Evidence, joined, load_evidence
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord

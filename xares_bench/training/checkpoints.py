@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from xares_bench.core import json_text
 from xares_bench.core.errors import DamageWarning
+from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import Entry, Store
 
 KIND = "checkpoints"
@@ -122,5 +122,5 @@ def _read(entry: Entry) -> Checkpoint:
     return Checkpoint(
         num_steps=entry.manifest["step"],
         tensors=load_file(entry.folder / _TENSORS_FILE),
-        values=json_text.parse((entry.folder / _VALUES_FILE).read_text(encoding="utf-8")),
+        values=parse_json((entry.folder / _VALUES_FILE).read_text(encoding="utf-8")),
     )

@@ -21,9 +21,9 @@ from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
-from xares_bench.runtime.interruption import put_off
 from xares_bench.runtime.memory import is_shortage
 from xares_bench.runtime.processes import all_or_none, summed
+from xares_bench.runtime.signals import put_off
 from xares_bench.training.checkpoints import Checkpoint
 
 # Between the seeds of two processes.

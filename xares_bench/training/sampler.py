@@ -18,8 +18,9 @@ from typing import Any
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.datasets.shards import Shard
 from xares_bench.features.encoding import Clip, Recording
+from xares_bench.features.recorder import Pending
 from xares_bench.features.rows import Tally, with_targets
-from xares_bench.features.store import FeatureStore, Pending
+from xares_bench.features.store import FeatureStore
 from xares_bench.scores.records import DroppedSample
 
 

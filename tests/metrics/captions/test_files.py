@@ -326,7 +326,7 @@ def test_a_checkpoint_that_cannot_be_fetched_leaves_nothing(
 
 _STEP = """
 import json, sys
-from xares_bench.metrics.registry import registry as metrics
+from xares_bench.metrics import registry as metrics
 from xares_bench.metrics.captions import files
 files.CHECKPOINT_URL, files.CHECKPOINT_SHA256 = sys.argv[1:]
 metrics.check_available("DATE")

@@ -25,9 +25,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from xares_bench.core import json_text
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import UsageError
+from xares_bench.core.parsing import parse_json
 
 FOLDER_VARIABLE = "XARES_CAPTION_MODELS"
 SENTENCE_MODEL = "sentence-transformers/paraphrase-TinyBERT-L6-v2"
@@ -314,7 +314,7 @@ def _check_pooling(config: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return json_text.parse(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def _one_line(error: Exception) -> str:

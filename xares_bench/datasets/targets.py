@@ -1,0 +1,100 @@
+"""Targets: what of a sample's JSON is to be predicted, by the keys of its dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xares_bench.config.catalogue import Dataset, Split
+from xares_bench.core.errors import DataError
+from xares_bench.datasets.audio import missing_extra
+from xares_bench.datasets.shards import Shard, read_samples
+
+# A longer target is data gone wrong.
+_MAX_TARGET_LETTERS = 20_000
+# Where a target is looked for after a dataset's own keys.
+FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
+
+
+def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
+    """The targets of a clip, by the split's own keys and then by the usual ones.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
+
+
+def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
+    """Why a clip has no target, or None."""
+    try:
+        targets_of(fields, split)
+    except ValueError as cause:
+        return str(cause)
+    return None
+
+
+def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
+    """Look at the first sample of every shard, so that what cannot work is said before anything is trained.
+
+    Raises:
+        DataError: A shard holds files that a missing extra decodes, or no first sample at all could be used.
+    """
+    problems = []
+    num_shards = 0
+    for shard in shards:
+        try:
+            sample = next(read_samples(shard), None)
+        except DataError:
+            continue  # damaged: whoever reads it in full will say so
+        num_shards += 1
+        if sample is None:
+            problems.append(f"{shard.name} is empty")
+            continue
+        missing = missing_extra(sample.suffix)
+        if missing is not None:
+            raise DataError(f"{dataset.name}: {sample.key} of {shard.name}: {missing}")
+        problem = sample.problem or target_problem(sample.fields, split)
+        if problem is not None:
+            problems.append(f"{sample.key} of {shard.name}: {problem}")
+    if problems and len(problems) == num_shards:
+        more = f"; the same of {num_shards - 1} more shards" if num_shards > 1 else ""
+        raise DataError(f"{dataset.name}: {problems[0]}{more}; mend the shards, or name their key")
+
+
+def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets of a clip: the first of the keys that is present, a list being several targets.
+
+    >>> find_targets({"num_speakers": 3}, ("label", "num_speakers"))
+    ('3',)
+    >>> find_targets({"captions": ["a dog", "barking"]}, ("captions",))
+    ('a dog', 'barking')
+
+    Raises:
+        ValueError: None of the keys is there, or what is there is neither text nor number nor a list of those.
+    """
+    for key in keys:
+        if key in fields:
+            values = fields[key] if isinstance(fields[key], list) else [fields[key]]
+            if not values or not all(_is_target(value) for value in values):
+                raise ValueError(
+                    f"key {key!r} holds {str(fields[key])[:40]!r}, expected text, a number or a list of them"
+                )
+            targets = tuple(str(value) for value in values)
+            longest = max(map(len, targets))
+            if longest > _MAX_TARGET_LETTERS:
+                raise ValueError(f"key {key!r} holds {longest} letters, expected at most {_MAX_TARGET_LETTERS}")
+            if not all(target.strip() for target in targets):
+                raise ValueError(f"key {key!r} holds an empty text")
+            return targets
+    raise ValueError(f"none of the keys {', '.join(keys)} (found {', '.join(sorted(map(str, fields))) or 'no key'})")
+
+
+def _is_target(value: object) -> bool:
+    """Whether a value is text that can be written, or a number other than NaN, an infinity, true and false."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half characters, which JSON can escape
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
