@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.comparison import Report
 from benchmarks.processes import peak_bytes_of
 from tests.run_factory import TASKS, write_finished_run
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.statistics import interval_of
 
 
@@ -27,9 +27,9 @@ def test_interval_of_ten_thousand_clips(benchmark: BenchmarkFixture, metric: str
     generator = np.random.default_rng(0)
     parts = generator.integers(1, 5, (1, 10_000, num_parts)).astype(float)
     clips = tuple(map(str, range(10_000)))
-    evidence = Evidence(metric=metric, arguments={"num_classes": 200}, clips=clips, parts=parts)
+    clip_sums = ClipSums(metric=metric, arguments={"num_classes": 200}, clips=clips, parts=parts)
     measure: Any = benchmark.pedantic
-    measure(interval_of, args=(evidence,), rounds=3, warmup_rounds=1)
+    measure(interval_of, args=(clip_sums,), rounds=3, warmup_rounds=1)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import Recipe
 from xares_bench.features.encoding import Clip, StoredFrames
 from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
-from xares_bench.suite.pipeline import Workshop  # noqa: F401
+from xares_bench.suite.pipeline import Pipeline  # noqa: F401
 from xares_bench.suite.suite import Suite  # noqa: F401
 
 pytest_plugins = ["pytester"]

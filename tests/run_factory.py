@@ -66,9 +66,9 @@ def _score(folder: Path, dataset: str, rows: Rows, tasks: Mapping[str, Sequence[
     metric = METRICS.get(dataset, "Accuracy")
     clips, references, hypotheses = zip(*rows, strict=True)
     result = evaluate(metric, references, hypotheses)
-    evidence = gather([result], metric=metric, arguments={}, row_clips=clips)
-    evidence.save(folder / "evidence" / f"{dataset}.npz")
-    interval = interval_of(evidence)
+    clip_sums = gather([result], metric=metric, arguments={}, row_clips=clips)
+    clip_sums.save(folder / "clip_sums" / f"{dataset}.npz")
+    interval = interval_of(clip_sums)
     predictions = [
         Prediction(clip=clip, reference=reference, hypothesis=hypothesis, value=value)
         for (clip, reference, hypothesis), value in zip(rows, result.row_values, strict=True)
@@ -83,7 +83,7 @@ def _score(folder: Path, dataset: str, rows: Rows, tasks: Mapping[str, Sequence[
         score=result.score,
         weight=1.0,
         num_rows=len(rows),
-        num_clips=len(evidence.clips),
+        num_clips=len(clip_sums.clips),
         duration_s=float(len(rows)),
         features_s=1.0,
         generation_s=1.0,

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.metrics.registry import MetricResult, evaluate
-from xares_bench.scores.clip_sums import load_evidence
+from xares_bench.scores.clip_sums import load_clip_sums
 
 Run = Callable[..., pytest.RunResult]
 
@@ -285,7 +285,7 @@ def test_several_seeds_give_means_and_their_spread(run: Run, tmp_path: Path) -> 
     assert sorted(lalm["seed"] for lalm in results["lalms"]) == [42, 43]
     for record in results["scores"]:
         assert record["score"] == pytest.approx(sum(record["seed_scores"]) / 2)
-        assert load_evidence(run_folder(result) / "evidence" / f"{record['dataset']}.npz").parts.shape[0] == 2
+        assert load_clip_sums(run_folder(result) / "clip_sums" / f"{record['dataset']}.npz").parts.shape[0] == 2
     held = yaml.safe_load(file.read_text())["scores"]["clotho"]
     assert (held["seeds"], held["rows"]) == (2, 3)
     again = run(*options, f"--baseline={file}")

@@ -132,7 +132,7 @@ def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
         ("trained.safetensors", "*/store/lalms/* cannot be written: No space left on device; make room*"),
         ("/scores/", "*/store/scores/*/* cannot be written: No space left on device*"),
         ("/predictions/.clotho.jsonl", "*clotho.jsonl cannot be written: No space left on device*"),
-        ("/evidence/", "*clotho.npz cannot be written: No space left on device*"),
+        ("/clip_sums/", "*clotho.npz cannot be written: No space left on device*"),
         (".results.json", "*results.json cannot be written: No space left on device*"),
         (".baseline.yaml", "*baseline.yaml cannot be written: No space left on device*"),
         (".report.html", "*report.html is not written: DiskError: *"),

@@ -16,7 +16,7 @@ from tests.shard_factory import tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.metrics.captions import judges
 from xares_bench.metrics.captions.files import FOLDER_VARIABLE
-from xares_bench.suite import pipeline as workshop
+from xares_bench.suite import pipeline as pipeline
 
 # Each takes longer to import than a session takes for all else that finds everything finished. accelerate does not: it
 # says which device there is.
@@ -89,7 +89,7 @@ def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_
 def test_the_decoder_is_built_once_and_never_for_what_is_finished(
     session_options: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, tokenizers = (counted(workshop, name, monkeypatch) for name in ("build_lalm", "load_tokenizer"))
+    built, tokenizers = (counted(pipeline, name, monkeypatch) for name in ("build_lalm", "load_tokenizer"))
     for _ in range(2):
         assert pytester.runpytest_inprocess(*session_options).ret == pytest.ExitCode.OK
         assert (len(built), len(tokenizers)) == (1, 1)

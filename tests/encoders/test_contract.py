@@ -235,21 +235,21 @@ BROKEN = {
     "normalises over the batch": (
         before("audio = (audio - audio.mean(0)) if len(audio) > 1 else audio"),
         {},
-        "neighbours",
+        "others",
         "compute nothing over the batch dimension",
     ),
-    "scaled by the loudest": (before("audio = audio / audio.abs().max()"), {}, "neighbours", "in a batch of 3"),
-    "relative to the first clip": (before("audio = audio - audio[:1]"), {}, "neighbours", "in a batch of 3"),
+    "scaled by the loudest": (before("audio = audio / audio.abs().max()"), {}, "others", "in a batch of 3"),
+    "relative to the first clip": (before("audio = audio - audio[:1]"), {}, "others", "in a batch of 3"),
     "batch statistics": (
         before("audio = nn.functional.batch_norm(audio[:, None], None, None, training=True)[:, 0]"),
         {},
-        "neighbours",
+        "others",
         "of their RMS",
     ),
     "frames depend on the batch": (
         result("return (frames if len(frames) == 1 else frames[:, 1:]), None"),
         {},
-        "neighbours",
+        "others",
         "39 frames instead of 40",
     ),
 }
@@ -360,7 +360,7 @@ def test_the_dummy_is_warned_of_and_used() -> None:
     report = check_contract(parse_encoder_spec(str(EXAMPLES / "dummy_encoder.py")), CPU)
     assert report.failure is None
     assert [clause for clause, _ in report.warnings] == ["repeatable"]
-    assert [c for c, o in report.outcomes.items() if o.status == "not tested"] == ["neighbours", "padding"]
+    assert [c for c, o in report.outcomes.items() if o.status == "not tested"] == ["others", "padding"]
     assert "hands the audio mask back" in report.outcomes["with-mask"].message
     assert not report.honours_mask
 
@@ -377,7 +377,7 @@ def test_an_unrepeatable_encoder_is_warned_of(check: Checker, line: str) -> None
     report = check(before(line))
     assert report.failure is None
     assert [clause for clause, _ in report.warnings] == ["repeatable"]
-    assert report.outcomes["neighbours"].status == report.outcomes["padding"].status == "not tested"
+    assert report.outcomes["others"].status == report.outcomes["padding"].status == "not tested"
     assert not report.honours_mask
 
 

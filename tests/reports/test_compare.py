@@ -57,10 +57,10 @@ def test_a_dataset_that_only_one_run_has_has_no_difference(tmp_path: Path) -> No
     assert comparison_table(compare([first, second]))
 
 
-def test_without_evidence_the_errors_of_both_scores_decide(tmp_path: Path) -> None:
+def test_without_clip_sums_the_errors_of_both_scores_decide(tmp_path: Path) -> None:
     first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 33)
     paired = compare([first, second]).rows["task1"][0].differences[1]
-    (tmp_path / "b" / "evidence" / "esc-50.npz").unlink()
+    (tmp_path / "b" / "clip_sums" / "esc-50.npz").unlink()
     unpaired = compare([first, second]).rows["task1"][0].differences[1]
     assert paired is not None
     assert unpaired is not None

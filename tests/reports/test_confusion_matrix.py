@@ -1,4 +1,4 @@
-"""Confusions: which label was said in the place of which, against scikit-learn's count."""
+"""ConfusionMatrix: which label was said in the place of which, against scikit-learn's count."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 from sklearn.metrics import confusion_matrix
 
-from xares_bench.reports.confusion_matrix import confusions_of
+from xares_bench.reports.confusion_matrix import confusion_matrix_of
 from xares_bench.scores.records import Prediction
 
 
@@ -18,7 +18,7 @@ def test_counts_are_those_of_scikit_learn() -> None:
     source = random.Random(7)
     labels = ["dog", "cat", "rain"]
     rows = [(source.choice(labels), source.choice(labels)) for _ in range(200)]
-    found = confusions_of(said(*row) for row in rows)
+    found = confusion_matrix_of(said(*row) for row in rows)
     references, hypotheses = zip(*rows, strict=True)
     expected = confusion_matrix(references, hypotheses, labels=list(found.labels))
     assert [list(line[:-1]) for line in found.counts[:-1]] == expected.tolist()
@@ -26,7 +26,7 @@ def test_counts_are_those_of_scikit_learn() -> None:
 
 
 def test_texts_are_compared_as_accuracy_compares_them() -> None:
-    found = confusions_of([said("Dog", "dog."), said("dog", "DOG"), said("cat", "")])
+    found = confusion_matrix_of([said("Dog", "dog."), said("dog", "DOG"), said("cat", "")])
     assert found.labels == ("Dog", "cat"), "as the data writes them first, the most frequent first"
     assert found.counts == ((2, 0, 0), (0, 0, 1), (0, 0, 0))
     assert found.most_frequent is None, "an empty answer is no label"
@@ -34,7 +34,7 @@ def test_texts_are_compared_as_accuracy_compares_them() -> None:
 
 def test_rare_labels_and_answers_that_are_none_are_other() -> None:
     rows = [said("a", "b")] * 3 + [said("b", "a")] * 2 + [said("z", "a"), said("a", "a b"), said("b", "z")]
-    found = confusions_of(rows, max_labels=2)
+    found = confusion_matrix_of(rows, max_labels=2)
     assert found.labels == ("a", "b")
     assert found.counts == ((0, 3, 1), (2, 0, 1), (1, 0, 0))
     assert found.has_other_labels

@@ -185,7 +185,7 @@ def test_other_runs_and_losses_are_drawn(folder: Path) -> None:
     assert 'class="curve' not in page
 
 
-def test_confusions_of_a_classification_are_counted(folder: Path) -> None:
+def test_the_confusion_matrix_of_a_classification_are_counted(folder: Path) -> None:
     page = report_html(results_of(folder), folder, Background())
     assert page.count('<table class="matrix">') == len(DATASETS)
     rows = ROWS["esc-50"]

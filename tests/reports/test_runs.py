@@ -10,8 +10,8 @@ import pytest
 
 from tests.run_factory import change_results, write_finished_run
 from xares_bench.core.errors import UsageError
-from xares_bench.reports.runs import Neighbour, neighbours_of, read_run
-from xares_bench.scores.clip_sums import load_evidence
+from xares_bench.reports.runs import OtherRun, other_runs, read_run
+from xares_bench.scores.clip_sums import load_clip_sums
 
 ROWS = {
     "esc-50": [("a", "dog", "dog"), ("b", "cat", "dog")],
@@ -33,17 +33,17 @@ def test_a_run_is_read_back(folder: Path) -> None:
         )
         assert run.overalls["task2"].complete
         assert not run.overalls["task1"].complete
-        evidence = run.evidence("esc-50")
-        assert evidence is not None
-        assert evidence.clips == ("a", "b")
+        clip_sums = run.clip_sums("esc-50")
+        assert clip_sums is not None
+        assert clip_sums.clips == ("a", "b")
         assert [row.hypothesis for row in run.predictions("esc-50")] == ["dog", "dog"]
 
 
 def test_what_a_folder_no_longer_has_is_not_there(folder: Path) -> None:
-    (folder / "evidence" / "esc-50.npz").unlink()
+    (folder / "clip_sums" / "esc-50.npz").unlink()
     (folder / "predictions" / "esc-50.jsonl").unlink()
     run = read_run(folder)
-    assert run.evidence("esc-50") is None
+    assert run.clip_sums("esc-50") is None
     assert run.predictions("esc-50") == []
 
 
@@ -87,11 +87,11 @@ def test_what_no_run_wrote_is_refused_in_one_line(folder: Path, damage: Callable
     assert "\n" not in str(caught.value)
 
 
-def test_a_score_that_its_evidence_does_not_give_is_refused(folder: Path) -> None:
-    path = folder / "evidence" / "esc-50.npz"
-    load_evidence(path).select(["a"]).save(path)
+def test_a_score_that_its_clip_sums_does_not_give_is_refused(folder: Path) -> None:
+    path = folder / "clip_sums" / "esc-50.npz"
+    load_clip_sums(path).select(["a"]).save(path)
     with pytest.raises(UsageError, match=r"the score of esc-50 is 0\.500000, but .* gives 1\.000000"):
-        read_run(folder).evidence("esc-50")
+        read_run(folder).clip_sums("esc-50")
 
 
 def test_a_prediction_can_hold_any_line_separator(tmp_path: Path) -> None:
@@ -106,18 +106,18 @@ def test_damaged_predictions_are_told(folder: Path) -> None:
         read_run(folder).predictions("esc-50")
 
 
-ROWS = {
+OTHER_ROWS = {
     "esc-50": [("a", "dog", "dog"), ("b", "cat", "dog")],
     "gtzan": [("c", "rock", "rock")],
 }
 
 
-def beside(folder: Path, *datasets: str) -> list[Neighbour]:
-    return neighbours_of(folder, preset="mini", device="cpu", datasets=datasets)
+def beside(folder: Path, *datasets: str) -> list[OtherRun]:
+    return other_runs(folder, preset="mini", device="cpu", datasets=datasets)
 
 
 def test_other_runs_are_found_with_their_mean_over_the_same_datasets(tmp_path: Path) -> None:
-    own, _ = (write_finished_run(tmp_path / name, ROWS) for name in ("own", "other"))
+    own, _ = (write_finished_run(tmp_path / name, OTHER_ROWS) for name in ("own", "other"))
     (found,) = beside(own, "esc-50", "gtzan")
     assert (found.name, found.encoder) == ("other", "otherEncoder")
     assert found.score == pytest.approx(0.75)
@@ -125,11 +125,11 @@ def test_other_runs_are_found_with_their_mean_over_the_same_datasets(tmp_path: P
 
 
 def test_what_cannot_be_compared_or_read_is_passed_over(tmp_path: Path) -> None:
-    own = write_finished_run(tmp_path / "own", ROWS)
-    write_finished_run(tmp_path / "of-another-preset", ROWS, preset="full")
-    write_finished_run(tmp_path / "of-a-gpu", ROWS, environment={"device": "cuda:0"})
-    write_finished_run(tmp_path / "incomplete", {"esc-50": ROWS["esc-50"]})
-    change_results(write_finished_run(tmp_path / "old", ROWS), schema=1)
+    own = write_finished_run(tmp_path / "own", OTHER_ROWS)
+    write_finished_run(tmp_path / "of-another-preset", OTHER_ROWS, preset="full")
+    write_finished_run(tmp_path / "of-a-gpu", OTHER_ROWS, environment={"device": "cuda:0"})
+    write_finished_run(tmp_path / "incomplete", {"esc-50": OTHER_ROWS["esc-50"]})
+    change_results(write_finished_run(tmp_path / "old", OTHER_ROWS), schema=1)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "results.json").write_text("[", encoding="utf-8")
     assert beside(own, "esc-50", "gtzan") == []

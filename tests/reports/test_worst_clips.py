@@ -1,4 +1,4 @@
-"""Listening: the worst clips, and their audio read back from shards."""
+"""Worst clips: the worst clips, and their audio read back from shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from tests.shard_factory import tone, write_members, write_shard
-from xares_bench.reports import worst_clips as listening
+from xares_bench.reports import worst_clips as module
 from xares_bench.reports.worst_clips import Recording, limited, recordings_of, shortened, worst_clips
 from xares_bench.scores.records import Prediction
 
@@ -66,7 +66,7 @@ def test_why_there_is_no_audio_is_said(tmp_path: Path) -> None:
 
 def test_the_search_ends_where_data_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [write_shard(tmp_path / f"{n}.tar", [(f"clip-{n}", tone(0.5), {"label": "x"})]) for n in range(2)]
-    monkeypatch.setattr(listening, "MAX_SHARD_BYTES", shards[0].stat().st_size + 1)
+    monkeypatch.setattr(module, "MAX_SHARD_BYTES", shards[0].stat().st_size + 1)
     found = recordings_of(["clip-0", "clip-1"], shards)
     assert found["clip-0"].audio
     assert "further it was not looked for" in (found["clip-1"].problem or "")

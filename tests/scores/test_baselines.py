@@ -26,7 +26,7 @@ from xares_bench.scores.baselines import (
     shipped_baselines,
     write_baseline,
 )
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 
 TASKS = {
     "task1": [
@@ -91,8 +91,8 @@ def test_the_shipped_example_is_of_five_seeds_and_knows_its_clips() -> None:
     assert baseline.preset == "mini"
     assert set(baseline.scores) == {*TASKS["task1"], *TASKS["task2"]}
     for name, held in baseline.scores.items():
-        assert held.evidence is not None, name
-        assert held.evidence.parts.shape[:2] == (5, held.num_clips)
+        assert held.clip_sums is not None, name
+        assert held.clip_sums.parts.shape[:2] == (5, held.num_clips)
         assert held.spread is not None
 
 
@@ -350,7 +350,7 @@ def test_a_file_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
     assert load_baseline(str(path), tasks={}).scores["a"].score == 0.25
 
 
-EVIDENCE = Evidence(
+CLIP_SUMS = ClipSums(
     metric="Accuracy", arguments={}, clips=("x", "y"), parts=np.array([[[1.0, 1.0], [0.0, 1.0]], [[1.0, 1.0]] * 2])
 )
 WHOLE = BaselineScore(
@@ -361,7 +361,7 @@ WHOLE = BaselineScore(
     num_seeds=2,
     num_rows=2,
     num_clips=2,
-    evidence=EVIDENCE,
+    clip_sums=CLIP_SUMS,
 )
 
 
@@ -370,29 +370,29 @@ def test_all_that_is_known_of_a_score_is_read_back(tmp_path: Path) -> None:
     write_baseline(path, preset="mini", scores={"a": WHOLE, "b": BaselineScore(score=0.5)})
     found = load_baseline(str(path), tasks={"one": ["a"], "both": ["a", "b"]})
     read = found.scores["a"]
-    assert read.evidence is not None
-    assert np.array_equal(read.evidence.parts, EVIDENCE.parts)
-    assert dataclasses.replace(read, evidence=None).__dict__ == dataclasses.replace(WHOLE, evidence=None).__dict__
+    assert read.clip_sums is not None
+    assert np.array_equal(read.clip_sums.parts, CLIP_SUMS.parts)
+    assert dataclasses.replace(read, clip_sums=None).__dict__ == dataclasses.replace(WHOLE, clip_sums=None).__dict__
     assert (found.overalls["one"].deviation, found.overalls["one"].num_seeds) == (0.25, 2)
     assert found.overalls["both"].deviation is None
 
 
-def test_without_its_evidence_a_baseline_still_stands(tmp_path: Path) -> None:
+def test_without_its_clip_sums_a_baseline_still_stands(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
-    (tmp_path / "base.evidence" / "a.npz").unlink()
-    assert load_baseline(str(path), tasks={}).scores["a"].evidence is None
+    (tmp_path / "base.clip_sums" / "a.npz").unlink()
+    assert load_baseline(str(path), tasks={}).scores["a"].clip_sums is None
 
 
-def test_evidence_of_another_baseline_is_refused(tmp_path: Path) -> None:
+def test_clip_sums_of_another_baseline_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
-    EVIDENCE.select(["x"]).save(tmp_path / "base.evidence" / "a.npz")
-    with pytest.raises(BaselineError, match=r"scores\.a\.evidence: .*a\.npz is not the file"):
+    CLIP_SUMS.select(["x"]).save(tmp_path / "base.clip_sums" / "a.npz")
+    with pytest.raises(BaselineError, match=r"scores\.a\.clip_sums: .*a\.npz is not the file"):
         load_baseline(str(path), tasks={})
 
 
-def test_a_score_that_its_evidence_does_not_give_is_refused(tmp_path: Path) -> None:
+def test_a_score_that_its_clip_sums_does_not_give_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
     path.write_text(path.read_text().replace("score: 0.75", "score: 0.7"))

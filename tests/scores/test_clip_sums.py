@@ -8,7 +8,7 @@ import pytest
 
 from xares_bench.core.errors import UsageError
 from xares_bench.metrics.registry import MetricResult, evaluate
-from xares_bench.scores.clip_sums import Evidence, gather, joined, load_evidence
+from xares_bench.scores.clip_sums import ClipSums, gather, joined, load_clip_sums
 
 WORDS = ["rain", "a dog barks", "bird song", "", "wind and rain", "今天 天气", "dog"]
 
@@ -22,7 +22,7 @@ def rows(seed: int, num_rows: int = 60) -> tuple[list[str], list[str], list[str]
     return references, hypotheses, clips
 
 
-def evidence_of(metric: str, references: list[str], hypotheses: list[str], clips: list[str]) -> Evidence:
+def clip_sums_of(metric: str, references: list[str], hypotheses: list[str], clips: list[str]) -> ClipSums:
     arguments = {"num_classes": 9} if metric == "mAP" else {}
     result = evaluate(metric, references, hypotheses, **arguments)
     return gather([result], metric=metric, arguments=arguments, row_clips=clips)
@@ -36,81 +36,81 @@ def test_the_sums_of_all_clips_make_the_score(metric: str) -> None:
     references, hypotheses, clips = rows(1)
     arguments = {"num_classes": 9} if metric == "mAP" else {}
     expected = evaluate(metric, references, hypotheses, **arguments).score
-    assert evidence_of(metric, references, hypotheses, clips).scores() == pytest.approx([expected], abs=1e-12)
+    assert clip_sums_of(metric, references, hypotheses, clips).scores() == pytest.approx([expected], abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_weighting_gives_the_score_of_the_clips_drawn_so_often(metric: str) -> None:
     references, hypotheses, clips = rows(2)
-    evidence = evidence_of(metric, references, hypotheses, clips)
+    clip_sums = clip_sums_of(metric, references, hypotheses, clips)
     generator = np.random.default_rng(0)
-    weights_BC = generator.integers(0, 3, (4, len(evidence.clips))).astype(float)
+    weights_BC = generator.integers(0, 3, (4, len(clip_sums.clips))).astype(float)
     arguments = {"num_classes": 9} if metric == "mAP" else {}
     expected = []
     for weights in weights_BC:
-        count = dict(zip(evidence.clips, weights.astype(int), strict=True))
+        count = dict(zip(clip_sums.clips, weights.astype(int), strict=True))
         drawn = [row for row in zip(references, hypotheses, clips, strict=True) for _ in range(count[row[2]])]
         expected.append(evaluate(metric, [r for r, _, _ in drawn], [h for _, h, _ in drawn], **arguments).score)
-    assert evidence.scores(weights_BC) == pytest.approx(expected, abs=1e-12)
+    assert clip_sums.scores(weights_BC) == pytest.approx(expected, abs=1e-12)
 
 
 def test_no_clip_makes_no_score() -> None:
     references, hypotheses, clips = rows(3)
     for metric in METRICS:
-        evidence = evidence_of(metric, references, hypotheses, clips)
-        assert np.isnan(evidence.scores(np.zeros((1, len(evidence.clips))))).all(), metric
+        clip_sums = clip_sums_of(metric, references, hypotheses, clips)
+        assert np.isnan(clip_sums.scores(np.zeros((1, len(clip_sums.clips))))).all(), metric
 
 
 def test_several_seeds_give_the_mean_of_their_scores() -> None:
     references, hypotheses, clips = rows(4)
-    first = evidence_of("chrF", references, hypotheses, clips)
-    second = evidence_of("chrF", references, list(reversed(hypotheses)), clips)
+    first = clip_sums_of("chrF", references, hypotheses, clips)
+    second = clip_sums_of("chrF", references, list(reversed(hypotheses)), clips)
     both = joined([first, second])
     assert both.scores() == pytest.approx((first.scores() + second.scores()) / 2)
 
 
 def test_clips_are_selected_by_name_and_in_order() -> None:
-    evidence = gather(
+    clip_sums = gather(
         [MetricResult(score=0.5, row_values=(1.0, 0.0), row_parts=np.array([[1.0, 1.0], [0.0, 1.0]]))],
         metric="Accuracy",
         arguments={},
         row_clips=["a", "b"],
     )
-    assert evidence.select(["b"]).scores() == [0.0]
-    assert evidence.select(["b", "a"]).clips == ("b", "a")
+    assert clip_sums.select(["b"]).scores() == [0.0]
+    assert clip_sums.select(["b", "a"]).clips == ("b", "a")
     with pytest.raises(KeyError):
-        evidence.select(["c"])
+        clip_sums.select(["c"])
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_what_is_saved_is_read_back(metric: str, tmp_path: Path) -> None:
-    evidence = evidence_of(metric, *rows(5))
-    evidence.save(tmp_path / "e.npz")
-    found = load_evidence(tmp_path / "e.npz")
-    assert (found.metric, found.arguments, found.clips) == (evidence.metric, evidence.arguments, evidence.clips)
-    assert np.array_equal(found.parts, evidence.parts)
-    assert evidence.to_bytes() == found.to_bytes()
+    clip_sums = clip_sums_of(metric, *rows(5))
+    clip_sums.save(tmp_path / "e.npz")
+    found = load_clip_sums(tmp_path / "e.npz")
+    assert (found.metric, found.arguments, found.clips) == (clip_sums.metric, clip_sums.arguments, clip_sums.clips)
+    assert np.array_equal(found.parts, clip_sums.parts)
+    assert clip_sums.to_bytes() == found.to_bytes()
 
 
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
-    with pytest.raises(UsageError, match=r"e\.npz cannot be read as the evidence of a score: .*run the suite again"):
-        load_evidence(path)
-    content = evidence_of("iWER", *rows(6)).to_bytes()
+    with pytest.raises(UsageError, match=r"e\.npz cannot be read as the clip sums of a score: .*run the suite again"):
+        load_clip_sums(path)
+    content = clip_sums_of("iWER", *rows(6)).to_bytes()
     for damaged in (content[: len(content) // 2], b"", content.replace(b"about.json", b"above.json")):
         path.write_bytes(damaged)
-        with pytest.raises(UsageError, match="cannot be read as the evidence of a score"):
-            load_evidence(path)
+        with pytest.raises(UsageError, match="cannot be read as the clip sums of a score"):
+            load_clip_sums(path)
 
 
 def test_a_file_of_other_numbers_is_refused(tmp_path: Path) -> None:
-    whole = evidence_of("Accuracy", *rows(7))
+    whole = clip_sums_of("Accuracy", *rows(7))
     path = tmp_path / "e.npz"
     for changed in (
-        Evidence(metric="Mood", arguments={}, clips=whole.clips, parts=whole.parts),
-        Evidence(metric="Accuracy", arguments={}, clips=whole.clips[1:], parts=whole.parts),
-        Evidence(metric="mAP", arguments={}, clips=whole.clips, parts=whole.parts),
+        ClipSums(metric="Mood", arguments={}, clips=whole.clips, parts=whole.parts),
+        ClipSums(metric="Accuracy", arguments={}, clips=whole.clips[1:], parts=whole.parts),
+        ClipSums(metric="mAP", arguments={}, clips=whole.clips, parts=whole.parts),
     ):
         changed.save(path)
-        with pytest.raises(UsageError, match="cannot be read as the evidence of a score"):
-            load_evidence(path)
+        with pytest.raises(UsageError, match="cannot be read as the clip sums of a score"):
+            load_clip_sums(path)

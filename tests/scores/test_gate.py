@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from xares_bench.scores.baselines import Baseline, BaselineScore
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.gate import Finding, Gate, Tolerance
 from xares_bench.scores.records import ScoreRecord, overall_of
 from xares_bench.scores.statistics import interval_of
@@ -38,35 +38,35 @@ RECORD = ScoreRecord(
 PLAIN = Tolerance(by_noise=False, number=0.02)
 
 
-def evidence_of(right_C: NDArray[np.bool_], prefix: str = "clip") -> Evidence:
+def clip_sums_of(right_C: NDArray[np.bool_], prefix: str = "clip") -> ClipSums:
     parts = np.stack([right_C, np.ones(len(right_C))], axis=-1)[None].astype(float)
     clips = tuple(f"{prefix}{place}" for place in range(len(right_C)))
-    return Evidence(metric="Accuracy", arguments={}, clips=clips, parts=parts)
+    return ClipSums(metric="Accuracy", arguments={}, clips=clips, parts=parts)
 
 
-def record_of(evidence: Evidence, dataset: str = "gtzan") -> ScoreRecord:
-    interval = interval_of(evidence)
-    score = float(evidence.scores()[0])
+def record_of(clip_sums: ClipSums, dataset: str = "gtzan") -> ScoreRecord:
+    interval = interval_of(clip_sums)
+    score = float(clip_sums.scores()[0])
     return dataclasses.replace(
         RECORD,
         dataset=dataset,
         score=score,
         seed_scores=(score,),
-        num_rows=len(evidence.clips),
-        num_clips=len(evidence.clips),
+        num_rows=len(clip_sums.clips),
+        num_clips=len(clip_sums.clips),
         interval=(interval.low, interval.high),
         deviation=interval.deviation,
     )
 
 
-def held_of(record: ScoreRecord, evidence: Evidence | None = None) -> BaselineScore:
+def held_of(record: ScoreRecord, clip_sums: ClipSums | None = None) -> BaselineScore:
     return BaselineScore(
         score=record.score,
         interval=record.interval,
         deviation=record.deviation,
         num_rows=record.num_rows,
         num_clips=record.num_clips,
-        evidence=evidence,
+        clip_sums=clip_sums,
     )
 
 
@@ -78,24 +78,24 @@ def gate_of(scores: Mapping[str, BaselineScore], tolerance: Tolerance | None = N
     return Gate(baseline=baseline, tolerance=tolerance or Tolerance())
 
 
-def failures(gate: Gate, record: ScoreRecord, evidence: Evidence, num_tests: int = 1) -> dict[str, str]:
-    return gate.failures([gate.examine(record, evidence)], num_tests)
+def failures(gate: Gate, record: ScoreRecord, clip_sums: ClipSums, num_tests: int = 1) -> dict[str, str]:
+    return gate.failures([gate.examine(record, clip_sums)], num_tests)
 
 
-EVIDENCE = evidence_of(np.arange(100) < 70)
+CLIP_SUMS = clip_sums_of(np.arange(100) < 70)
 
 
 @pytest.mark.parametrize("baseline", [0.1, 0.7, 0.72])
 def test_a_number_lets_a_score_down_to_it_pass(baseline: float) -> None:
     gate = gate_of({"gtzan": BaselineScore(score=baseline)}, PLAIN)
     overall = overall_of("task1", [RECORD], ["gtzan"])
-    assert failures(gate, RECORD, EVIDENCE) == {}
+    assert failures(gate, RECORD, CLIP_SUMS) == {}
     assert gate.failures([gate.examine_overall(overall, 100)], 1) == {}
 
 
 def test_a_lower_one_is_told_with_score_baseline_and_tolerance() -> None:
     gate = gate_of({"gtzan": BaselineScore(score=0.73)}, PLAIN)
-    assert failures(gate, RECORD, EVIDENCE) == {
+    assert failures(gate, RECORD, CLIP_SUMS) == {
         "gtzan": "gtzan: score 0.7000 is 0.0300 below the baseline 0.7300 (base), tolerance 0.02"
     }
     overall = gate.examine_overall(overall_of("task1", [RECORD], ["gtzan"]), 100)
@@ -115,13 +115,13 @@ def test_a_lower_one_is_told_with_score_baseline_and_tolerance() -> None:
 def test_what_cannot_be_compared_never_passes(
     record: ScoreRecord, scores: Mapping[str, BaselineScore], expected: str, tolerance: Tolerance
 ) -> None:
-    assert expected in failures(gate_of(scores, tolerance), record, EVIDENCE)["gtzan"]
+    assert expected in failures(gate_of(scores, tolerance), record, CLIP_SUMS)["gtzan"]
 
 
 def test_without_a_baseline_every_number_passes() -> None:
     gate = Gate(baseline=None, tolerance=Tolerance())
-    assert failures(gate, RECORD, EVIDENCE) == {}
-    assert "NaN" in failures(gate, dataclasses.replace(RECORD, score=math.nan), EVIDENCE)["gtzan"]
+    assert failures(gate, RECORD, CLIP_SUMS) == {}
+    assert "NaN" in failures(gate, dataclasses.replace(RECORD, score=math.nan), CLIP_SUMS)["gtzan"]
 
 
 def test_an_incomplete_overall_is_not_even_asked_about() -> None:
@@ -131,9 +131,9 @@ def test_an_incomplete_overall_is_not_even_asked_about() -> None:
 
 def test_a_loss_within_the_noise_passes_and_beyond_it_fails() -> None:
     """A published score, of which nothing is known but itself: 100 clips at 0.7 have a standard error of 0.046."""
-    record = record_of(EVIDENCE)
-    assert failures(gate_of({"gtzan": BaselineScore(score=0.76)}), record, EVIDENCE) == {}
-    message = failures(gate_of({"gtzan": BaselineScore(score=0.79)}), record, EVIDENCE)["gtzan"]
+    record = record_of(CLIP_SUMS)
+    assert failures(gate_of({"gtzan": BaselineScore(score=0.76)}), record, CLIP_SUMS) == {}
+    message = failures(gate_of({"gtzan": BaselineScore(score=0.79)}), record, CLIP_SUMS)["gtzan"]
     assert message.startswith("gtzan: score 0.7000 is 0.0900 below the baseline 0.7900 (base), tolerance ci; 95 % of")
     assert "by the errors of both scores" in message
 
@@ -143,7 +143,7 @@ def test_the_same_clips_tell_more() -> None:
     right = np.arange(400) < 280
     lost = right.copy()
     lost[:12] = False
-    before, now = evidence_of(right), evidence_of(lost)
+    before, now = clip_sums_of(right), clip_sums_of(lost)
     held = record_of(before)
     assert failures(gate_of({"gtzan": held_of(held)}), record_of(now), now) == {}
     message = failures(gate_of({"gtzan": held_of(held, before)}), record_of(now), now)["gtzan"]
@@ -151,7 +151,7 @@ def test_the_same_clips_tell_more() -> None:
 
 
 def test_clips_of_another_test_set_are_not_paired() -> None:
-    before, now = evidence_of(np.arange(400) < 280, "other"), evidence_of(np.arange(400) < 268)
+    before, now = clip_sums_of(np.arange(400) < 280, "other"), clip_sums_of(np.arange(400) < 268)
     assert failures(gate_of({"gtzan": held_of(record_of(before), before)}), record_of(now), now) == {}
 
 
@@ -159,14 +159,14 @@ def test_a_significant_loss_below_the_floor_passes() -> None:
     right = np.ones(20_000, dtype=bool)
     lost = right.copy()
     lost[:90] = False  # 0.0045
-    before, now = evidence_of(right), evidence_of(lost)
+    before, now = clip_sums_of(right), clip_sums_of(lost)
     scores = {"gtzan": held_of(record_of(before), before)}
     assert failures(gate_of(scores), record_of(now), now) == {}
     assert "gtzan" in failures(gate_of(scores, Tolerance(number=0.004)), record_of(now), now)
 
 
 def test_the_noise_of_training_excuses_what_clips_do_not() -> None:
-    before, now = evidence_of(np.arange(1000) < 800), evidence_of(np.arange(1000) < 760)
+    before, now = clip_sums_of(np.arange(1000) < 800), clip_sums_of(np.arange(1000) < 760)
     held = held_of(record_of(before), before)
     assert "gtzan" in failures(gate_of({"gtzan": held}), record_of(now), now)
     noisy = dataclasses.replace(held, spread=0.03, num_seeds=5)
@@ -174,26 +174,26 @@ def test_the_noise_of_training_excuses_what_clips_do_not() -> None:
 
 
 def test_a_loss_counts_less_among_many_tests() -> None:
-    record = record_of(EVIDENCE)
+    record = record_of(CLIP_SUMS)
     gate = gate_of({"gtzan": BaselineScore(score=0.79)})
-    assert "gtzan" in failures(gate, record, EVIDENCE, num_tests=1)
-    assert failures(gate, record, EVIDENCE, num_tests=20) == {}
+    assert "gtzan" in failures(gate, record, CLIP_SUMS, num_tests=1)
+    assert failures(gate, record, CLIP_SUMS, num_tests=20) == {}
 
 
 def test_another_loss_found_later_can_make_this_one_fail() -> None:
-    first = record_of(EVIDENCE)
+    first = record_of(CLIP_SUMS)
     second = dataclasses.replace(first, dataset="esc-50")
     gate = gate_of({"gtzan": BaselineScore(score=0.785), "esc-50": BaselineScore(score=0.95)})
-    early = [gate.examine(first, EVIDENCE)]
+    early = [gate.examine(first, CLIP_SUMS)]
     assert gate.failures(early, 2) == {}
-    late = [*early, gate.examine(second, EVIDENCE)]
+    late = [*early, gate.examine(second, CLIP_SUMS)]
     assert set(gate.failures(late, 2)) == {"gtzan", "esc-50"}
 
 
 def test_improvements_are_reported() -> None:
-    record = record_of(EVIDENCE)
+    record = record_of(CLIP_SUMS)
     gate = gate_of({"gtzan": BaselineScore(score=0.5)})
-    findings = [gate.examine(record, EVIDENCE)]
+    findings = [gate.examine(record, CLIP_SUMS)]
     assert gate.failures(findings, 1) == {}
     assert gate.improvements(findings, 1) == ["gtzan"]
     assert gate_of({"gtzan": BaselineScore(score=0.69)}).improvements(findings, 1) == ["gtzan"]
@@ -201,7 +201,7 @@ def test_improvements_are_reported() -> None:
 
 def test_findings_travel_as_json() -> None:
     gate = gate_of({"gtzan": BaselineScore(score=0.75)})
-    finding = gate.examine(record_of(EVIDENCE), EVIDENCE)
+    finding = gate.examine(record_of(CLIP_SUMS), CLIP_SUMS)
     assert Finding.from_json(json.loads(json.dumps(finding.to_json()))) == finding
 
 
@@ -213,8 +213,8 @@ def test_two_runs_of_the_same_model_on_different_test_samples_fail_at_most_one_t
         scores, found = {}, []
         for place in range(20):
             number, share = int(generator.integers(60, 250)), generator.uniform(0.2, 0.95)
-            before = evidence_of(generator.random(number) < share, "before")
-            now = evidence_of(generator.random(number) < share, "now")
+            before = clip_sums_of(generator.random(number) < share, "before")
+            now = clip_sums_of(generator.random(number) < share, "now")
             scores[f"d{place}"] = held_of(record_of(before, f"d{place}"), before)
             found.append((record_of(now, f"d{place}"), now))
         gate = gate_of(scores)
@@ -231,7 +231,7 @@ def test_two_models_that_are_equally_good_on_the_same_clips_fail_at_most_one_tim
         for place in range(20):
             number = int(generator.integers(60, 250))
             difficulty, noise = generator.random(number) < 0.7, generator.random((2, number))
-            before, now = (evidence_of(difficulty ^ (flips < 0.05)) for flips in noise)
+            before, now = (clip_sums_of(difficulty ^ (flips < 0.05)) for flips in noise)
             scores[f"d{place}"] = held_of(record_of(before, f"d{place}"), before)
             found.append((record_of(now, f"d{place}"), now))
         gate = gate_of(scores)
@@ -248,7 +248,7 @@ def test_a_true_loss_of_three_points_on_a_thousand_clips_is_caught(num_tests: in
         right = generator.random(1000) < 0.75
         lost = generator.random(1000) < 0.044 / 0.75
         gained = generator.random(1000) < 0.014 / 0.25
-        before, now = evidence_of(right), evidence_of((right & ~lost) | (~right & gained))
+        before, now = clip_sums_of(right), clip_sums_of((right & ~lost) | (~right & gained))
         gate = gate_of({"gtzan": held_of(record_of(before), before)})
         num_caught += "gtzan" in failures(gate, record_of(now), now, num_tests)
     assert num_caught / 100 >= 0.8

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.statistics import difference_of, holm, interval_of, paired_difference, resampled
 
 
-def accuracy(right_C: NDArray[Any]) -> Evidence:
-    """The evidence of an accuracy, from a 0 or 1 for every clip."""
+def accuracy(right_C: NDArray[Any]) -> ClipSums:
+    """The clip sums of an accuracy, from a 0 or 1 for every clip."""
     parts = np.stack([right_C, np.ones_like(right_C)], axis=-1)[None].astype(float)
-    return Evidence(
+    return ClipSums(
         metric="Accuracy", arguments={}, clips=tuple(f"c{place}" for place in range(len(right_C))), parts=parts
     )
 
@@ -36,17 +36,17 @@ def test_the_interval_of_an_accuracy_is_wilsons(num_right: int, number: int) -> 
     )
 
 
-def test_the_same_evidence_has_the_same_interval() -> None:
-    evidence = accuracy(np.arange(300) % 3 > 0)
-    assert interval_of(evidence) == interval_of(evidence)
-    assert np.array_equal(resampled(evidence), resampled(evidence))
-    assert not np.array_equal(resampled(evidence), resampled(evidence, seed=1))
+def test_the_same_clip_sums_has_the_same_interval() -> None:
+    clip_sums = accuracy(np.arange(300) % 3 > 0)
+    assert interval_of(clip_sums) == interval_of(clip_sums)
+    assert np.array_equal(resampled(clip_sums), resampled(clip_sums))
+    assert not np.array_equal(resampled(clip_sums), resampled(clip_sums, seed=1))
 
 
 def test_rows_of_a_clip_stay_together() -> None:
     """Ten equal rows a clip say no more than one."""
     alone = accuracy(np.arange(200) % 2)
-    repeated = Evidence(metric="Accuracy", arguments={}, clips=alone.clips, parts=alone.parts * 10)
+    repeated = ClipSums(metric="Accuracy", arguments={}, clips=alone.clips, parts=alone.parts * 10)
     assert interval_of(repeated) == interval_of(alone)
 
 
@@ -78,7 +78,7 @@ def test_only_common_clips_are_compared() -> None:
     paired = paired_difference(first, second)
     assert paired is not None
     assert (paired.num_clips, paired.difference) == (10, 0.0)
-    other = Evidence(metric="Accuracy", arguments={}, clips=tuple("abcdefghij"), parts=first.parts)
+    other = ClipSums(metric="Accuracy", arguments={}, clips=tuple("abcdefghij"), parts=first.parts)
     assert paired_difference(first, other) is None
 
 
@@ -115,7 +115,7 @@ def test_ten_thousand_clips_are_resampled_in_blocks() -> None:
     positive, predicted = generator.random((2, 10_000, 200)) < 0.02
     parts = np.concatenate([np.ones((10_000, 1)), positive, predicted | positive, positive], axis=1)[None].astype(float)
     clips = tuple(map(str, range(10_000)))
-    evidence = Evidence(metric="mAP", arguments={"num_classes": 200}, clips=clips, parts=parts)
-    scores = resampled(evidence, num_resamples=500)
+    clip_sums = ClipSums(metric="mAP", arguments={"num_classes": 200}, clips=clips, parts=parts)
+    scores = resampled(clip_sums, num_resamples=500)
     assert len(scores) == 500
-    assert scores.mean() == pytest.approx(evidence.scores()[0], abs=0.01)
+    assert scores.mean() == pytest.approx(clip_sums.scores()[0], abs=0.01)

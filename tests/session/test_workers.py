@@ -9,7 +9,7 @@ import pytest
 from tests.reports.test_report import results, scored
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.workers import Ledger, attach, carry
+from xares_bench.session.workers import Outcomes, attach, carry
 
 RUN = results().run
 
@@ -43,11 +43,11 @@ def content_of(record: ScoreRecord) -> dict[str, Any]:
 
 
 def test_scores_come_in_any_order_and_are_listed_in_one(report_of: ReportOf) -> None:
-    ledger = Ledger()
-    assert ledger.results(["esc-50", "gtzan", "clotho"], 1.0) is None
+    outcomes = Outcomes()
+    assert outcomes.results(["esc-50", "gtzan", "clotho"], 1.0) is None
     for record in (scored("gtzan", 0.25), scored("esc-50", 0.5)):
-        ledger.enter(report_of(record.dataset, **content_of(record)))
-    found = ledger.results(["esc-50", "gtzan", "clotho"], 1.0)
+        outcomes.enter(report_of(record.dataset, **content_of(record)))
+    found = outcomes.results(["esc-50", "gtzan", "clotho"], 1.0)
     assert found is not None
     assert [record.dataset for record in found.records] == ["esc-50", "gtzan"]
     assert found.missing == ("clotho",)
@@ -56,16 +56,16 @@ def test_scores_come_in_any_order_and_are_listed_in_one(report_of: ReportOf) -> 
 
 
 def test_a_failure_is_kept_under_what_it_is_about(report_of: ReportOf) -> None:
-    ledger = Ledger()
-    ledger.enter(report_of("gtzan", "failed"))
-    ledger.enter(report_of("esc-50"))
-    assert ledger.failures == {"gtzan": "broken"}
-    assert not ledger.records
+    outcomes = Outcomes()
+    outcomes.enter(report_of("gtzan", "failed"))
+    outcomes.enter(report_of("esc-50"))
+    assert outcomes.failures == {"gtzan": "broken"}
+    assert not outcomes.records
 
 
 def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> None:
-    ledger = Ledger()
-    ledger.enter(report_of("gtzan", "failed", finding=Finding(what="gtzan", score=0.5).to_json()))
-    ledger.enter(report_of("esc-50", finding=Finding(what="esc-50", score=0.5).to_json()))
-    assert ledger.findings.keys() == {"gtzan", "esc-50"}
-    assert ledger.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
+    outcomes = Outcomes()
+    outcomes.enter(report_of("gtzan", "failed", finding=Finding(what="gtzan", score=0.5).to_json()))
+    outcomes.enter(report_of("esc-50", finding=Finding(what="esc-50", score=0.5).to_json()))
+    assert outcomes.findings.keys() == {"gtzan", "esc-50"}
+    assert outcomes.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]

@@ -27,7 +27,7 @@ CLAUSES: Mapping[str, str] = MappingProxyType(
         "input-unchanged": "It does not write into the audio or the mask it is given.",
         "frozen": "It stays in eval mode and its weights do not move.",
         "repeatable": "The same input gives the same features twice.",
-        "neighbours": "A clip's features do not depend on the clips of its length in the same batch.",
+        "others": "A clip's features do not depend on the clips of its length in the same batch.",
         "padding": "A padded clip has the features of the clip alone (a finding: it decides how clips are batched).",
     }
 )

@@ -257,14 +257,14 @@ def _check_neighbours(check: _Check, clip: Tensor, alone_TD: Tensor) -> None:
         return
     check.settle("batches", "passed")
     if not check.holds("repeatable"):
-        check.settle("neighbours", "not tested", _NOT_REPEATABLE)
+        check.settle("others", "not tested", _NOT_REPEATABLE)
         return
     difference = _difference(check.encoder, batch.frames[1], alone_TD)
     if difference is None:
-        check.settle("neighbours", "passed")
+        check.settle("others", "passed")
     else:
         check.fail(
-            "neighbours",
+            "others",
             f"a clip in a batch of 3 has {difference} compared with the clip alone; "
             "compute nothing over the batch dimension (statistics, maxima, first clip)",
         )

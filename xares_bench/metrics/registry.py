@@ -38,7 +38,7 @@ class MetricResult:
         score: Between 0 and 1, higher is better; FENSE and DATE of hopeless hypotheses can be a little below 0.
         row_values: One per row, in the rows' order; None where the metric says nothing about a row by itself. Their
             mean is the score for Accuracy, FENSE and DATE: the other metrics sum over the corpus before they divide.
-        row_parts: What the metric sums over the rows before it divides, `[N, P]`; `evidence` makes scores of such sums.
+        row_parts: What the metric sums over the rows before it divides, `[N, P]`; see `scores.clip_sums`.
     """
 
     score: float

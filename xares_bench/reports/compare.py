@@ -10,7 +10,7 @@ from typing import Any
 from xares_bench.core.errors import UsageError
 from xares_bench.reports.report import shown_interval, tabulated
 from xares_bench.reports.runs import FinishedRun
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
 from xares_bench.scores.statistics import Difference, difference_of, paired_difference, pooled_training_noise
 
@@ -61,7 +61,7 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
     """Hold runs against the first of them.
 
     Raises:
-        UsageError: They are of different presets, or evidence of one is damaged.
+        UsageError: They are of different presets, or the clip sums of one is damaged.
     """
     presets = {run.run.preset: run for run in runs}
     if len(presets) > 1:
@@ -121,7 +121,7 @@ def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
     found = tuple(run.records.get(name) for run in runs)
     first, *others = runs
     differences: list[Difference | None] = [None]
-    reference = first.evidence(name) if name in first.records else None
+    reference = first.clip_sums(name) if name in first.records else None
     for other in others:
         differences.append(_dataset_difference(name, first, other, reference))
     metric = next(record.metric for record in found if record is not None)
@@ -129,16 +129,16 @@ def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
 
 
 def _dataset_difference(
-    name: str, first: FinishedRun, other: FinishedRun, reference: Evidence | None
+    name: str, first: FinishedRun, other: FinishedRun, reference: ClipSums | None
 ) -> Difference | None:
     """How one run stands to the first, over the clips of both where both have kept them."""
     held, record = first.records.get(name), other.records.get(name)
     if held is None or record is None or not math.isfinite(held.score + record.score):
         return None
     training = pooled_training_noise((record.spread, len(record.seed_scores)), (held.spread, len(held.seed_scores)))
-    evidence = other.evidence(name)
-    if reference is not None and evidence is not None:
-        paired = paired_difference(reference, evidence, training=training)
+    clip_sums = other.clip_sums(name)
+    if reference is not None and clip_sums is not None:
+        paired = paired_difference(reference, clip_sums, training=training)
         if paired is not None:
             return paired
     deviation = math.hypot(held.deviation or 0.0, record.deviation or 0.0)

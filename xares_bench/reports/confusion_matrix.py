@@ -1,4 +1,4 @@
-"""Confusions: which label was said in the place of which."""
+"""ConfusionMatrix: which label was said in the place of which."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confusions:
+class ConfusionMatrix:
     """Counts of rows by what they are and what was said.
 
     Attributes:
@@ -33,7 +33,7 @@ class Confusions:
         return any(self.counts[-1])
 
 
-def confusions_of(predictions: Iterable[Prediction], max_labels: int = 20) -> Confusions:
+def confusion_matrix_of(predictions: Iterable[Prediction], max_labels: int = 20) -> ConfusionMatrix:
     """Count the rows of a classification, texts compared as accuracy compares them.
 
     Args:
@@ -58,7 +58,7 @@ def confusions_of(predictions: Iterable[Prediction], max_labels: int = 20) -> Co
     if wrong:
         count, line, column = max(wrong)
         most_frequent = (shown[kept[-line]], shown[kept[-column]], count)
-    return Confusions(
+    return ConfusionMatrix(
         labels=tuple(shown[label] for label in kept),
         counts=tuple(map(tuple, counts)),
         most_frequent=most_frequent,

@@ -17,10 +17,10 @@ from typing import Any
 
 from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
-from xares_bench.reports.confusion_matrix import Confusions, confusions_of
+from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
 from xares_bench.reports.html import json_for_script, rendered
 from xares_bench.reports.results import Background, ClipSource, Results
-from xares_bench.reports.runs import Neighbour, neighbour, neighbours_of
+from xares_bench.reports.runs import OtherRun, other_run, other_runs
 from xares_bench.reports.worst_clips import Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.scores.records import Overall, Prediction, ScoreRecord
 
@@ -82,7 +82,7 @@ class TaskPart:
     lines: tuple[Line, ...]
     radar: Radar | None
     costs: Plane | None
-    neighbours: tuple[Neighbour, ...]
+    others: tuple[OtherRun, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DatasetPart:
         problem: Why its predictions are not shown, or None.
         num_predictions: Rows that there are.
         rows: Those that can be searched.
-        confusions: Of a classification.
+        confusion_matrix: Of a classification.
         worst: The worst clips with their audio.
         no_worst: Why there are none, where there are none.
     """
@@ -105,7 +105,7 @@ class DatasetPart:
     problem: str | None
     num_predictions: int
     rows: tuple[Prediction, ...]
-    confusions: Confusions | None
+    confusion_matrix: ConfusionMatrix | None
     worst: tuple[tuple[WorstClip, Recording], ...]
     no_worst: str
 
@@ -193,13 +193,13 @@ def _task_part(results: Results, overall: Overall, folder: Path, background: Bac
             is_overall=True,
         )
     )
-    neighbours = _neighbours(results, records, folder)
+    others = _other_runs(results, records, folder)
     return TaskPart(
         name=overall.task,
         lines=tuple(lines),
         radar=_radar(overall.task, lines[:-1], results.run.name, baseline.name if baseline else ""),
-        costs=_costs(neighbours, None if held is None else held.score),
-        neighbours=tuple(neighbours),
+        costs=_costs(others, None if held is None else held.score),
+        others=tuple(others),
     )
 
 
@@ -214,20 +214,20 @@ def _radar(task: str, lines: Sequence[Line], name: str, baseline: str) -> Radar 
     return radar_chart([line.name for line in lines], series)
 
 
-def _neighbours(results: Results, records: Sequence[ScoreRecord], folder: Path) -> list[Neighbour]:
+def _other_runs(results: Results, records: Sequence[ScoreRecord], folder: Path) -> list[OtherRun]:
     """This run and those beside it that have all its datasets of a task; this one first."""
     run = results.run
     names = [record.dataset for record in records]
     try:
-        own = neighbour(run, {record.dataset: record for record in records}, names)
+        own = other_run(run, {record.dataset: record for record in records}, names)
         device = run.environment["device"]
     except KeyError:
         return []
-    return [own, *neighbours_of(folder, preset=run.preset, device=device, datasets=names)] if own is not None else []
+    return [own, *other_runs(folder, preset=run.preset, device=device, datasets=names)] if own is not None else []
 
 
-def _costs(neighbours: Sequence[Neighbour], level: float | None) -> Plane | None:
-    points = {str(place): (run.realtime_factor, run.score) for place, run in enumerate(neighbours, start=1)}
+def _costs(others: Sequence[OtherRun], level: float | None) -> Plane | None:
+    points = {str(place): (run.realtime_factor, run.score) for place, run in enumerate(others, start=1)}
     points = {place: point for place, point in points.items() if point[0] > 0 and all(map(math.isfinite, point))}
     return cost_chart(points, level) if points else None
 
@@ -250,7 +250,7 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
                 problem=problem,
                 num_predictions=len(rows),
                 rows=tuple(_worst_rows(rows)),
-                confusions=confusions_of(rows) if record.metric == "Accuracy" and rows else None,
+                confusion_matrix=confusion_matrix_of(rows) if record.metric == "Accuracy" and rows else None,
                 worst=tuple((clip, Recording()) for clip in worst),
                 no_worst=no_worst,
             )

@@ -11,12 +11,12 @@ from typing import Any
 
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import parse_json
-from xares_bench.scores.clip_sums import Evidence, load_evidence
+from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
 
 RESULTS_FILE = "results.json"
 
-# A score in results.json against the one that its evidence gives.
+# A score in results.json against the one that its clip sums give.
 _ROUNDING = 1e-5
 
 
@@ -38,23 +38,23 @@ class FinishedRun:
     overalls: Mapping[str, Overall]
     lalms: tuple[Mapping[str, Any], ...]
 
-    def evidence(self, dataset: str) -> Evidence | None:
+    def clip_sums(self, dataset: str) -> ClipSums | None:
         """What a score is made of; None where the folder does not have it any more.
 
         Raises:
             UsageError: The file is damaged, or gives another score.
         """
-        path = self.folder / "evidence" / f"{dataset}.npz"
+        path = self.folder / "clip_sums" / f"{dataset}.npz"
         if not path.is_file():
             return None
-        evidence = load_evidence(path)
-        found, expected = float(evidence.scores()[0]), self.records[dataset].score
+        clip_sums = load_clip_sums(path)
+        found, expected = float(clip_sums.scores()[0]), self.records[dataset].score
         if math.isfinite(expected) and not abs(found - expected) <= _ROUNDING:
             raise UsageError(
                 f"{self.folder / RESULTS_FILE}: the score of {dataset} is {expected:.6f}, but {path} gives "
                 f"{found:.6f}; one of them was changed. Run the suite again"
             )
-        return evidence
+        return clip_sums
 
     def predictions(self, dataset: str) -> list[Prediction]:
         """What the LALM said of every row; nothing where the folder does not have it any more.
@@ -129,7 +129,7 @@ def _close(found: object, expected: float) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbour:
+class OtherRun:
     """A run as it stands beside others.
 
     Attributes:
@@ -151,7 +151,7 @@ class Neighbour:
     score: float
 
 
-def neighbours_of(folder: Path, *, preset: str, device: str, datasets: Collection[str]) -> list[Neighbour]:
+def other_runs(folder: Path, *, preset: str, device: str, datasets: Collection[str]) -> list[OtherRun]:
     """Runs beside a run's folder that can be compared with it, by name; what cannot be read is passed over.
 
     Args:
@@ -167,14 +167,14 @@ def neighbours_of(folder: Path, *, preset: str, device: str, datasets: Collectio
         try:
             other = read_run(path)
             if other.run.preset == preset and other.run.environment["device"] == device:
-                found.append(neighbour(other.run, other.records, datasets))
+                found.append(other_run(other.run, other.records, datasets))
         except (UsageError, KeyError):
             continue  # not of this version, or not finished
     return [run for run in found if run is not None]
 
 
-def neighbour(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Collection[str]) -> Neighbour | None:
-    """A run as a neighbour; None where it does not have all of the datasets, each whole.
+def other_run(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Collection[str]) -> OtherRun | None:
+    """A run as one of others; None where it does not have all of the datasets, each whole.
 
     Raises:
         KeyError: What is to be known of the encoder is not in the manifest.
@@ -183,7 +183,7 @@ def neighbour(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Co
     if not chosen or len(chosen) < len(datasets) or not all(math.isfinite(record.score) for record in chosen):
         return None
     encoder = run.encoder
-    return Neighbour(
+    return OtherRun(
         name=run.name,
         encoder=encoder["name"],
         arguments=json.dumps(encoder["arguments"], ensure_ascii=False) if encoder["arguments"] else "",

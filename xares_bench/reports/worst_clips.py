@@ -1,4 +1,4 @@
-"""Listening: the clips that a LALM did worst on, with a short copy of their audio.
+"""Worst clips: the clips that a LALM did worst on, with a short copy of their audio.
 
 Predictions name clips; their audio is read back from the test shards, each of which is passed over once.
 """

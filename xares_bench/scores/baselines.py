@@ -8,10 +8,10 @@ A baseline is a YAML file:
     scores:
       gtzan: 0.323                                           # a published score: nothing else is known of it
       esc-50: {score: 0.76, interval: [0.71, 0.81], deviation: 0.025, rows: 200, clips: 200, seeds: 5, spread: 0.02,
-               evidence: 5c1f...}                            # all but the score optional
+               clip_sums: 5c1f...}                            # all but the score optional
     fingerprints: {encoder: 0f3a..., data: 77b1...}          # optional, for people to trace it
 
-`evidence` is the SHA-256 of `NAME.evidence/DATASET.npz` beside the file `NAME.yaml`: what the score is made of, clip by
+`clip_sums` is the SHA-256 of `NAME.clip_sums/DATASET.npz` beside `NAME.yaml`: what the score is made of, clip by
 clip, so that later scores are held against it over the same clips. Files of schema 1 hold scores alone and are read,
 too. Overall scores are never stored: they are the means of the rows, so that they cannot disagree with them.
 """
@@ -34,7 +34,7 @@ from xares_bench.core.parsing import Section, read_yaml
 from xares_bench.core.store import write_together
 
 if TYPE_CHECKING:
-    from xares_bench.scores.clip_sums import Evidence
+    from xares_bench.scores.clip_sums import ClipSums
 
 BASELINE_SCHEMA = 2
 
@@ -43,8 +43,8 @@ _SHIPPED_FOLDER = Path(__file__).with_name("shipped_baselines")
 # A score of 0.85 against 0.87 with tolerance 0.02 is at the floor, but 0.87 - 0.02 is above 0.85 in binary.
 _ROUNDING = 1e-9
 
-# A score in YAML against the one that its evidence gives: what is summed in another order, or in float32, differs less.
-_EVIDENCE_ROUNDING = 1e-5
+# A score in YAML against the one that its clip sums give: what is summed in another order, or in float32, differs less.
+_SUMS_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class BaselineScore:
         num_seeds: How many there were.
         num_rows: (clip, target) pairs that it is over.
         num_clips: Clips that it is over.
-        evidence: What it is made of.
+        clip_sums: What it is made of.
     """
 
     score: float
@@ -69,7 +69,7 @@ class BaselineScore:
     num_seeds: int = 1
     num_rows: int | None = None
     num_clips: int | None = None
-    evidence: Evidence | None = None
+    clip_sums: ClipSums | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         if not isinstance(dataset, str):
             scores_section.fail(str(dataset), "found a key that is no text; put the dataset's name in quotes")
         if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
-            scores[dataset] = _read_score(scores_section.section(dataset), _evidence_file(path, dataset))
+            scores[dataset] = _read_score(scores_section.section(dataset), _clip_sums_file(path, dataset))
         else:
             scores[dataset] = BaselineScore(score=_share(scores_section, dataset))
     fingerprints = {}
@@ -284,12 +284,12 @@ def write_baseline(
     content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
     if note:
         content["note"] = note
-    kept = {dataset: held.evidence.to_bytes() for dataset, held in scores.items() if held.evidence is not None}
+    kept = {dataset: held.clip_sums.to_bytes() for dataset, held in scores.items() if held.clip_sums is not None}
     digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in kept.items()}
     content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
     if fingerprints:
         content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
-    files: dict[Path, bytes | str] = {_evidence_file(path, dataset): data for dataset, data in kept.items()}
+    files: dict[Path, bytes | str] = {_clip_sums_file(path, dataset): data for dataset, data in kept.items()}
     write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
 
 
@@ -309,9 +309,9 @@ def _at_least_zero(section: Section, key: str) -> float | None:
     return value
 
 
-def _read_score(section: Section, evidence_file: Path) -> BaselineScore:
+def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
     """One dataset's score with all that is known of it."""
-    section.only("score", "interval", "deviation", "spread", "seeds", "rows", "clips", "evidence")
+    section.only("score", "interval", "deviation", "spread", "seeds", "rows", "clips", "clip_sums")
     interval = None
     if section.has("interval"):
         ends = section.values["interval"]
@@ -320,15 +320,17 @@ def _read_score(section: Section, evidence_file: Path) -> BaselineScore:
             section.fail("interval", f"found {ends!r}, expected two numbers, the smaller one first")
         interval = (float(ends[0]), float(ends[1]))
     score = _share(section, "score")
-    evidence = None
-    if section.has("evidence") and evidence_file.is_file():
-        from xares_bench.scores.clip_sums import load_evidence
+    clip_sums = None
+    if section.has("clip_sums") and clip_sums_file.is_file():
+        from xares_bench.scores.clip_sums import load_clip_sums
 
-        if file_digest(evidence_file) != section.text("evidence"):
-            section.fail("evidence", f"{evidence_file} is not the file that the baseline was saved with; restore both")
-        evidence = load_evidence(evidence_file)
-        if abs(float(evidence.scores()[0]) - score) > _EVIDENCE_ROUNDING:
-            section.fail("score", f"found {score}, but {evidence_file} gives {float(evidence.scores()[0]):.6f}")
+        if file_digest(clip_sums_file) != section.text("clip_sums"):
+            section.fail(
+                "clip_sums", f"{clip_sums_file} is not the file that the baseline was saved with; restore both"
+            )
+        clip_sums = load_clip_sums(clip_sums_file)
+        if abs(float(clip_sums.scores()[0]) - score) > _SUMS_ROUNDING:
+            section.fail("score", f"found {score}, but {clip_sums_file} gives {float(clip_sums.scores()[0]):.6f}")
     return BaselineScore(
         score=score,
         interval=interval,
@@ -337,11 +339,11 @@ def _read_score(section: Section, evidence_file: Path) -> BaselineScore:
         num_seeds=section.integer("seeds", at_least=1) if section.has("seeds") else 1,
         num_rows=section.integer("rows", at_least=1) if section.has("rows") else None,
         num_clips=section.integer("clips", at_least=1) if section.has("clips") else None,
-        evidence=evidence,
+        clip_sums=clip_sums,
     )
 
 
-def _described(held: BaselineScore, evidence: str | None) -> dict[str, object]:
+def _described(held: BaselineScore, clip_sums: str | None) -> dict[str, object]:
     """A score as YAML has it, cast, as numpy's scalars have no such form."""
     found: dict[str, object] = {
         "score": float(held.score),
@@ -351,14 +353,14 @@ def _described(held: BaselineScore, evidence: str | None) -> dict[str, object]:
         "clips": held.num_clips,
         "seeds": held.num_seeds,
         "spread": None if held.spread is None else float(held.spread),
-        "evidence": evidence,
+        "clip_sums": clip_sums,
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _evidence_file(path: Path, dataset: str) -> Path:
+def _clip_sums_file(path: Path, dataset: str) -> Path:
     """Where a baseline keeps what a score is made of."""
-    return path.with_suffix(".evidence") / f"{dataset}.npz"
+    return path.with_suffix(".clip_sums") / f"{dataset}.npz"
 
 
 def _overalls(scores: Mapping[str, BaselineScore], tasks: Mapping[str, Iterable[str]]) -> dict[str, BaselineScore]:

@@ -1,4 +1,4 @@
-"""Evidence: what a score was made of, clip by clip, so that it can be made again of other clips.
+"""Clip sums: what a score was made of, clip by clip, so that it can be made again of other clips.
 
 Every metric is a function of sums over rows. The sums of each clip's rows are kept, for every LALM that was trained
 with a seed of its own; clips can then be drawn anew, left out or weighted, and the metric follows exactly. All rows of
@@ -27,13 +27,13 @@ from xares_bench.metrics.registry import MetricResult
 
 Array: TypeAlias = NDArray[np.float64]
 
-# Name of the file that holds the evidence of a score, where it is kept.
-EVIDENCE_FILE = "evidence.npz"
+# Name of the file that holds the clip sums of a score, where it is kept.
+CLIP_SUMS_FILE = "clip_sums.npz"
 _SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evidence:
+class ClipSums:
     """What a dataset's score is made of.
 
     Attributes:
@@ -58,8 +58,8 @@ class Evidence:
         scores_SB = [self._of_sums(weights_BC @ parts_CP) for parts_CP in self.parts]
         return np.mean(scores_SB, axis=0)  # type: ignore[no-any-return]
 
-    def select(self, clips: Iterable[str]) -> Evidence:
-        """The evidence of these clips, in their order.
+    def select(self, clips: Iterable[str]) -> ClipSums:
+        """The clip sums of these clips, in their order.
 
         Raises:
             KeyError: One of them is not there.
@@ -67,14 +67,14 @@ class Evidence:
         places = {clip: place for place, clip in enumerate(self.clips)}
         chosen = tuple(clips)
         parts = self.parts[:, [places[clip] for clip in chosen]]
-        return Evidence(metric=self.metric, arguments=self.arguments, clips=chosen, parts=parts)
+        return ClipSums(metric=self.metric, arguments=self.arguments, clips=chosen, parts=parts)
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all; `load_evidence` reads it back."""
+        """Write it, whole or not at all; `load_clip_sums` reads it back."""
         write_atomically(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The content of its file: an .npz of numbers and text, compressed, the same bytes for the same evidence."""
+        """The content of its file: an .npz of numbers and text, compressed, the same bytes for the same clip_sums."""
         about = {"schema": _SCHEMA, "metric": self.metric, "arguments": dict(self.arguments)}
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -97,8 +97,8 @@ class Evidence:
 
 def gather(
     results: Sequence[MetricResult], *, metric: str, arguments: Mapping[str, int], row_clips: Sequence[str]
-) -> Evidence:
-    """The evidence of one dataset's results.
+) -> ClipSums:
+    """The clip sums of one dataset's results.
 
     Args:
         results: What the metric says of the same rows, seed by seed.
@@ -112,19 +112,21 @@ def gather(
     parts = np.zeros((len(results), len(clips), results[0].row_parts.shape[1]))
     for parts_CP, result in zip(parts, results, strict=True):
         np.add.at(parts_CP, places_N, result.row_parts)
-    return Evidence(metric=metric, arguments=dict(arguments), clips=clips, parts=parts)
+    return ClipSums(metric=metric, arguments=dict(arguments), clips=clips, parts=parts)
 
 
-def joined(evidences: Sequence[Evidence]) -> Evidence:
-    """The evidence of several seeds over the same clips as one."""
-    first = evidences[0]
-    assert all(evidence.clips == first.clips for evidence in evidences), "the seeds were scored on different clips"
-    parts = np.concatenate([evidence.parts for evidence in evidences])
-    return Evidence(metric=first.metric, arguments=first.arguments, clips=first.clips, parts=parts)
+def joined(all_clip_sums: Sequence[ClipSums]) -> ClipSums:
+    """The clip sums of several seeds over the same clips as one."""
+    first = all_clip_sums[0]
+    assert all(clip_sums.clips == first.clips for clip_sums in all_clip_sums), (
+        "the seeds were scored on different clips"
+    )
+    parts = np.concatenate([clip_sums.parts for clip_sums in all_clip_sums])
+    return ClipSums(metric=first.metric, arguments=first.arguments, clips=first.clips, parts=parts)
 
 
-def load_evidence(path: Path) -> Evidence:
-    """Read what `Evidence.save` wrote; nothing in the file is executed.
+def load_clip_sums(path: Path) -> ClipSums:
+    """Read what `ClipSums.save` wrote; nothing in the file is executed.
 
     Raises:
         UsageError: The file is absent, truncated or not what was written.
@@ -136,7 +138,7 @@ def load_evidence(path: Path) -> Evidence:
             parts = np.lib.format.read_array(io.BytesIO(archive.read("parts.npy")), allow_pickle=False)
         if about["schema"] != _SCHEMA:
             raise ValueError(f"its schema is {about['schema']}, this version reads {_SCHEMA}")
-        evidence = Evidence(metric=about["metric"], arguments=about["arguments"], clips=tuple(clips), parts=parts)
+        clip_sums = ClipSums(metric=about["metric"], arguments=about["arguments"], clips=tuple(clips), parts=parts)
         if (
             parts.ndim != 3
             or parts.shape[1] != len(clips)
@@ -146,10 +148,10 @@ def load_evidence(path: Path) -> Evidence:
             raise ValueError("its arrays do not fit each other")
         if about["metric"] not in (*_OF_SUMS, "mAP"):
             raise ValueError(f"its metric is {about['metric']!r}, which is not known")
-        evidence.scores()  # fails where the number of parts is not the metric's
+        clip_sums.scores()  # fails where the number of parts is not the metric's
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError, EOFError) as cause:
-        raise UsageError(f"{path} cannot be read as the evidence of a score: {cause}; run the suite again") from cause
-    return evidence
+        raise UsageError(f"{path} cannot be read as the clip sums of a score: {cause}; run the suite again") from cause
+    return clip_sums
 
 
 def _mean(sums_BP: Array) -> Array:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xares_bench.scores.baselines import Baseline, BaselineScore, judge
-from xares_bench.scores.clip_sums import Evidence
+from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
 from xares_bench.scores.statistics import Difference, difference_of, holm, paired_difference, pooled_training_noise
 
@@ -82,12 +82,12 @@ class Gate:
     baseline: Baseline | None
     tolerance: Tolerance
 
-    def examine(self, record: ScoreRecord, evidence: Evidence) -> Finding:
+    def examine(self, record: ScoreRecord, clip_sums: ClipSums) -> Finding:
         """What there is to say of a dataset's score.
 
         Args:
             record: The score.
-            evidence: What it is made of.
+            clip_sums: What it is made of.
         """
         what = record.dataset
         held = None if self.baseline is None else self.baseline.scores.get(what)
@@ -100,7 +100,7 @@ class Gate:
                 "these are not the same test set"
             )
             return Finding(what=what, score=record.score, baseline=held.score, problem=problem)
-        return self._finding(what, record, held, record.num_clips, evidence)
+        return self._finding(what, record, held, record.num_clips, clip_sums)
 
     def examine_overall(self, overall: Overall, num_clips: int) -> Finding:
         """What there is to say of a task's complete overall score, over so many clips."""
@@ -136,7 +136,7 @@ class Gate:
         found: ScoreRecord | Overall,
         held: BaselineScore | None,
         num_clips: int,
-        evidence: Evidence | None,
+        clip_sums: ClipSums | None,
     ) -> Finding:
         score = found.score
         if not math.isfinite(score):
@@ -147,7 +147,7 @@ class Gate:
             unknown = f"{what}: baseline {self.baseline.name} has no score for it"
             return Finding(what=what, score=score, problem=unknown)
         if self.tolerance.by_noise:
-            difference = self._difference(found, held, num_clips, evidence)
+            difference = self._difference(found, held, num_clips, clip_sums)
             return Finding(what=what, score=score, baseline=held.score, difference=difference)
         verdict = judge(score, held.score, self.tolerance.number)
         problem: str | None = None
@@ -159,12 +159,12 @@ class Gate:
         return Finding(what=what, score=score, baseline=held.score, problem=problem)
 
     def _difference(
-        self, found: ScoreRecord | Overall, held: BaselineScore, num_clips: int, evidence: Evidence | None
+        self, found: ScoreRecord | Overall, held: BaselineScore, num_clips: int, clip_sums: ClipSums | None
     ) -> Difference:
         """Score minus baseline: over common clips where both kept theirs, else by the errors of both scores."""
         training = pooled_training_noise((found.spread, len(found.seed_scores)), (held.spread, held.num_seeds))
-        if evidence is not None and held.evidence is not None:
-            paired = paired_difference(held.evidence, evidence, training=training)
+        if clip_sums is not None and held.clip_sums is not None:
+            paired = paired_difference(held.clip_sums, clip_sums, training=training)
             if paired is not None and paired.num_clips == num_clips:
                 return paired
         deviation = math.hypot(found.deviation or 0.0, held.deviation or 0.0)

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from xares_bench.scores.clip_sums import Array, Evidence
+from xares_bench.scores.clip_sums import Array, ClipSums
 
 NUM_RESAMPLES = 1000
 ALPHA = 0.05
@@ -78,28 +78,28 @@ class Difference:
     paired: bool
 
 
-def resampled(evidence: Evidence, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Array:
+def resampled(clip_sums: ClipSums, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Array:
     """The score of sets of C clips drawn with replacement, `[B]`; those that make no score are left out."""
-    blocks = _weights(len(evidence.clips), num_resamples, seed)
-    scores = np.concatenate([evidence.scores(weights_BC) for weights_BC in blocks])
+    blocks = _weights(len(clip_sums.clips), num_resamples, seed)
+    scores = np.concatenate([clip_sums.scores(weights_BC) for weights_BC in blocks])
     finite: Array = scores[np.isfinite(scores)]
     return finite
 
 
-def interval_of(evidence: Evidence) -> Interval:
+def interval_of(clip_sums: ClipSums) -> Interval:
     """The 95 % interval of a score.
 
     A score that no clip disagrees with, such as an accuracy of 1, has an interval of no width: resampling cannot know
     of clips that it has not seen.
     """
-    scores = resampled(evidence)
+    scores = resampled(clip_sums)
     if len(scores) == 0:
         return Interval(low=math.nan, high=math.nan, deviation=math.nan)
     low, high = np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2])
     return Interval(low=float(low), high=float(high), deviation=float(scores.std()))
 
 
-def paired_difference(first: Evidence, second: Evidence, *, training: TrainingNoise | None = None) -> Difference | None:
+def paired_difference(first: ClipSums, second: ClipSums, *, training: TrainingNoise | None = None) -> Difference | None:
     """How the second score stands to the first over the clips that both have; None where there is none.
 
     Args:

@@ -86,7 +86,7 @@ def _data_lines(suite: Suite, run: RunManifest, selected: Sequence[str]) -> list
     for repository, commit in data["repositories"].items():
         lines.append(f"data: {repository} at {commit or 'a commit that is not known (the hub was not asked)'}")
     try:
-        survey = suite.needs.survey(selected)
+        survey = suite.preflight.survey(selected)
     except XaresError as error:
         return [*lines, f"data: {error}"]
     return lines if survey is None else [*lines, f"data: {survey.summary}"]
@@ -97,7 +97,7 @@ def _kept(suite: Suite, selected: Sequence[str]) -> list[str]:
     from rich.filesize import decimal
 
     try:
-        reuse = suite.needs.reuse(selected)
+        reuse = suite.preflight.reuse(selected)
     except XaresError as error:
         return [f"kept: not known: {error}"]
     parts = [f"LALM {name} {state}" for name, state in reuse.mixes.items()]

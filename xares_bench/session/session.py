@@ -31,7 +31,7 @@ from xares_bench.scores.baselines import (
     write_baseline,
 )
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
-from xares_bench.session.workers import Ledger, attach, carry, is_helper, is_worker, leave_reports_to_the_first, rank
+from xares_bench.session.workers import Outcomes, attach, carry, is_helper, is_worker, leave_reports_to_the_first, rank
 
 if TYPE_CHECKING:
     from xares_bench.reports.results import Background, Results
@@ -91,7 +91,7 @@ class BenchSession:
             raise UsageError("--force needs --save-baseline: it lets that overwrite a baseline")
         self._selected: tuple[str, ...] = ()
         self._num_held = 0  # tests that the gate decides
-        self._ledger = Ledger()
+        self._outcomes = Outcomes()
         self._problems: list[str] = []
         self._not_ready: XaresError | None = None
         self._notes: list[str] = []  # what is no reason to fail
@@ -144,7 +144,7 @@ class BenchSession:
         source = self.suite.predictions_file(record.dataset)
         write_atomically(self.predictions_file(record.dataset), source.read_bytes())
         self.suite.track_score(record)
-        self.suite.evidence(record.dataset).save(self.evidence_file(record.dataset))
+        self.suite.clip_sums(record.dataset).save(self.clip_sums_file(record.dataset))
         lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
         attach(
             item,
@@ -161,10 +161,10 @@ class BenchSession:
 
     def hold(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Fail the test of a dataset whose published score may not pass."""
-        from xares_bench.scores.clip_sums import load_evidence
+        from xares_bench.scores.clip_sums import load_clip_sums
 
-        evidence = load_evidence(self.evidence_file(record.dataset))
-        self._hold(item, self.gate.examine(record, evidence), self.predictions_file(record.dataset))
+        clip_sums = load_clip_sums(self.clip_sums_file(record.dataset))
+        self._hold(item, self.gate.examine(record, clip_sums), self.predictions_file(record.dataset))
 
     def hold_overall(self, item: pytest.Item, overall: Overall, num_clips: int) -> None:
         """Fail the test of a task whose overall score may not pass."""
@@ -172,19 +172,19 @@ class BenchSession:
 
     def _hold(self, item: pytest.Item, finding: Finding, predictions: Path) -> None:
         attach(item, finding=finding.to_json())
-        self._ledger.findings[finding.what] = finding
+        self._outcomes.findings[finding.what] = finding
         failure = self._failures_by_gate().get(finding.what)
         if failure is not None:
             pytest.fail(f"{failure}; predictions: {predictions}", pytrace=False)
 
     def _failures_by_gate(self) -> dict[str, str]:
         """What does not pass beside all that is known so far."""
-        return self.gate.failures(list(self._ledger.findings.values()), self._num_held)
+        return self.gate.failures(list(self._outcomes.findings.values()), self._num_held)
 
-    def evidence_file(self, dataset: str) -> Path:
+    def clip_sums_file(self, dataset: str) -> Path:
         """Where it is kept what a dataset's score is made of."""
-        run = self._ledger.run or self.run  # of a controller of xdist, the workers'
-        return self.plan.runs_folder / run.name / "evidence" / f"{dataset}.npz"
+        run = self._outcomes.run or self.run  # of a controller of xdist, the workers'
+        return self.plan.runs_folder / run.name / "clip_sums" / f"{dataset}.npz"
 
     @property
     def predictions_folder(self) -> Path:
@@ -277,7 +277,7 @@ class BenchSession:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect scores and failures, in the process that writes the results."""
         if not is_helper(self._config):
-            self._ledger.enter(report)
+            self._outcomes.enter(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -298,20 +298,20 @@ class BenchSession:
         if without_score:
             self._problems.append(f"no score for {', '.join(without_score)}: not a pass")
         # Beside the losses of tests that ran later, a smaller one can turn out to be more than noise (Holm).
-        late = self._ledger.late(self._failures_by_gate())
+        late = self._outcomes.late(self._failures_by_gate())
         self._problems += [f"not a pass either, now that all tests are known: {failure}" for failure in late]
         if self._save_to is not None:
             self._problems += self._save_baseline(self._save_to, results)
         if self._problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._problems:
-            self._ledger.failures["xares-bench"] = "; ".join(self._problems)
+            self._outcomes.failures["xares-bench"] = "; ".join(self._problems)
         if results is not None:
             from xares_bench.reports.github import append_summary
             from xares_bench.reports.report import scores_markdown
 
             text = scores_markdown(results, self._baseline)
-            self._notes += append_summary(os.environ, text, self._ledger.failures)
+            self._notes += append_summary(os.environ, text, self._outcomes.failures)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, where the files are, and what is missing; of a listing, what has no test of its own."""
@@ -325,7 +325,7 @@ class BenchSession:
 
             terminalreporter.section("xares-bench")
             terminalreporter.write_line(terminal_table(results, self.gate.baseline))
-            improved = self.gate.improvements(list(self._ledger.findings.values()), self._num_held)
+            improved = self.gate.improvements(list(self._outcomes.findings.values()), self._num_held)
             if improved:
                 terminalreporter.write_line(f"\nbetter than the baseline by more than noise: {', '.join(improved)}")
             seconds = ", ".join(f"{name.removesuffix('_s')} {value:.0f} s" for name, value in timings(results).items())
@@ -338,7 +338,7 @@ class BenchSession:
         if not is_helper(self._config):
             from xares_bench.reports.github import error_lines
 
-            for line in error_lines(os.environ, self._ledger.failures):
+            for line in error_lines(os.environ, self._outcomes.failures):
                 terminalreporter.write_line(line)
 
     def _datasets_of(self, item: pytest.Item) -> Iterable[str]:
@@ -350,19 +350,19 @@ class BenchSession:
 
     def _results(self) -> Results | None:
         order = [*self.plan.catalogue.datasets, *self.plan.own_datasets]
-        return self._ledger.results(order, time.perf_counter() - self._started)
+        return self._outcomes.results(order, time.perf_counter() - self._started)
 
     def _background(self) -> Background:
         """What the run's page shows beside the results."""
         from xares_bench.reports.results import Background, ClipSource
 
         sources = {}
-        for name in self._ledger.records:
+        for name in self._outcomes.records:
             dataset = self.plan.dataset(name)
             folder = self.plan.data_folder if dataset.repository is None else self.plan.data_home
             shards = () if dataset.eval is None else tuple(folder / path for path in dataset.eval.shards)
             sources[name] = ClipSource(prompts=dataset.prompts, shards=shards)
-        found = {what: finding.difference for what, finding in self._ledger.findings.items()}
+        found = {what: finding.difference for what, finding in self._outcomes.findings.items()}
         return Background(
             command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
             baseline=self._baseline,
@@ -389,7 +389,7 @@ class BenchSession:
         return []
 
     def _baseline_score(self, record: ScoreRecord) -> BaselineScore:
-        from xares_bench.scores.clip_sums import load_evidence
+        from xares_bench.scores.clip_sums import load_clip_sums
 
         return BaselineScore(
             score=record.score,
@@ -399,7 +399,7 @@ class BenchSession:
             num_seeds=len(record.seed_scores),
             num_rows=record.num_rows,
             num_clips=record.num_clips,
-            evidence=load_evidence(self.evidence_file(record.dataset)),
+            clip_sums=load_clip_sums(self.clip_sums_file(record.dataset)),
         )
 
 

@@ -1,4 +1,4 @@
-"""The ledger: what the tests of a session have found out, on its way from their process to the one that writes it down.
+"""Workers: what the tests of a session found out, on its way to the process that writes it down.
 
 It travels on pytest's reports as plain mappings, so that it comes from xdist's workers in the same way as from this
 process.
@@ -41,7 +41,7 @@ def carry(item: pytest.Item, report: pytest.TestReport) -> None:
         setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
 
 
-class Ledger:
+class Outcomes:
     """What has come in so far.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The workshop: trains the LALM of a mix, and scores a dataset with it.
+"""The pipeline: trains the LALM of a mix, and scores a dataset with it.
 
 It knows what to do and where to put it, and nothing of what was done before: that is the suite's. Everything heavy is
 imported from here on.
@@ -35,7 +35,7 @@ from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.runtime.device import environment_of
 from xares_bench.runtime.processes import from_main, in_step
-from xares_bench.scores.clip_sums import EVIDENCE_FILE, gather
+from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, gather
 from xares_bench.scores.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
 from xares_bench.scores.statistics import interval_of
 from xares_bench.training.checkpoints import Checkpoint, Checkpoints
@@ -47,7 +47,7 @@ LOSS_FILE = "loss.tsv"
 
 
 @dataclass(kw_only=True)
-class Workshop:
+class Pipeline:
     """Makes LALMs and scores; holds one LALM at a time.
 
     Attributes:
@@ -214,12 +214,12 @@ class Workshop:
         clips, targets, hypotheses = zip(*rows, strict=True)
         arguments = dict(dataset.metric_arguments)
         result = evaluate(dataset.metric, targets, hypotheses, **arguments)
-        evidence = gather([result], metric=dataset.metric, arguments=arguments, row_clips=row_clips)
-        evidence.save(folder / EVIDENCE_FILE)
+        clip_sums = gather([result], metric=dataset.metric, arguments=arguments, row_clips=row_clips)
+        clip_sums.save(folder / CLIP_SUMS_FILE)
         interval = None
         if math.isfinite(result.score):
-            assert abs(float(evidence.scores()[0]) - result.score) < 1e-6, (evidence.scores(), result.score)
-            interval = interval_of(evidence)
+            assert abs(float(clip_sums.scores()[0]) - result.score) < 1e-6, (clip_sums.scores(), result.score)
+            interval = interval_of(clip_sums)
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         with writing(folder):
             (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")

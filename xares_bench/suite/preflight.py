@@ -1,4 +1,4 @@
-"""Needs: what the tests of some datasets need before they can run, what of it is there, and fetching the rest."""
+"""Preflight: what the tests of some datasets need before they can run, what of it is there, and fetching the rest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Reuse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class Preflight:
     """Answers, for the names of some datasets, what they need.
 
     Attributes:

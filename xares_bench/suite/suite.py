@@ -1,6 +1,6 @@
-"""The suite: the only glue. `lalms(mix)` and `evaluate(dataset)` find what was done before, or have the workshop do it.
+"""The suite: the only glue. `lalms(mix)` and `evaluate(dataset)` find what was done before, or have the pipeline do it.
 
-The workshop is imported when there is something to do: importing transformers takes longer than a whole session that
+The pipeline is imported when there is something to do: importing transformers takes longer than a whole session that
 finds everything finished.
 """
 
@@ -34,14 +34,14 @@ from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.metrics.registry import METRICS, metric_identity
 from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker
 from xares_bench.runtime.processes import obtain_together
-from xares_bench.scores.clip_sums import EVIDENCE_FILE, Evidence, joined, load_evidence
+from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.scores.statistics import interval_of
 from xares_bench.suite.keys import Keys
-from xares_bench.suite.preflight import Needs
+from xares_bench.suite.preflight import Preflight
 
 if TYPE_CHECKING:
-    from xares_bench.suite.pipeline import Workshop
+    from xares_bench.suite.pipeline import Pipeline
 
 
 class Suite:
@@ -147,11 +147,11 @@ class Suite:
                 f"{self.num_processes} processes cannot share batches of {batch_size}; start at most {batch_size} "
                 "(a larger batch_size is another recipe)"
             )
-        self.needs.check(names)
+        self.preflight.check(names)
 
     def fetch(self, names: Sequence[str]) -> None:
-        """Bring here what these datasets need; see `Needs.fetch`."""
-        self.needs.fetch(names, self._progress)
+        """Bring here what these datasets need; see `Preflight.fetch`."""
+        self.preflight.fetch(names, self._progress)
 
     def lalms(self, mix: Mix) -> list[Entry]:
         """The finished LALMs of a mix in the store, one for every seed, trained now if need be.
@@ -188,9 +188,9 @@ class Suite:
         """The predictions of a dataset that has been evaluated, in the store; those of the first seed."""
         return self._scored(name)[0] / PREDICTIONS_FILE
 
-    def evidence(self, name: str) -> Evidence:
+    def clip_sums(self, name: str) -> ClipSums:
         """What the score of a dataset that has been evaluated is made of, over all seeds."""
-        return joined([load_evidence(folder / EVIDENCE_FILE) for folder in self._scored(name)])
+        return joined([load_clip_sums(folder / CLIP_SUMS_FILE) for folder in self._scored(name)])
 
     def _scored(self, name: str) -> list[Path]:
         """The folders of a dataset's finished scores, seed by seed."""
@@ -201,13 +201,13 @@ class Suite:
     def _lalm(self, mix: Mix, seed: int) -> Entry:
         key = self._keys.lalm(mix, seed)
         if key not in self._entries:
-            checkpoints = self.needs.checkpoints(mix, seed)
+            checkpoints = self.preflight.checkpoints(mix, seed)
             self._entries[key] = obtain_together(
                 self._accelerator,
                 self._store,
                 "lalms",
                 key,
-                lambda folder: self._workshop.train(mix, seed, folder, checkpoints),
+                lambda folder: self._pipeline.train(mix, seed, folder, checkpoints),
             )
             if self.is_first:
                 checkpoints.remove()
@@ -219,7 +219,7 @@ class Suite:
         key = self._keys.score(name, seed)
 
         def make(folder: Path) -> dict[str, Any]:
-            return {"record": self._workshop.score(dataset, mix, self._lalm(mix, seed), folder, key).to_json()}
+            return {"record": self._pipeline.score(dataset, mix, self._lalm(mix, seed), folder, key).to_json()}
 
         entry = self._store.obtain("scores", key, make)
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
@@ -228,7 +228,7 @@ class Suite:
         """One record of the same dataset's records over seeds."""
         scores = tuple(record.score for record in records)
         score = math.fsum(scores) / len(scores)
-        interval = interval_of(self.evidence(records[0].dataset)) if math.isfinite(score) else None
+        interval = interval_of(self.clip_sums(records[0].dataset)) if math.isfinite(score) else None
         return dataclasses.replace(
             records[0],
             score=score,
@@ -275,7 +275,7 @@ class Suite:
                 "folder": _relative(str(self.plan.data_folder)) if self.plan.uses_public(names) else "own tar files",
                 "revision": self._keys.data(names)[:12],
                 "repositories": {
-                    repository: self._home.commit(repository) for repository in self.needs.repositories(names)
+                    repository: self._home.commit(repository) for repository in self.preflight.repositories(names)
                 },
                 "limit": self.plan.limit,
             },
@@ -292,9 +292,9 @@ class Suite:
         )
 
     @functools.cached_property
-    def needs(self) -> Needs:
+    def preflight(self) -> Preflight:
         """What datasets need before their tests can run."""
-        return Needs(
+        return Preflight(
             plan=self.plan,
             home=self._home,
             shards=self._shards,
@@ -332,10 +332,10 @@ class Suite:
         return locate_decoder(self.plan.decoder, self.plan.data_home, self._progress)
 
     @functools.cached_property
-    def _workshop(self) -> Workshop:
-        from xares_bench.suite.pipeline import Workshop
+    def _pipeline(self) -> Pipeline:
+        from xares_bench.suite.pipeline import Pipeline
 
-        return Workshop(
+        return Pipeline(
             plan=self.plan,
             decoder_folder=self._decoder.folder,
             clips=self._clips,
