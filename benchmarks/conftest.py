@@ -10,9 +10,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.comparison import LINES, Comparison, Report
 from benchmarks.lessons import learnt_lalm
-from benchmarks.ours import token_encoding
+from benchmarks.ours import token_id_tokenizer
 from benchmarks.sizes import Size, logmel_encoder, real_size, small_size
-from tests.plain_lalm import TokenEncoding
+from tests.plain_lalm import TokenIdTokenizer
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm.model import LALM
 
@@ -62,9 +62,9 @@ def encoder() -> FrozenEncoder:
 
 
 @pytest.fixture(scope="session")
-def encoding(size: Size) -> TokenEncoding:
+def tokenizer(size: Size) -> TokenIdTokenizer:
     """The decoder's tokens."""
-    return token_encoding(size)
+    return token_id_tokenizer(size)
 
 
 @pytest.fixture(scope="session")

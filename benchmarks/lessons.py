@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from accelerate import Accelerator
 
-from benchmarks.ours import published_recipe, token_encoding
+from benchmarks.ours import published_recipe, token_id_tokenizer
 from benchmarks.sizes import Size, user_cache
 from benchmarks.sounds import captioned_sounds, endless_sounds, labelled_sounds
 from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.core.progress import Progress
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.training.loop import train
 
@@ -36,8 +36,8 @@ def learnt_lalm(size: Size, encoder: FrozenEncoder) -> LALM:
     if size.is_real and (folder / "finished").is_file():
         lalm.load(folder)
         return lalm.eval()
-    encoding = token_encoding(size)
-    batches = (collate(batch) for batch in _lessons(size, encoder, encoding))
+    tokenizer = token_id_tokenizer(size)
+    batches = (collate(batch) for batch in _lessons(size, encoder, tokenizer))
     losses = train(
         lalm,
         batches,
@@ -54,7 +54,7 @@ def learnt_lalm(size: Size, encoder: FrozenEncoder) -> LALM:
     return lalm
 
 
-def _lessons(size: Size, encoder: FrozenEncoder, encoding: Encoding) -> Iterator[list[Utterance]]:
+def _lessons(size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer) -> Iterator[list[Utterance]]:
     """Batches of five labels, two captions and an endless answer."""
     num = size.num_learning_steps
     sounds = [labelled_sounds(5 * num, seed=1), captioned_sounds(2 * num, seed=2), endless_sounds(num, seed=3)]
@@ -67,8 +67,8 @@ def _lessons(size: Size, encoder: FrozenEncoder, encoding: Encoding) -> Iterator
         batch: list[Utterance] = []
         for sound, clip in lesson:
             is_endless = len(batch) == len(lesson) - 1
-            target_ids = encoding.prompt(clip, sound.targets[0]).prompt_ids
-            target_ids = target_ids if is_endless else (*target_ids, encoding.eos_id)
-            prompt_ids = encoding.prompt(clip, sound.prompt).prompt_ids
+            target_ids = tokenizer.prompt(clip, sound.targets[0]).prompt_ids
+            target_ids = target_ids if is_endless else (*target_ids, tokenizer.eos_id)
+            prompt_ids = tokenizer.prompt(clip, sound.prompt).prompt_ids
             batch.append(Utterance(clip=clip, prompt_ids=prompt_ids, target_ids=target_ids))
         yield batch

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 
 from benchmarks.sizes import Size
 from benchmarks.sounds import Sound
-from tests.plain_lalm import TokenEncoding
+from tests.plain_lalm import TokenIdTokenizer
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import GenerationRecipe, Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
 from xares_bench.training.checkpoints import Checkpoint
@@ -36,7 +36,7 @@ def train_ours(
     draws: Iterable[Draw],
     *,
     encoder: FrozenEncoder,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     num_steps: int,
     recipe: TrainingRecipe,
     keep: Callable[[Checkpoint], None] | None = None,
@@ -45,7 +45,7 @@ def train_ours(
     clips = ClipEncoder(encoder=encoder, honours_mask=True)
     return train(
         lalm,
-        training_batches(iter(draws), clips, encoding, recipe),
+        training_batches(iter(draws), clips, tokenizer, recipe),
         num_steps=num_steps,
         recipe=recipe,
         accelerator=Accelerator(cpu=True),
@@ -56,27 +56,27 @@ def train_ours(
 
 
 @torch.no_grad()
-def loss_ours(lalm: LALM, pairs: Sequence[tuple[Sound, Clip]], encoding: Encoding) -> float:
+def loss_ours(lalm: LALM, pairs: Sequence[tuple[Sound, Clip]], tokenizer: TextTokenizer) -> float:
     """Mean loss of one batch of sounds with their features, without dropout, in nats per token."""
     utterances = []
     for sound, clip in pairs:
-        prompt_ids, target_ids = (encoding.prompt(clip, text).prompt_ids for text in (sound.prompt, sound.targets[0]))
-        target_ids = (*target_ids, encoding.eos_id)
+        prompt_ids, target_ids = (tokenizer.prompt(clip, text).prompt_ids for text in (sound.prompt, sound.targets[0]))
+        target_ids = (*target_ids, tokenizer.eos_id)
         utterances.append(Utterance(clip=clip, prompt_ids=prompt_ids, target_ids=target_ids))
     batch = collate(utterances)
     return float(lalm.eval()(batch)) / batch.num_targets
 
 
 def evaluate_ours(
-    lalm: LALM, sounds: Sequence[Sound], *, encoder: FrozenEncoder, encoding: Encoding, recipe: GenerationRecipe
+    lalm: LALM, sounds: Sequence[Sound], *, encoder: FrozenEncoder, tokenizer: TextTokenizer, recipe: GenerationRecipe
 ) -> list[str]:
     """What the LALM says, a text for every row, from waveforms on and with LoRA still to be merged."""
     lalm.merge_lora()
     clips = ClipEncoder(encoder=encoder, honours_mask=True).encode(
         [sound.recording() for sound in sounds], "evaluation"
     )
-    prompts = [encoding.prompt(clip, sound.prompt) for clip, sound in zip(clips, sounds, strict=True)]
-    texts = generate(lalm, prompts, encoding=encoding, recipe=recipe, device=torch.device("cpu"), progress=Progress())
+    prompts = [tokenizer.prompt(clip, sound.prompt) for clip, sound in zip(clips, sounds, strict=True)]
+    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=torch.device("cpu"), progress=Progress())
     return [text for text, sound in zip(texts, sounds, strict=True) for _ in sound.targets]
 
 
@@ -87,6 +87,6 @@ def bare_lalm(size: Size, output_dim: int, recipe: TrainingRecipe) -> LALM:
     return lalm
 
 
-def token_encoding(size: Size) -> TokenEncoding:
+def token_id_tokenizer(size: Size) -> TokenIdTokenizer:
     """The decoder's tokens; texts are written as token numbers."""
-    return TokenEncoding(load_tokenizer(size.decoder))
+    return TokenIdTokenizer(load_tokenizer(size.decoder))

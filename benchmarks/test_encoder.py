@@ -23,7 +23,7 @@ from xares_bench.core.store import Store
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.store import FeatureStore
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import build_lalm
 from xares_bench.training.sampler import Draw
 
@@ -51,7 +51,7 @@ def stored_clips(sounds: list[Sound], encoder: FrozenEncoder, folder: Path) -> l
 
 
 def test_step_of_the_third_epoch(
-    comparison: Comparison, size: Size, whisper_sized: FrozenEncoder, encoding: Encoding, tmp_path: Path
+    comparison: Comparison, size: Size, whisper_sized: FrozenEncoder, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     """Steps of four clips of 10 s whose features are on disk since the first epoch."""
     recipe = published_recipe(size).training
@@ -65,11 +65,11 @@ def test_step_of_the_third_epoch(
     with torch.no_grad():
         expected = float(control(sounds[: recipe.batch_size]))
     pairs = list(zip(sounds, clips, strict=True))
-    assert loss_ours(lalm, pairs[: recipe.batch_size], encoding) == pytest.approx(expected, rel=1e-5)
+    assert loss_ours(lalm, pairs[: recipe.batch_size], tokenizer) == pytest.approx(expected, rel=1e-5)
 
     draws = [Draw(prompt=sound.prompt, target=sound.targets[0], clip=clip) for sound, clip in pairs]
     comparison.measure(
-        lambda: train_ours(lalm, draws, encoder=whisper_sized, encoding=encoding, num_steps=num_steps, recipe=recipe),
+        lambda: train_ours(lalm, draws, encoder=whisper_sized, tokenizer=tokenizer, num_steps=num_steps, recipe=recipe),
         {"control": lambda: train_control(control, batches, num_steps=num_steps, recipe=recipe)},
         per=num_steps,
     )

@@ -22,7 +22,7 @@ from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import generation
 from xares_bench.lalm.attention import Cache
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import LALM, load_tokenizer
 from xares_bench.metrics import registry as metrics
 
@@ -43,19 +43,19 @@ class Sides:
         lalm: Ours, LoRA not merged yet.
         control: The other, of the same values.
         encoder: Of ours.
-        encoding: Of ours.
+        tokenizer: Of ours.
         recipe: Of both.
     """
 
     lalm: LALM
     control: Control
     encoder: FrozenEncoder
-    encoding: Encoding
+    tokenizer: TextTokenizer
     recipe: GenerationRecipe
 
     def ours(self, lalm: LALM, sounds: Sequence[Sound]) -> list[str]:
         """Tokens of every row."""
-        return evaluate_ours(lalm, sounds, encoder=self.encoder, encoding=self.encoding, recipe=self.recipe)
+        return evaluate_ours(lalm, sounds, encoder=self.encoder, tokenizer=self.tokenizer, recipe=self.recipe)
 
     def theirs(self, sounds: Sequence[Sound], batch_size: int) -> list[str]:
         """Tokens of every row."""
@@ -67,10 +67,10 @@ Evaluate = Callable[..., list[int]]
 
 
 @pytest.fixture
-def sides(size: Size, encoder: FrozenEncoder, encoding: Encoding, learnt: LALM, control: Control) -> Sides:
+def sides(size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, learnt: LALM, control: Control) -> Sides:
     """Both sides, with the published recipe."""
     recipe = published_recipe(size).generation
-    return Sides(lalm=learnt, control=control, encoder=encoder, encoding=encoding, recipe=recipe)
+    return Sides(lalm=learnt, control=control, encoder=encoder, tokenizer=tokenizer, recipe=recipe)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def evaluate(size: Size, sides: Sides, comparison: Comparison) -> Evaluate:
         references = [target for sound in sounds for target in sound.targets]
         lengths = [len(text.split()) for text in tokens]
         # The tokens are the same, so is the score; it tells whether the LALM has learnt anything.
-        plain = Encoding(load_tokenizer(size.decoder))
+        plain = TextTokenizer(load_tokenizer(size.decoder))
         texts = [plain.text([int(token) for token in text.split()]) for text in tokens]
         score = metrics.score(metric, references, texts)
         comparison.say(f"{len(tokens)} rows of the same tokens, {sum(lengths)} in all; {metric} {score:.3f}")

@@ -22,7 +22,7 @@ from benchmarks.ours import evaluate_ours, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 
 # By the width of SmolLM2-135M (576): half of it, itself, and SmolLM2-360M.
@@ -32,7 +32,7 @@ _HEAD_SIZE, _SMALL_WIDTHS = 32, (96, 192, 288)
 
 @pytest.mark.parametrize("factor", [1, 4, 16])
 def test_evaluation_by_number_of_clips(
-    factor: int, comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding, learnt: LALM
+    factor: int, comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, learnt: LALM
 ) -> None:
     """Labels of 16, 64 and 256 clips; times are those of a clip."""
     sounds = labelled_sounds(factor * size.num_clips // 12, seed=31)
@@ -44,7 +44,7 @@ def test_evaluation_by_number_of_clips(
     ours.eval().merge_lora()
     generation = recipe.generation
     comparison.measure(
-        lambda: evaluate_ours(ours, sounds, encoder=encoder, encoding=encoding, recipe=generation),
+        lambda: evaluate_ours(ours, sounds, encoder=encoder, tokenizer=tokenizer, recipe=generation),
         {"control in batches of 4": lambda: evaluate_control(control, sounds, batch_size=4, recipe=generation)},
         per=len(sounds),
     )
@@ -52,10 +52,10 @@ def test_evaluation_by_number_of_clips(
 
 @pytest.mark.parametrize("duration_s", [1.0, 4.0, 16.0])
 def test_step_by_seconds_of_a_clip(
-    duration_s: float, comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding
+    duration_s: float, comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer
 ) -> None:
     """Steps of four clips of equal length, where nothing is padding."""
-    _measure_step(comparison, size, encoder, encoding, duration_s=duration_s)
+    _measure_step(comparison, size, encoder, tokenizer, duration_s=duration_s)
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["half as wide", "as it is", "360M"])
@@ -81,14 +81,14 @@ def decoder(request: pytest.FixtureRequest, size: Size, tmp_path: Path) -> Itera
 
 
 def test_step_by_width_of_the_decoder(
-    comparison: Comparison, decoder: Size, encoder: FrozenEncoder, encoding: Encoding
+    comparison: Comparison, decoder: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer
 ) -> None:
     """Steps of four clips of 1 to 4 s."""
-    _measure_step(comparison, decoder, encoder, encoding, duration_s=None)
+    _measure_step(comparison, decoder, encoder, tokenizer, duration_s=None)
 
 
 def _measure_step(
-    comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding, *, duration_s: float | None
+    comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, *, duration_s: float | None
 ) -> None:
     recipe = published_recipe(size).training
     num_steps = max(2, size.num_steps // 4)
@@ -101,7 +101,7 @@ def _measure_step(
     num_values = sum(value.numel() for value in control.decoder.parameters())
     comparison.note(num_decoder_values=num_values)
     comparison.measure(
-        lambda: train_ours(lalm, draws, encoder=encoder, encoding=encoding, num_steps=num_steps, recipe=recipe),
+        lambda: train_ours(lalm, draws, encoder=encoder, tokenizer=tokenizer, num_steps=num_steps, recipe=recipe),
         {"control": lambda: train_control(control, batches, num_steps=num_steps, recipe=recipe)},
         per=num_steps,
     )

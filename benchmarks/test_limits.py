@@ -19,7 +19,7 @@ from benchmarks.sizes import Size
 from benchmarks.sounds import labelled_sounds
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.model import build_lalm
 from xares_bench.training.dataloader import training_batches
 
@@ -60,7 +60,7 @@ def share_of_large_products(profiled: profile, rank: int) -> float:
 
 
 def test_step_beside_its_matrix_products(
-    comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding
+    comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer
 ) -> None:
     """What is left of a step above the products with the decoder's weights alone, on the same positions."""
     recipe = published_recipe(size).training
@@ -70,7 +70,7 @@ def test_step_beside_its_matrix_products(
     output_OI = bare.get_output_embeddings().weight  # type: ignore[no-untyped-call]
     linear = [module.weight for module in bare.modules() if isinstance(module, torch.nn.Linear)]
     weights = [weight for weight in linear if weight is not output_OI]
-    batches = training_batches(iter(draws), ClipEncoder(encoder=encoder, honours_mask=True), encoding, recipe)
+    batches = training_batches(iter(draws), ClipEncoder(encoder=encoder, honours_mask=True), tokenizer, recipe)
     products = [
         decoder_products(weights, output_OI, batch) for _, batch in zip(range(size.num_steps), batches, strict=False)
     ]
@@ -79,7 +79,7 @@ def test_step_beside_its_matrix_products(
         for multiply, _ in products:
             multiply()
 
-    arguments: dict[str, Any] = {"encoder": encoder, "encoding": encoding, "recipe": recipe}
+    arguments: dict[str, Any] = {"encoder": encoder, "tokenizer": tokenizer, "recipe": recipe}
     medians = comparison.measure(
         lambda: train_ours(lalm, draws, num_steps=size.num_steps, **arguments),
         {"matrix products alone": multiply_all},

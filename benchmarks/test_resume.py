@@ -15,7 +15,7 @@ from benchmarks.sounds import labelled_sounds
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.store import Store
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import build_lalm
 from xares_bench.training.checkpoints import Checkpoints
 from xares_bench.training.dataloader import past_of
@@ -24,7 +24,7 @@ NUM_PUBLISHED_STEPS = 100_000
 
 
 def test_keeping_the_state(
-    comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding, tmp_path: Path
+    comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     """A step of the published recipe after which the state is kept, beside one after which it is not."""
     recipe = published_recipe(size).training
@@ -32,7 +32,7 @@ def test_keeping_the_state(
     lalm = build_lalm(size.decoder, encoder.output_dim, recipe)
     arguments: dict[str, Any] = {
         "encoder": encoder,
-        "encoding": encoding,
+        "tokenizer": tokenizer,
         "num_steps": size.num_steps,
         "recipe": recipe,
     }

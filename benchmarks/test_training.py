@@ -16,7 +16,7 @@ from benchmarks.ours import bare_lalm, published_recipe, train_ours
 from benchmarks.sizes import Size
 from benchmarks.sounds import captioned_sounds, labelled_sounds
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 
 # Relative; the losses are some nats per token.
@@ -24,7 +24,7 @@ LOSS_TOLERANCE = 1e-5
 
 
 def test_losses_of_every_step(
-    report: Report, size: Size, encoder: FrozenEncoder, encoding: Encoding, learnt: LALM
+    report: Report, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, learnt: LALM
 ) -> None:
     """Every step's loss is the control's, with the published recipe but for dropout, which draws other random numbers.
 
@@ -42,14 +42,14 @@ def test_losses_of_every_step(
     batches = drawn_batches(control, sounds, recipe)
     expected = train_control(control, batches, num_steps=num_steps, recipe=recipe)
     draws = [sound.draw() for sound in sounds]
-    losses = train_ours(lalm, draws, encoder=encoder, encoding=encoding, num_steps=num_steps, recipe=recipe)
+    losses = train_ours(lalm, draws, encoder=encoder, tokenizer=tokenizer, num_steps=num_steps, recipe=recipe)
     worst = max(abs(ours / theirs - 1) for ours, theirs in zip(losses, expected, strict=True))
     report(f"{num_steps} losses from {losses[0]:.3f} to {losses[-1]:.3f}, at most {worst:.1e} apart, relatively")
     assert not size.is_real or losses[-1] < losses[0] - 1, "nothing was learnt that could differ"
     assert losses == pytest.approx(expected, rel=LOSS_TOLERANCE, abs=0)
 
 
-def test_training_step(comparison: Comparison, size: Size, encoder: FrozenEncoder, encoding: Encoding) -> None:
+def test_training_step(comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer) -> None:
     """A step of four clips of 1 to 4 s as published, beside the control and beside the bare decoder."""
     recipe = published_recipe(size).training
     sounds = labelled_sounds(size.num_steps * recipe.batch_size, seed=6)
@@ -60,7 +60,7 @@ def test_training_step(comparison: Comparison, size: Size, encoder: FrozenEncode
     batches = drawn_batches(control, sounds, recipe)
     arguments: dict[str, Any] = {
         "encoder": encoder,
-        "encoding": encoding,
+        "tokenizer": tokenizer,
         "num_steps": size.num_steps,
         "recipe": recipe,
     }

@@ -23,7 +23,7 @@ from transformers import ByT5Tokenizer, LlamaConfig
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import Recipe
 from xares_bench.features.encoding import Clip, StoredFrames
-from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
+from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.suite.pipeline import Pipeline  # noqa: F401
 from xares_bench.suite.suite import Suite  # noqa: F401
 
@@ -78,11 +78,11 @@ def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def encoding(decoder_folder: str) -> Encoding:
+def tokenizer(decoder_folder: str) -> TextTokenizer:
     """The tiny decoder's tokens."""
     from xares_bench.lalm.model import load_tokenizer
 
-    return Encoding(load_tokenizer(decoder_folder))
+    return TextTokenizer(load_tokenizer(decoder_folder))
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ def make_clips(tmp_path: Path) -> MakeClips:
 
 
 @pytest.fixture
-def batch(make_clips: MakeClips, encoding: Encoding) -> Batch:
+def batch(make_clips: MakeClips, tokenizer: TextTokenizer) -> Batch:
     """Four sequences whose targets are the names of their clips."""
     sequences = [
         Utterance(
             clip=clip,
-            prompt_ids=encoding.prompt(clip, "?").prompt_ids,
-            target_ids=(*encoding.prompt(clip, clip.key).prompt_ids, encoding.eos_id),
+            prompt_ids=tokenizer.prompt(clip, "?").prompt_ids,
+            target_ids=(*tokenizer.prompt(clip, clip.key).prompt_ids, tokenizer.eos_id),
         )
         for clip in make_clips([4, 3, 5, 2])
     ]

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from xares_bench.config.recipe import Recipe
-from xares_bench.lalm.batch import Encoding, Utterance
+from xares_bench.lalm.batch import TextTokenizer, Utterance
 from xares_bench.lalm.model import LALM
 
 OUTPUT_DIM = 6
@@ -65,8 +65,8 @@ NO_LORA_FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-class TokenEncoding(Encoding):
-    """An encoding whose texts are the token ids themselves, so that no difference is lost in decoding."""
+class TokenIdTokenizer(TextTokenizer):
+    """A tokenizer whose texts are the token ids themselves, so that no difference is lost in decoding."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))

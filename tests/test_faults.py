@@ -34,9 +34,9 @@ from xares_bench.core.errors import DataError, OutOfMemory, ShortageWarning
 from xares_bench.core.progress import Progress
 from xares_bench.datasets.shards import ShardFolder, read_samples
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.encoding import ClipEncoder, Recording
+from xares_bench.features.encoding import AudioClip, ClipEncoder
 from xares_bench.lalm.attention import Cache
-from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm
 
@@ -400,7 +400,7 @@ def wide(tmp_path: Path) -> ClipEncoder:
 
 def test_fewer_clips_are_encoded_at_once_where_memory_is_short(wide: ClipEncoder) -> None:
     recordings = [
-        Recording(key=str(number), shard="s", fields={}, waveform=tone(0.2, 200 + number)) for number in range(7)
+        AudioClip(key=str(number), shard="s", fields={}, waveform=tone(0.2, 200 + number)) for number in range(7)
     ]
     with pytest.warns(ShortageWarning, match="not enough memory for encoding of 7 clips at once"):
         clips = wide.encode(recordings, "seed")
@@ -417,13 +417,13 @@ def test_fewer_clips_are_encoded_at_once_where_memory_is_short(wide: ClipEncoder
 def test_fewer_texts_are_generated_at_once_where_memory_is_short(
     make_clips: MakeClips,
     decoder_folder: str,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     mini_recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
     generate_tokens: str,
 ) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
-    prompts = [encoding.prompt(clip, "say") for clip in make_clips([13, 12, 9, 8, 7, 7, 6, 5, 4, 4, 3, 2])]
+    prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([13, 12, 9, 8, 7, 7, 6, 5, 4, 4, 3, 2])]
     recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=1000)
     most = 100
 
@@ -449,7 +449,7 @@ def test_fewer_texts_are_generated_at_once_where_memory_is_short(
         monkeypatch.setattr(lalm.decoder, "generate", small)
 
     def texts() -> list[str]:
-        return generate(lalm, prompts, encoding=encoding, recipe=recipe, device=CPU, progress=Progress())
+        return generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=CPU, progress=Progress())
 
     expected = texts()
     most = 3

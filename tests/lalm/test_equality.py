@@ -21,11 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import ByT5Tokenizer, Trainer, TrainingArguments, get_scheduler
 
 from tests.conftest import MakeClips
-from tests.plain_lalm import FAMILIES, NUM_NEW_TOKENS, OUTPUT_DIM, Plain, TokenEncoding, save_decoder
+from tests.plain_lalm import FAMILIES, NUM_NEW_TOKENS, OUTPUT_DIM, Plain, TokenIdTokenizer, save_decoder
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.progress import Progress
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.training.loop import train
@@ -45,8 +45,8 @@ OptimizerSteps = list[list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def encoding() -> Encoding:
-    return TokenEncoding(ByT5Tokenizer())
+def tokenizer() -> TextTokenizer:
+    return TokenIdTokenizer(ByT5Tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> MakeDecoder:
 
 
 @pytest.fixture
-def utterances(make_clips: MakeClips, encoding: Encoding) -> list[Utterance]:
+def utterances(make_clips: MakeClips, tokenizer: TextTokenizer) -> list[Utterance]:
     """Training sequences of different lengths and different lengths of target."""
     targets = ["yes", "a longer answer", "no", "four", "x"]
     return [
         Utterance(
             clip=clip,
-            prompt_ids=encoding.prompt(clip, "say it").prompt_ids,
-            target_ids=(*encoding.prompt(clip, target).prompt_ids, encoding.eos_id),
+            prompt_ids=tokenizer.prompt(clip, "say it").prompt_ids,
+            target_ids=(*tokenizer.prompt(clip, target).prompt_ids, tokenizer.eos_id),
         )
         for clip, target in zip(make_clips([7, 2, 12, 5, 9], output_dim=OUTPUT_DIM), targets, strict=True)
     ]
@@ -103,14 +103,16 @@ def trained_a_little(folder: str, recipe: Recipe) -> LALM:
     return lalm
 
 
-def said_by(lalm: LALM, utterances: Sequence[Utterance], encoding: Encoding, recipe: GenerationRecipe) -> list[str]:
+def said_by(
+    lalm: LALM, utterances: Sequence[Utterance], tokenizer: TextTokenizer, recipe: GenerationRecipe
+) -> list[str]:
     prompts = [Utterance(clip=one.clip, prompt_ids=one.prompt_ids, target_ids=()) for one in utterances]
-    return generate(lalm, prompts, encoding=encoding, recipe=recipe, device=CPU, progress=Progress())
+    return generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=CPU, progress=Progress())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_gradients_and_twenty_tokens_equal_the_plain_computation(
-    family: str, make_decoder: MakeDecoder, utterances: list[Utterance], encoding: Encoding, recipe: Recipe
+    family: str, make_decoder: MakeDecoder, utterances: list[Utterance], tokenizer: TextTokenizer, recipe: Recipe
 ) -> None:
     folder = make_decoder(family)
     lalm = trained_a_little(folder, recipe).eval()
@@ -135,23 +137,23 @@ def test_loss_gradients_and_twenty_tokens_equal_the_plain_computation(
             gradients[name] / reference.abs().max(), reference / reference.abs().max(), rtol=0, atol=1e-5, msg=name
         )
 
-    texts = said_by(lalm, utterances, encoding, recipe.generation)
-    assert texts == [plain.greedy(one, encoding.eos_id) for one in utterances]
+    texts = said_by(lalm, utterances, tokenizer, recipe.generation)
+    assert texts == [plain.greedy(one, tokenizer.eos_id) for one in utterances]
     assert len(set(texts)) >= 3, "the decoder says the same to everything, which tests nothing"
     assert max(len(text.split()) for text in texts) == NUM_NEW_TOKENS
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_equality_holds_with_tied_and_untied_output_layers_in_batches_of_any_size(
-    tied: bool, make_decoder: MakeDecoder, utterances: list[Utterance], encoding: Encoding, recipe: Recipe
+    tied: bool, make_decoder: MakeDecoder, utterances: list[Utterance], tokenizer: TextTokenizer, recipe: Recipe
 ) -> None:
     folder = make_decoder("llama", tie_word_embeddings=tied)
     lalm = trained_a_little(folder, recipe).eval()
     plain = Plain(folder, lalm, recipe).eval()
-    expected = [plain.greedy(one, encoding.eos_id) for one in utterances]
+    expected = [plain.greedy(one, tokenizer.eos_id) for one in utterances]
     for batch_size in (1, 2, 5):
         generation = recipe.replace({"generation_batch_size": batch_size}).generation
-        assert said_by(lalm, utterances, encoding, generation) == expected
+        assert said_by(lalm, utterances, tokenizer, generation) == expected
         losses = [
             lalm(collate(utterances[start : start + batch_size])) for start in range(0, len(utterances), batch_size)
         ]
@@ -219,7 +221,7 @@ def test_five_steps_equal_those_of_transformers_trainer(
     max_grad_norm: float,
     make_decoder: MakeDecoder,
     utterances: list[Utterance],
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: Recipe,
     tmp_path: Path,
     optimizer_steps: OptimizerSteps,
@@ -261,7 +263,7 @@ def test_five_steps_equal_those_of_transformers_trainer(
 def test_the_learning_rate_is_transformers_linear_schedule_at_every_step(
     make_decoder: MakeDecoder,
     utterances: list[Utterance],
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: Recipe,
     optimizer_steps: OptimizerSteps,
 ) -> None:
@@ -296,7 +298,7 @@ def test_weight_decay_groups_equal_those_of_transformers_trainer(
     adaptation: str,
     make_decoder: MakeDecoder,
     utterances: list[Utterance],
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: Recipe,
     tmp_path: Path,
     optimizer_steps: OptimizerSteps,
@@ -332,7 +334,7 @@ def test_positions_count_from_the_first_audio_frame_in_training_and_in_generatio
     module_name: str,
     make_decoder: MakeDecoder,
     utterances: list[Utterance],
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: Recipe,
 ) -> None:
     """Looked at where the decoder turns positions into angles or rows of a table."""
@@ -349,7 +351,7 @@ def test_positions_count_from_the_first_audio_frame_in_training_and_in_generatio
     assert positions_1N[0].tolist() == [place for one in utterances for place in range(one.num_positions)]
 
     used.clear()
-    said_by(lalm, utterances, encoding, recipe.replace({"generation_batch_size": 5}).generation)
+    said_by(lalm, utterances, tokenizer, recipe.replace({"generation_batch_size": 5}).generation)
     first, *later = used
     assert len(later) > 3
     lengths = sorted((one.clip.num_frames + len(one.prompt_ids) for one in utterances), reverse=True)

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, GPT2Config
 
 from tests.conftest import MakeClips
-from tests.plain_lalm import TokenEncoding, save_decoder
+from tests.plain_lalm import TokenIdTokenizer, save_decoder
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.errors import UsageError
 from xares_bench.core.progress import Progress
 from xares_bench.lalm.attention import Cache
-from xares_bench.lalm.batch import Encoding, Utterance
+from xares_bench.lalm.batch import TextTokenizer, Utterance
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.hf_generation import generate_padded
 from xares_bench.lalm.model import LALM, build_lalm
@@ -25,8 +25,8 @@ RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation
 
 
 @pytest.fixture
-def token_encoding() -> Encoding:
-    return TokenEncoding(ByT5Tokenizer())
+def token_id_tokenizer() -> TextTokenizer:
+    return TokenIdTokenizer(ByT5Tokenizer())
 
 
 def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...], eos_id: int) -> list[int]:
@@ -46,16 +46,18 @@ def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...
 
 
 def test_texts_equal_plain_greedy_decoding_of_each_clip_alone(
-    make_clips: MakeClips, decoder_folder: str, encoding: Encoding, mini_recipe: Recipe
+    make_clips: MakeClips, decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe
 ) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     clips = make_clips([2, 9, 4, 17, 6, 1, 8])
-    prompts = [encoding.prompt(clip, "say") for clip in clips]
-    texts = generate(lalm, prompts, encoding=encoding, recipe=RECIPE, device=torch.device("cpu"), progress=Progress())
+    prompts = [tokenizer.prompt(clip, "say") for clip in clips]
+    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=torch.device("cpu"), progress=Progress())
     lalm.decoder.set_attn_implementation("eager")
     with torch.no_grad():
         expected = [
-            encoding.text(plain_greedy(lalm, clip.frames(), encoding.prompt(clip, "say").prompt_ids, encoding.eos_id))
+            tokenizer.text(
+                plain_greedy(lalm, clip.frames(), tokenizer.prompt(clip, "say").prompt_ids, tokenizer.eos_id)
+            )
             for clip in clips
         ]
     assert texts == expected
@@ -73,7 +75,7 @@ def lalm_that_ends_now_and_then(folder: Path, family: str, recipe: Recipe) -> LA
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more_is_computed(
-    family: str, make_clips: MakeClips, token_encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+    family: str, make_clips: MakeClips, token_id_tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     """Rows end at any time, some run to the limit, and the rows of a cache are used again and again."""
     lalm = lalm_that_ends_now_and_then(tmp_path, family, mini_recipe)
@@ -89,14 +91,15 @@ def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more
     computed: list[int] = []
     output_layer = lalm.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
     handle = output_layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.shape[1]))
-    arguments: dict[str, Any] = {"encoding": token_encoding, "recipe": recipe, "device": torch.device("cpu")}
+    arguments: dict[str, Any] = {"tokenizer": token_id_tokenizer, "recipe": recipe, "device": torch.device("cpu")}
     texts = generate(lalm, prompts, progress=Progress(), **arguments)
     handle.remove()
 
     lalm.decoder.set_attn_implementation("sdpa")
     with torch.inference_mode():
         theirs = {
-            index: token_encoding.text(token_ids) for index, token_ids in generate_padded(lalm, prompts, **arguments)
+            index: token_id_tokenizer.text(token_ids)
+            for index, token_ids in generate_padded(lalm, prompts, **arguments)
         }
     assert texts == [theirs[index] for index in range(1000)]
     lengths = [len(text.split()) for text in texts]
@@ -109,7 +112,7 @@ def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more
 def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
     make_clips: MakeClips,
     decoder_folder: str,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     mini_recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -122,9 +125,9 @@ def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
 
     monkeypatch.setattr("xares_bench.lalm.generation.Cache", record)
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
-    prompts = [encoding.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
+    prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
     recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200)
-    texts = generate(lalm, prompts, encoding=encoding, recipe=recipe, device=torch.device("cpu"), progress=Progress())
+    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=torch.device("cpu"), progress=Progress())
     assert len(texts) == len(prompts)
     assert caches[0] == (1, 300 + 3 + RECIPE.max_new_tokens)
     assert len(caches) < 8
@@ -134,7 +137,7 @@ def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
 
 
 def test_merged_adapters_say_the_same(
-    make_clips: MakeClips, token_encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+    make_clips: MakeClips, token_id_tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     lalm = lalm_that_ends_now_and_then(tmp_path, "llama", mini_recipe.replace({"adaptation": "lora"}))
     with torch.no_grad():
@@ -145,7 +148,7 @@ def test_merged_adapters_say_the_same(
 
     def texts() -> list[str]:
         device = torch.device("cpu")
-        return generate(lalm, prompts, encoding=token_encoding, recipe=RECIPE, device=device, progress=Progress())
+        return generate(lalm, prompts, tokenizer=token_id_tokenizer, recipe=RECIPE, device=device, progress=Progress())
 
     before = texts()
     lalm.merge_lora()
@@ -154,7 +157,7 @@ def test_merged_adapters_say_the_same(
 
 
 def test_what_a_decoder_suggests_for_its_own_generation_does_not_count(
-    make_clips: MakeClips, decoder_folder: str, encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+    make_clips: MakeClips, decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     """Only the recipe does: as in a folder that says nothing."""
     folders = [tmp_path / "silent", tmp_path / "chatty"]
@@ -166,12 +169,12 @@ def test_what_a_decoder_suggests_for_its_own_generation_does_not_count(
     lalm = build_lalm(str(folders[0]), 6, mini_recipe.training)
     lalm.decoder.save_pretrained(folders[0])
     shutil.copy(folders[0] / "model.safetensors", folders[1])
-    prompts = [encoding.prompt(clip, "say") for clip in make_clips([2, 9, 4, 17])]
+    prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([2, 9, 4, 17])]
     silent, chatty = (
         generate(
             build_lalm(str(folder), 6, mini_recipe.training).eval(),
             prompts,
-            encoding=encoding,
+            tokenizer=tokenizer,
             recipe=RECIPE,
             device=torch.device("cpu"),
             progress=Progress(),
@@ -182,23 +185,23 @@ def test_what_a_decoder_suggests_for_its_own_generation_does_not_count(
 
 
 def test_a_text_that_the_table_of_positions_is_too_short_for_is_refused_before_generation(
-    make_clips: MakeClips, encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+    make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     config = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=4, n_positions=40)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     lalm = build_lalm(str(tmp_path), 6, mini_recipe.training).eval()
 
     def generate_for(num_frames: int) -> list[str]:
-        prompts = [encoding.prompt(clip, "say") for clip in make_clips([2, num_frames])]
+        prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([2, num_frames])]
         device = torch.device("cpu")
-        return generate(lalm, prompts, encoding=encoding, recipe=RECIPE, device=device, progress=Progress())
+        return generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=device, progress=Progress())
 
     assert len(generate_for(25)) == 2  # and 3 tokens of prompt and 12 new ones
     with pytest.raises(UsageError, match=r"needs 41 positions, the decoder GPT2LMHeadModel has 40"):
         generate_for(26)
 
 
-def test_nothing_is_said_to_no_prompts(decoder_folder: str, encoding: Encoding, mini_recipe: Recipe) -> None:
+def test_nothing_is_said_to_no_prompts(decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     device = torch.device("cpu")
-    assert generate(lalm, [], encoding=encoding, recipe=RECIPE, device=device, progress=Progress()) == []
+    assert generate(lalm, [], tokenizer=tokenizer, recipe=RECIPE, device=device, progress=Progress()) == []

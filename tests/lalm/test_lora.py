@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.plain_lalm import save_decoder
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.lora import LoRALinear, _dropped_places, merge_lora
 from xares_bench.lalm.model import build_lalm
 
@@ -130,7 +130,7 @@ def test_a_fresh_addition_is_drawn_as_pefts_is() -> None:
     assert not peft.lora_B["default"].weight.any()
 
 
-def test_bf16_training_takes_the_plain_way(tmp_path: Path, encoding: Encoding, make_clips: Any) -> None:
+def test_bf16_training_takes_the_plain_way(tmp_path: Path, tokenizer: TextTokenizer, make_clips: Any) -> None:
     """Under autocast the operations are cast one by one; loss and gradients stay near those of float32."""
     recipe = load_catalogue("full").preset.recipe.replace({"lora_dropout": 0.0}).training
     lalm = build_lalm(save_decoder(tmp_path, "llama"), 6, recipe).train()
@@ -139,7 +139,7 @@ def test_bf16_training_takes_the_plain_way(tmp_path: Path, encoding: Encoding, m
             if "lora_B" in name:
                 value.normal_(std=0.02)
     batch = collate(
-        [Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7, encoding.eos_id)) for clip in make_clips([3, 5])]
+        [Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7, tokenizer.eos_id)) for clip in make_clips([3, 5])]
     )
     exact = lalm(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):

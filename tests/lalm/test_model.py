@@ -12,20 +12,20 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Llama
 from tests.conftest import MakeClips
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import UsageError
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import build_lalm
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.fixture
-def examples(make_clips: MakeClips, encoding: Encoding) -> list[Utterance]:
+def examples(make_clips: MakeClips, tokenizer: TextTokenizer) -> list[Utterance]:
     targets = ["yes", "a longer answer", "no", "four"]
     return [
         Utterance(
             clip=clip,
-            prompt_ids=encoding.prompt(clip, "say it").prompt_ids,
-            target_ids=(*encoding.prompt(clip, target).prompt_ids, encoding.eos_id),
+            prompt_ids=tokenizer.prompt(clip, "say it").prompt_ids,
+            target_ids=(*tokenizer.prompt(clip, target).prompt_ids, tokenizer.eos_id),
         )
         for clip, target in zip(make_clips([7, 2, 12, 5]), targets, strict=True)
     ]
@@ -40,7 +40,7 @@ def saved(folder: Path, family: str, **values: Any) -> str:
 
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
 def test_loss_and_gradients_equal_a_plain_computation_sample_by_sample(
-    adaptation: str, decoder_folder: str, examples: list[Utterance], encoding: Encoding, mini_recipe: Recipe
+    adaptation: str, decoder_folder: str, examples: list[Utterance], tokenizer: TextTokenizer, mini_recipe: Recipe
 ) -> None:
     """Padding, batching and the audio's place leave no trace: full logits of every sequence alone give the same."""
     recipe = mini_recipe.replace({"adaptation": adaptation, "lora_dropout": 0.0}).training
@@ -106,7 +106,7 @@ def test_a_saved_lalm_comes_back_the_same(
     adaptation: str,
     decoder_folder: str,
     examples: list[Utterance],
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     mini_recipe: Recipe,
     tmp_path: Path,
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_decoder_that_cannot_be_used_is_refused_in_one_line(
 
 
 def test_a_sequence_that_the_table_of_positions_is_too_short_for_is_refused(
-    examples: list[Utterance], encoding: Encoding, mini_recipe: Recipe, tmp_path: Path
+    examples: list[Utterance], tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     folder = saved(tmp_path, "gpt2", vocab_size=384, n_embd=32, n_layer=1, n_head=4, n_positions=20)
     lalm = build_lalm(folder, 6, mini_recipe.training)

@@ -17,7 +17,7 @@ from tests.plain_lalm import save_decoder
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import TrainingError, UsageError
 from xares_bench.core.progress import Progress
-from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
+from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
 from xares_bench.training.loop import train
@@ -174,14 +174,14 @@ def test_the_rate_waits_while_steps_are_left_out(batch: Batch, decoder_folder: s
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_steps_equal_the_others(
-    make_clips: MakeClips, decoder_folder: str, encoding: Encoding, mini_recipe: Recipe
+    make_clips: MakeClips, decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe
 ) -> None:
     """Over batches of different lengths, fewer shapes than batches, and with nothing compiled left behind."""
     recipe = mini_recipe.replace({"adaptation": "lora", "lora_dropout": 0.0, "learning_rate": 0.01, "warmup_steps": 2})
     batches = [
         collate(
             [
-                Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7 + seed, encoding.eos_id))
+                Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7 + seed, tokenizer.eos_id))
                 for clip in make_clips([3 + seed, 8, 5, 20 * seed + 1], seed=seed)
             ]
         )

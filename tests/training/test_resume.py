@@ -30,9 +30,9 @@ from xares_bench.core.store import Store
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features.prefetch import DecodingRequest
+from xares_bench.features.prefetch import ReadRequest
 from xares_bench.features.store import FeatureStore
-from xares_bench.lalm.batch import Batch, Encoding
+from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
 from xares_bench.runtime.signals import put_off
@@ -63,8 +63,8 @@ def recipe(mini_recipe: Recipe) -> TrainingRecipe:
 class Reading:
     """The batches of difficult data: several targets, none, clips that cannot be decoded, windows of long ones."""
 
-    def __init__(self, folder: Path, encoding: Encoding, recipe: TrainingRecipe) -> None:
-        self.folder, self.encoding, self.recipe = folder, encoding, recipe
+    def __init__(self, folder: Path, tokenizer: TextTokenizer, recipe: TrainingRecipe) -> None:
+        self.folder, self.tokenizer, self.recipe = folder, tokenizer, recipe
         (folder / "frames.py").write_text(FRAMES)
         encoder = load_encoder(parse_encoder_spec(str(folder / "frames.py"), None), torch.device("cpu"))
         # Of an encoder that lets padding show, features tell in which company they were encoded.
@@ -85,15 +85,17 @@ class Reading:
         kept = Store(root=self.folder / store)
         features = FeatureStore(kept, self.clips, FeatureBudget(kept, max_bytes))
         drawn = draws(data, features, 0)
-        with contextlib.closing(training_batches(drawn, self.clips, self.encoding, self.recipe, num_past)) as batches:
+        with contextlib.closing(training_batches(drawn, self.clips, self.tokenizer, self.recipe, num_past)) as batches:
             yield batches
-        features.drop_unfinished()
+        features.abandon_unfinished()
 
 
 @pytest.fixture
-def reading(tmp_path: Path, encoding: Encoding, recipe: TrainingRecipe, monkeypatch: pytest.MonkeyPatch) -> Reading:
+def reading(
+    tmp_path: Path, tokenizer: TextTokenizer, recipe: TrainingRecipe, monkeypatch: pytest.MonkeyPatch
+) -> Reading:
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 4)
-    return Reading(tmp_path, encoding, recipe)
+    return Reading(tmp_path, tokenizer, recipe)
 
 
 def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
@@ -130,13 +132,13 @@ def test_batches_and_counts_go_on_after_any_step(reading: Reading, store: str) -
 def test_what_was_used_is_not_decoded_again(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only chunks with rows that still wait in the buffer, or in the window that is sorted, are decoded."""
     decoded: list[str] = []
-    decode = DecodingRequest.decode
+    decode = ReadRequest.decode
 
-    def counted(request: DecodingRequest) -> object:
+    def counted(request: ReadRequest) -> object:
         decoded.append(request.sample.key)
         return decode(request)
 
-    monkeypatch.setattr(DecodingRequest, "decode", counted)
+    monkeypatch.setattr(ReadRequest, "decode", counted)
     data = reading.data()
     with reading.batches(data, 0, "nothing is kept", 0) as batches:
         list(itertools.islice(batches, 3 * NUM_BATCHES))

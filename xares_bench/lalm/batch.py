@@ -71,7 +71,7 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-class Encoding:
+class TextTokenizer:
     """Turns prompts and targets into tokens, each on its own and without special tokens between them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

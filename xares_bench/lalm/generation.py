@@ -18,7 +18,7 @@ from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.core.errors import OutOfMemory
 from xares_bench.core.progress import Progress
 from xares_bench.lalm.attention import Cache, NextPositions, pack
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.hf_generation import generate_padded
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import go_on_with_fewer, is_shortage
@@ -33,7 +33,7 @@ def generate(
     lalm: LALM,
     prompts: Sequence[Utterance],
     *,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: GenerationRecipe,
     device: torch.device,
     progress: Progress,
@@ -52,8 +52,8 @@ def generate(
     with torch.inference_mode(), progress.bar(description, len(prompts)) as advance:
         if longest_first:
             lalm.check_length(longest_first[0].num_positions + recipe.max_new_tokens)
-        for place, token_ids in generate_tokens(lalm, longest_first, encoding=encoding, recipe=recipe, device=device):
-            texts[order[place]] = encoding.text(token_ids)
+        for place, token_ids in generate_tokens(lalm, longest_first, tokenizer=tokenizer, recipe=recipe, device=device):
+            texts[order[place]] = tokenizer.text(token_ids)
             advance()
     return texts
 
@@ -62,7 +62,7 @@ def _generate_packed(
     lalm: LALM,
     prompts: Sequence[Utterance],
     *,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: GenerationRecipe,
     device: torch.device,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -73,7 +73,7 @@ def _generate_packed(
         # Rows are as long as the longest clip needs. When clips are half as long, a cache of more rows takes its place.
         num_positions = waiting[-1][1].num_positions + recipe.max_new_tokens
         num_rows = min(most, max(1, recipe.generation_positions // num_positions))
-        rows = _Rows(lalm, encoding, recipe, device, Cache(num_rows=num_rows, num_positions=num_positions))
+        rows = _Rows(lalm, tokenizer, recipe, device, Cache(num_rows=num_rows, num_positions=num_positions))
         try:
             yield from _generate_in(
                 rows, waiting, 0 if num_rows == most else num_positions // 2 - recipe.max_new_tokens
@@ -137,11 +137,11 @@ class _Rows:
     """The rows of a cache: the first ones are in use, the rest are free."""
 
     def __init__(
-        self, lalm: LALM, encoding: Encoding, recipe: GenerationRecipe, device: torch.device, cache: Cache
+        self, lalm: LALM, tokenizer: TextTokenizer, recipe: GenerationRecipe, device: torch.device, cache: Cache
     ) -> None:
         self.in_use: list[_Row] = []
         self._lalm = lalm
-        self._eos_id = encoding.eos_id
+        self._eos_id = tokenizer.eos_id
         self._max_new_tokens = recipe.max_new_tokens
         self._device = device
         self._cache = cache

@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.lalm.attention import pack
-from xares_bench.lalm.batch import Encoding, Utterance, collate
+from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import in_halves
 
@@ -20,7 +20,7 @@ def generate_padded(
     lalm: LALM,
     prompts: Sequence[Utterance],
     *,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: GenerationRecipe,
     device: torch.device,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -29,10 +29,10 @@ def generate_padded(
     Positions are counted from the first audio frame. With a decoder that padding on the left changes, only clips of
     equal length share a batch.
     """
-    group_by_length = bool(prompts) and not _ignores_padding(lalm, encoding, device)
+    group_by_length = bool(prompts) and not _ignores_padding(lalm, tokenizer, device)
 
     def generate_batch(batch: Sequence[Utterance]) -> list[list[int]]:
-        return _generate_batch(lalm, batch, encoding, recipe, device)
+        return _generate_batch(lalm, batch, tokenizer, recipe, device)
 
     for indices in _batches(prompts, recipe.generation_batch_size, group_by_length):
         token_ids = in_halves(generate_batch, [prompts[index] for index in indices], "generation")
@@ -50,7 +50,7 @@ def _batches(prompts: Sequence[Utterance], batch_size: int, group_by_length: boo
             yield group[start : start + batch_size]
 
 
-def _ignores_padding(lalm: LALM, encoding: Encoding, device: torch.device) -> bool:
+def _ignores_padding(lalm: LALM, tokenizer: TextTokenizer, device: torch.device) -> bool:
     """Whether the decoder says the same to a sequence with padding on its left as to the sequence alone.
 
     Most do. Some count their positions, or carry their state, from the padding on.
@@ -64,7 +64,7 @@ def _ignores_padding(lalm: LALM, encoding: Encoding, device: torch.device) -> bo
     arguments = {
         "max_new_tokens": 2,
         "do_sample": False,
-        "pad_token_id": encoding.pad_id,
+        "pad_token_id": tokenizer.pad_id,
         "output_logits": True,
         "return_dict_in_generate": True,
     }
@@ -77,7 +77,7 @@ def _ignores_padding(lalm: LALM, encoding: Encoding, device: torch.device) -> bo
 
 
 def _generate_batch(
-    lalm: LALM, prompts: Sequence[Utterance], encoding: Encoding, recipe: GenerationRecipe, device: torch.device
+    lalm: LALM, prompts: Sequence[Utterance], tokenizer: TextTokenizer, recipe: GenerationRecipe, device: torch.device
 ) -> list[list[int]]:
     """Generated tokens of every prompt, up to EOS."""
     batch = collate(prompts).to(device)
@@ -96,10 +96,10 @@ def _generate_batch(
         repetition_penalty=1.0,
         do_sample=False,
         num_beams=1,
-        eos_token_id=encoding.eos_id,
-        pad_token_id=encoding.pad_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
     )
-    return [_until(row, encoding.eos_id) for row in token_ids.tolist()]
+    return [_until(row, tokenizer.eos_id) for row in token_ids.tolist()]
 
 
 def _until(token_ids: list[int], eos_id: int) -> list[int]:

@@ -27,9 +27,9 @@ from xares_bench.core.progress import Progress
 from xares_bench.core.store import Entry, writing
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import Clip, ClipEncoder
-from xares_bench.features.rows import Part, Tally, read_parts
+from xares_bench.features.rows import ClipBatch, SampleCount, read_clip_batches
 from xares_bench.features.store import FeatureStore
-from xares_bench.lalm.batch import Encoding
+from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics.registry import METRICS, evaluate
@@ -123,7 +123,7 @@ class Pipeline:
         drawn = draws(data, self.features, mix.num_workers)
         try:
             share = (self.accelerator.process_index, self.accelerator.num_processes)
-            made = training_batches(drawn, self.clips, self._encoding, recipe, num_past, share)
+            made = training_batches(drawn, self.clips, self._tokenizer, recipe, num_past, share)
             with contextlib.closing(made), contextlib.closing(in_step(self.accelerator, made)) as batches:
                 with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
                     first = next(batches)
@@ -141,7 +141,7 @@ class Pipeline:
                     keep_every=self.checkpoint_steps,
                 )
         finally:
-            self.features.drop_unfinished()
+            self.features.abandon_unfinished()
         for tally in data.tallies.values():
             tally.check(complete=False)
         if self.accelerator.is_main_process:
@@ -161,8 +161,8 @@ class Pipeline:
             "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
             "continued_after": num_past,
             "features_s": seconds["features"],
-            "features_not_kept": self.features.not_kept,
-            "feature_bytes": self.features.budget.kept_bytes,
+            "features_not_cached": self.features.not_cached_reason,
+            "feature_bytes": self.features.budget.cached_bytes,
             "feature_budget_bytes": self.features.budget.max_bytes,
             "training_s": seconds["all"] - seconds["features"],
         }
@@ -190,13 +190,13 @@ class Pipeline:
         rows: list[tuple[str, str, str]] = []  # clip, target, text
         row_clips: list[str] = []  # names of clips, each of which means one clip
         names: Counter[str] = Counter()
-        parts = read_parts(self.features, dataset.eval, shards, limit=self.plan.limit, tally=tally)
+        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=tally)
         for part in self._shown(parts, f"reading {dataset.name}"):
             generating = time.perf_counter()
             texts = generate(
                 self._loaded_lalm(lalm),
-                [self._encoding.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
-                encoding=self._encoding,
+                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
+                tokenizer=self._tokenizer,
                 recipe=self.plan.generation_recipe(dataset),
                 device=self.accelerator.device,
                 progress=self.progress,
@@ -247,10 +247,10 @@ class Pipeline:
         )
 
     @functools.cached_property
-    def _encoding(self) -> Encoding:
-        return Encoding(load_tokenizer(self.decoder_folder))
+    def _tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(load_tokenizer(self.decoder_folder))
 
-    def _shown(self, parts: Iterator[Part], description: str) -> Iterator[Part]:
+    def _shown(self, parts: Iterator[ClipBatch], description: str) -> Iterator[ClipBatch]:
         """The parts of a split, with a bar while each is read and encoded."""
         while True:
             with self.progress.bar(description, 1) as advance:
@@ -260,8 +260,8 @@ class Pipeline:
                 return
             yield part
 
-    def _tally(self, dataset: Dataset) -> Tally:
-        return Tally(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
+    def _tally(self, dataset: Dataset) -> SampleCount:
+        return SampleCount(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
 
     def _loaded_lalm(self, entry: Entry) -> LALM:
         """A trained LALM on the device."""
@@ -275,7 +275,7 @@ class Pipeline:
 
     def _make_room(self, metric: str) -> None:
         """Take the LALM off the device where the metric brings models of its own."""
-        if METRICS[metric].judged:
+        if METRICS[metric].needs_models:
             for lalm in self._lalms.values():
                 lalm.to("cpu")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import webdataset
 
 from xares_bench.config.recipe import TrainingRecipe
-from xares_bench.features.encoding import Clip, ClipEncoder, Recording
-from xares_bench.lalm.batch import Batch, Encoding, Utterance, collate
+from xares_bench.features.encoding import Clip, ClipEncoder, AudioClip
+from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.training.sampler import Draw, Past
 
 
@@ -20,7 +20,7 @@ from xares_bench.training.sampler import Draw, Past
 class Example:
     """A sequence to learn from that may not be encoded yet; attributes are those of `Utterance`."""
 
-    clip: Clip | Recording
+    clip: Clip | AudioClip
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
 
@@ -63,7 +63,7 @@ def past_of(recipe: TrainingRecipe, num_batches: int, unusable: Iterable[int]) -
 def training_batches(
     draws: Iterator[Draw | None],
     clips: ClipEncoder,
-    encoding: Encoding,
+    tokenizer: TextTokenizer,
     recipe: TrainingRecipe,
     num_past: int = 0,
     share: tuple[int, int] = (0, 1),
@@ -76,7 +76,7 @@ def training_batches(
     Args:
         draws: Rows with clips or recordings; None for those that only past batches need.
         clips: Encodes the recordings.
-        encoding: Makes tokens of prompts and targets.
+        tokenizer: Makes tokens of prompts and targets.
         recipe: Sizes of buffer, window and batch, and the seed.
         num_past: Batches that were used in an earlier session, to be left out.
         share: `(index, number)` of the process, which gets its share of every batch.
@@ -85,7 +85,7 @@ def training_batches(
         EncoderError: The encoder breaks its contract on one of the recordings.
     """
     stages: list[object] = [
-        lambda: (None if draw is None else example_of(draw, encoding) for draw in draws),
+        lambda: (None if draw is None else example_of(draw, tokenizer) for draw in draws),
         _shuffle(recipe),
         lambda examples: _encode_windows(examples, recipe, clips, num_past * recipe.batch_size),
         webdataset.batched(recipe.batch_size, partial=False, collation_fn=functools.partial(collate, share=share)),
@@ -93,10 +93,10 @@ def training_batches(
     yield from webdataset.DataPipeline(*stages)
 
 
-def example_of(draw: Draw, encoding: Encoding) -> Example:
+def example_of(draw: Draw, tokenizer: TextTokenizer) -> Example:
     """A draw as a sequence to learn from."""
-    target_ids = (*encoding.tokens(draw.target), encoding.eos_id)
-    return Example(clip=draw.clip, prompt_ids=encoding.tokens(draw.prompt), target_ids=target_ids)
+    target_ids = (*tokenizer.tokens(draw.target), tokenizer.eos_id)
+    return Example(clip=draw.clip, prompt_ids=tokenizer.tokens(draw.prompt), target_ids=target_ids)
 
 
 def _shuffle(recipe: TrainingRecipe) -> object:
@@ -118,11 +118,11 @@ def _encode_windows(
         assert len(window) == len(drawn), "something of the past is still needed"
         window.sort(key=lambda example: -example.sort_length)
         # Rows of one clip share its recording.
-        recordings = {id(example.clip): example.clip for example in window if isinstance(example.clip, Recording)}
+        recordings = {id(example.clip): example.clip for example in window if isinstance(example.clip, AudioClip)}
         encoded: dict[int, Clip] = {}
         if recordings:
             made = clips.encode(list(recordings.values()), f"{recipe.seed} window {number}")
             encoded = dict(zip(recordings, made, strict=True))
         for example in window[num_past_of_next if number == num_past_windows else 0 :]:
-            clip = encoded[id(example.clip)] if isinstance(example.clip, Recording) else example.clip
+            clip = encoded[id(example.clip)] if isinstance(example.clip, AudioClip) else example.clip
             yield Utterance(clip=clip, prompt_ids=example.prompt_ids, target_ids=example.target_ids)
