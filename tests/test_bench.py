@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tests.conftest import REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.metrics.registry import MetricResult, evaluate
+from xares_bench.metrics import MetricResult, evaluate
 from xares_bench.scores.clip_sums import load_clip_sums
 
 Run = Callable[..., pytest.RunResult]

@@ -200,7 +200,7 @@ def _fetch_judges(datasets: Iterable[Dataset]) -> None:
     Raises:
         UsageError: One is absent and cannot be fetched.
     """
-    for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].judged}):
+    for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].needs_models}):
         metric_identity(metric)
         _say(f"judges   of {metric}: there")
 

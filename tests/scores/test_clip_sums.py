@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from xares_bench.core.errors import UsageError
-from xares_bench.metrics.registry import MetricResult, evaluate
+from xares_bench.metrics import MetricResult, evaluate
 from xares_bench.scores.clip_sums import ClipSums, gather, joined, load_clip_sums
 
 WORDS = ["rain", "a dog barks", "bird song", "", "wind and rain", "今天 天气", "dog"]
 
 
 def rows(seed: int, num_rows: int = 60) -> tuple[list[str], list[str], list[str]]:
-    """References, hypotheses and clips of rows; a clip has up to three rows."""
+    """References, predictions and clips of rows; most clips have several rows."""
     random_ = random.Random(seed)
     references = [random_.choice(WORDS) for _ in range(num_rows)]
     hypotheses = [random_.choice((text, random_.choice(WORDS))) for text in references]
@@ -32,7 +32,7 @@ METRICS = ["Accuracy", "iWER", "iCER", "chrF", "mAP"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_sums_of_all_clips_make_the_score(metric: str) -> None:
+def test_the_sums_of_all_clips_give_the_score(metric: str) -> None:
     references, hypotheses, clips = rows(1)
     arguments = {"num_classes": 9} if metric == "mAP" else {}
     expected = evaluate(metric, references, hypotheses, **arguments).score
@@ -40,7 +40,7 @@ def test_the_sums_of_all_clips_make_the_score(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_weighting_gives_the_score_of_the_clips_drawn_so_often(metric: str) -> None:
+def test_weights_give_the_score_of_clips_repeated_that_often(metric: str) -> None:
     references, hypotheses, clips = rows(2)
     clip_sums = clip_sums_of(metric, references, hypotheses, clips)
     generator = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_a_weighting_gives_the_score_of_the_clips_drawn_so_often(metric: str) ->
     assert clip_sums.scores(weights_BC) == pytest.approx(expected, abs=1e-12)
 
 
-def test_no_clip_makes_no_score() -> None:
+def test_no_clip_at_all_scores_nan() -> None:
     references, hypotheses, clips = rows(3)
     for metric in METRICS:
         clip_sums = clip_sums_of(metric, references, hypotheses, clips)
@@ -83,7 +83,7 @@ def test_clips_are_selected_by_name_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_what_is_saved_is_read_back(metric: str, tmp_path: Path) -> None:
+def test_a_saved_file_is_read_back_the_same(metric: str, tmp_path: Path) -> None:
     clip_sums = clip_sums_of(metric, *rows(5))
     clip_sums.save(tmp_path / "e.npz")
     found = load_clip_sums(tmp_path / "e.npz")
@@ -92,18 +92,18 @@ def test_what_is_saved_is_read_back(metric: str, tmp_path: Path) -> None:
     assert clip_sums.to_bytes() == found.to_bytes()
 
 
-def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
-    with pytest.raises(UsageError, match=r"e\.npz cannot be read as the clip sums of a score: .*run the suite again"):
+    with pytest.raises(UsageError, match=r"cannot read .*e\.npz as clip sums: .*run the suite again"):
         load_clip_sums(path)
     content = clip_sums_of("iWER", *rows(6)).to_bytes()
     for damaged in (content[: len(content) // 2], b"", content.replace(b"about.json", b"above.json")):
         path.write_bytes(damaged)
-        with pytest.raises(UsageError, match="cannot be read as the clip sums of a score"):
+        with pytest.raises(UsageError, match=r"cannot read .* as clip sums"):
             load_clip_sums(path)
 
 
-def test_a_file_of_other_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_an_unknown_metric_or_wrong_sums_is_an_error(tmp_path: Path) -> None:
     whole = clip_sums_of("Accuracy", *rows(7))
     path = tmp_path / "e.npz"
     for changed in (
@@ -112,5 +112,5 @@ def test_a_file_of_other_numbers_is_refused(tmp_path: Path) -> None:
         ClipSums(metric="mAP", arguments={}, clips=whole.clips, parts=whole.parts),
     ):
         changed.save(path)
-        with pytest.raises(UsageError, match="cannot be read as the clip sums of a score"):
+        with pytest.raises(UsageError, match=r"cannot read .* as clip sums"):
             load_clip_sums(path)

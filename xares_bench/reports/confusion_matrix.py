@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xares_bench.metrics.registry import normalise
+from xares_bench.metrics.parts import normalise
 from xares_bench.scores.records import Prediction
 
 OTHER = "other"

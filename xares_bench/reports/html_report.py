@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xares_bench.core.digests import code_digest, digest_of
+from xares_bench.metrics import METRICS
 from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
 from xares_bench.reports.html import json_for_script, rendered
@@ -250,7 +251,7 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
                 problem=problem,
                 num_predictions=len(rows),
                 rows=tuple(_worst_rows(rows)),
-                confusion_matrix=confusion_matrix_of(rows) if record.metric == "Accuracy" and rows else None,
+                confusion_matrix=confusion_matrix_of(rows) if METRICS[record.metric].single_label and rows else None,
                 worst=tuple((clip, Recording()) for clip in worst),
                 no_worst=no_worst,
             )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.audio import SAMPLE_RATE_HZ, decode
 from xares_bench.datasets.shards import Shard, read_samples
-from xares_bench.metrics.registry import normalise
+from xares_bench.metrics.parts import normalise
 from xares_bench.scores.records import Prediction
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def header_lines(suite: Suite, gate: Gate, selected: Sequence[str], open_run: Ca
     if plan.num_seeds > 1:
         steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
-    if any(METRICS[plan.dataset(name).metric].judged for name in selected):
+    if any(METRICS[plan.dataset(name).metric].needs_models for name in selected):
         from xares_bench.metrics.captions.files import deviations
 
         lines.extend(f"captions: {deviation}" for deviation in deviations())

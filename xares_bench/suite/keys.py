@@ -41,7 +41,11 @@ _SCORING = (
     "scores.clip_sums",
     "lalm.generation",
     "lalm.hf_generation",
+    "metrics.captioning",
+    "metrics.classification",
+    "metrics.parts",
     "metrics.registry",
+    "metrics.transcription",
     "scores.statistics",
 )
 

@@ -286,7 +286,7 @@ class Suite:
                 "judges": {
                     metric: metric_identity(metric)
                     for metric in sorted({self.plan.dataset(name).metric for name in names})
-                    if METRICS[metric].judged
+                    if METRICS[metric].needs_models
                 },
             },
         )

@@ -22,7 +22,7 @@ from tests.metrics.captions.factory import DETECTOR_BASE, random_captions, write
 from xares_bench.metrics.captions import judges
 from xares_bench.metrics.captions.files import CHECKPOINT, FOLDER_VARIABLE
 from xares_bench.metrics.captions.judges import Judges, date_row_values, fense_row_values, load_judges
-from xares_bench.metrics.registry import normalise
+from xares_bench.metrics.parts import normalise
 
 SENTENCE_FOLDER = "paraphrase-TinyBERT-L6-v2"
 # A text of every length from nothing on, one beyond the encoder's 24 tokens, and one of unknown letters only.

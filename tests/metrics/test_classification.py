@@ -1,0 +1,101 @@
+"""Accuracy and mAP compared with scikit-learn, and what follows from their definitions."""
+
+from __future__ import annotations
+
+import doctest
+import random
+
+import numpy as np
+import pytest
+
+from tests.metrics.factory import LABELS, SEEDS, random_label_sets
+from xares_bench.core.errors import UsageError
+from xares_bench.metrics import classification, evaluate, score
+
+
+def reference_mean_average_precision(references: list[str], hypotheses: list[str], num_classes: int) -> float:
+    """By scikit-learn, from a matrix over all columns."""
+    from sklearn.metrics import average_precision_score
+
+    target_sets = [{label.strip() for label in text.split(";")} - {""} for text in references]
+    output_sets = [{label.strip() for label in text.split(";")} for text in hypotheses]
+    labels = sorted(set().union(*target_sets))
+    total = 0.0
+    for label in labels:
+        targets = np.array([label in labels_of_row for labels_of_row in target_sets], dtype=int)
+        outputs = np.array([label in labels_of_row for labels_of_row in output_sets], dtype=float)
+        total += average_precision_score(targets, outputs)
+    return total / num_classes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_accuracy_equals_scikit_learn(seed: int) -> None:
+    from sklearn.metrics import accuracy_score
+
+    rng = random.Random(seed)
+    references = [rng.choice(LABELS) for _ in range(40)]
+    hypotheses = [reference if rng.random() < 0.5 else rng.choice(LABELS) for reference in references]
+    result = evaluate("Accuracy", references, hypotheses)
+    assert 0 < result.score < 1
+    assert result.score == pytest.approx(accuracy_score(references, hypotheses))
+    assert result.row_values == tuple(
+        float(reference == hypothesis) for reference, hypothesis in zip(references, hypotheses, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_map_equals_scikit_learn(seed: int) -> None:
+    references, hypotheses = random_label_sets(seed)
+    for num_classes in (12, 200):
+        expected = reference_mean_average_precision(references, hypotheses, num_classes)
+        assert 0 < expected < 1
+        assert score("mAP", references, hypotheses, num_classes=num_classes) == pytest.approx(expected, abs=1e-12)
+
+
+def test_accuracy_ignores_the_minus_sign_and_the_decimal_point() -> None:
+    assert score("Accuracy", ["-1", "3.5"], ["1", "35"]) == 1.0
+
+
+def test_every_label_no_label_and_wrong_labels_all_score_the_mean_prevalence() -> None:
+    references = ["a; b", "a", "a", "c"]
+    prevalence = (3 / 4 + 1 / 4 + 1 / 4) / 3
+    for hypothesis in ("a; b; c", "", "unknown"):
+        assert score("mAP", references, [hypothesis] * 4, num_classes=3) == pytest.approx(prevalence)
+    only_wrong = ["c", "b", "c; b", "a; b"]
+    assert score("mAP", references, only_wrong, num_classes=3) == pytest.approx(prevalence)
+
+
+def test_map_can_fall_below_the_mean_prevalence() -> None:
+    references = ["a"] * 8 + ["b"] * 2
+    hypotheses = ["a"] + [""] * 7 + ["a"] * 2
+    assert score("mAP", references, hypotheses, num_classes=2) < 0.5
+    expected = reference_mean_average_precision(references, hypotheses, 2)
+    assert score("mAP", references, hypotheses, num_classes=2) == pytest.approx(expected)
+
+
+def test_map_counts_missing_columns_as_zero_and_ignores_labels_that_no_reference_has() -> None:
+    assert score("mAP", ["a", "b"], ["a; z; y", "b; z"], num_classes=2) == 1.0
+    assert score("mAP", ["a", "b"], ["a", "b"], num_classes=8) == 0.25
+
+
+def test_map_splits_and_strips_labels_and_counts_each_once() -> None:
+    assert score("mAP", ["Hi-Hat ;Dog", "cat"], ["dog;;  hi hat;dog;", ";CAT"], num_classes=3) == 1.0
+    # Punctuation inside a label counts, unlike in all other metrics.
+    assert score("mAP", ["dog's", "cat"], ["dogs", "cat"], num_classes=2) == 0.75
+
+
+def test_more_labels_than_classes_is_an_error_that_names_both_numbers() -> None:
+    with pytest.raises(UsageError, match=r"3 different labels, more than num_classes=2"):
+        score("mAP", ["a;b", "c"], ["a", "c"], num_classes=2)
+    assert score("mAP", ["a;b", "c"], ["a;b", "c"], num_classes=3) == 1.0
+
+
+def test_map_itself_refuses_zero_classes() -> None:
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        classification.mean_average_precision(["a"], ["a"], num_classes=0)
+
+
+def test_examples_in_docstrings() -> None:
+    outcome = doctest.testmod(classification)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
