@@ -138,7 +138,7 @@ def peft_model(machine: Machine, *, dropout: float) -> PeftModel:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(machine.decoder)
     bare: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    model = PeftModel(nn.Linear(OUTPUT_DIM, config.hidden_size), getpeft_model(bare, lora))
+    model = PeftModel(nn.Linear(OUTPUT_DIM, config.hidden_size), get_peft_model(bare, lora))
     return model.to(machine.device).train()
 
 
