@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xares_bench.datasets.audio import SAMPLE_RATE_HZ
-from xares_bench.features.encoding import Recording
+from xares_bench.features.encoding import AudioClip
 from xares_bench.training.sampler import Draw
 
 LABELS = ("flute", "violin", "oboe", "trumpet", "double bass", "French horn", "bass clarinet", "glockenspiel")
@@ -48,9 +48,9 @@ class Sound:
         """Seconds of audio."""
         return len(self.waveform) / SAMPLE_RATE_HZ
 
-    def recording(self) -> Recording:
+    def recording(self) -> AudioClip:
         """The clip as it comes out of a shard."""
-        return Recording(key="clip", shard="shard", fields={}, waveform=self.waveform)
+        return AudioClip(key="clip", shard="shard", fields={}, waveform=self.waveform)
 
     def draw(self) -> Draw:
         """The clip with its first target, as something to learn."""

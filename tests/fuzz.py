@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["xares_bench", "tarfile", "gzip", "json
     from xares_bench.config.own_data import read_own_evaluations
     from xares_bench.core.errors import DataError, UsageError
     from xares_bench.core.parsing import parse_json
-    from xares_bench.datasets.audio import AUDIO_SUFFIXES, decode
+    from xares_bench.datasets.audio import AUDIO_SUFFIXES, read_audio
     from xares_bench.datasets.shards import read_samples
     from xares_bench.reports.runs import read_run
 
@@ -45,7 +45,7 @@ def archive(data: bytes) -> None:
 def audio(data: bytes) -> None:
     for suffix in AUDIO_SUFFIXES:
         with contextlib.suppress(ValueError):
-            assert abs(decode(data, suffix)).max() <= 1
+            assert abs(read_audio(data, suffix)).max() <= 1
 
 
 def results(data: bytes) -> None:

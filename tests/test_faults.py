@@ -177,7 +177,7 @@ def test_a_full_disk_of_small_files_ends_a_real_session(sessions: Sessions, tmp_
     process = sessions.start(tmp_path, "--feature-budget=0", prepare=no_room)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert "cannot be written: File too large; make room or name another folder" in output
+    assert "cannot be written: File too large; make room or choose another folder" in output
     assert not list(tmp_path.glob("store/lalms/*/"))
 
 
@@ -256,7 +256,7 @@ def test_a_data_folder_that_cannot_be_written_to_will_do(
             folder.chmod(0o755)
     assert scores(tmp_path / "runs") == undisturbed
     assert refused.returncode == 1, output
-    assert "cannot be written: Permission denied; make room or name another folder" in output
+    assert "cannot be written: Permission denied; make room or choose another folder" in output
 
 
 def test_a_clock_that_goes_back_changes_nothing(

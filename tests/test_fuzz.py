@@ -23,7 +23,7 @@ from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.own_data import read_own_evaluations
 from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.store import MANIFEST, Store
-from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, decode
+from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, read_audio
 from xares_bench.datasets.shards import read_samples
 from xares_bench.datasets.targets import targets_of
 from xares_bench.reports.runs import read_run
@@ -105,7 +105,7 @@ def test_audio(suffix: str, data: st.DataObject) -> None:
     whole = AUDIO.get(suffix, AUDIO["wav"])
     content = data.draw(st.one_of(st.binary(max_size=500), damaged(whole)))
     with contextlib.suppress(ValueError):
-        waveform = decode(content, suffix)
+        waveform = read_audio(content, suffix)
         assert waveform.dtype == np.float32
         assert waveform.ndim == 1
         assert len(waveform) > 0

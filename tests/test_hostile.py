@@ -26,7 +26,7 @@ from xares_bench.config.own_data import read_own_evaluations
 from xares_bench.core.errors import CatalogueError, DataError
 from xares_bench.core.parsing import read_yaml
 from xares_bench.core.store import MANIFEST, Store
-from xares_bench.datasets.audio import decode
+from xares_bench.datasets.audio import read_audio
 from xares_bench.datasets.shards import read_samples
 from xares_bench.datasets.targets import find_targets
 
@@ -126,13 +126,13 @@ def test_a_header_that_promises_billions_of_samples_is_refused(num_samples: int)
     with pytest.raises(
         ValueError, match=f"unreadable audio: {num_samples} samples over all channels, expected at most"
     ):
-        decode(flac_of(num_samples), "flac")
+        read_audio(flac_of(num_samples), "flac")
 
 
 def test_hours_of_silence_in_a_few_bytes_are_refused() -> None:
     program = """
 import io, sys, numpy, soundfile
-from xares_bench.datasets.audio import decode
+from xares_bench.datasets.audio import read_audio
 file = io.BytesIO()
 with soundfile.SoundFile(file, "w", 16000, 1, format="FLAC") as flac:
     for _ in range(4000):
@@ -140,7 +140,7 @@ with soundfile.SoundFile(file, "w", 16000, 1, format="FLAC") as flac:
 data = file.getvalue()
 assert len(data) < 8_000_000, len(data)
 try:
-    decode(data, "flac")
+    read_audio(data, "flac")
 except ValueError as error:
     print(error)
 """
@@ -165,7 +165,7 @@ def test_json_of_any_size_is_an_unusable_sample(tmp_path: Path, monkeypatch: pyt
 
 def test_a_label_of_a_megabyte_is_an_unusable_sample() -> None:
     """A decoder would be asked for a quarter of a million positions."""
-    with pytest.raises(ValueError, match="'label' holds 1000000 letters, expected at most 20000"):
+    with pytest.raises(ValueError, match="'label' holds 1000000 characters, expected at most 20000"):
         find_targets({"label": "x" * 1_000_000}, ("label",))
     assert find_targets({"label": "x" * 20_000}, ("label",)) == ("x" * 20_000,)
 
@@ -224,4 +224,4 @@ def test_an_archive_in_an_archive_is_no_sample(tmp_path: Path) -> None:
     (sample,) = read_samples(shard_at(tmp_path / "s.tar"))
     assert sample.audio is not None
     with pytest.raises(ValueError, match="unreadable audio"):
-        decode(sample.audio, sample.suffix)
+        read_audio(sample.audio, sample.suffix)

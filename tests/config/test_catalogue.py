@@ -391,7 +391,7 @@ def drop(*path: str) -> Edit:
             "datasets",
             put("gtzan", "shards", "eval", value=[]),
             "gtzan.shards.eval:",
-            "expected a non-empty text or",
+            "expected non-empty text or",
         ),
         ("datasets", put("gtzan", "shards", "eval", value=3), "gtzan.shards.eval:", "found 3"),
         (
@@ -404,16 +404,16 @@ def drop(*path: str) -> Edit:
         ("datasets", put("gtzan", "mix_weight", "all", value=0.0), "gtzan.mix_weight.all:", "number above 0"),
         ("datasets", put("gtzan", "mix_weight", "task", value="2"), "gtzan.mix_weight.task:", "found '2'"),
         ("datasets", put("gtzan", "mix_weight", "task", value=float("nan")), "gtzan.mix_weight.task:", "found nan"),
-        ("datasets", put("gtzan", "prompt", value=["a", 3]), "gtzan.prompt:", "expected a non-empty text or"),
-        ("datasets", put("gtzan", "prompt", value=[]), "gtzan.prompt:", "found [], expected a non-empty text or"),
-        ("datasets", put("gtzan", "prompt", value=" "), "gtzan.prompt:", "expected a non-empty text"),
+        ("datasets", put("gtzan", "prompt", value=["a", 3]), "gtzan.prompt:", "expected non-empty text or"),
+        ("datasets", put("gtzan", "prompt", value=[]), "gtzan.prompt:", "found [], expected non-empty text or"),
+        ("datasets", put("gtzan", "prompt", value=" "), "gtzan.prompt:", "expected non-empty text"),
         ("datasets", put("gtzan", "steps_alone", value=0), "gtzan.steps_alone:", "whole number of at least 1"),
         ("datasets", put("gtzan", "steps_alone", value=1.5), "gtzan.steps_alone:", "found 1.5"),
         (
             "datasets",
             put("gtzan", "targets", "eval", value=[]),
             "gtzan.targets.eval:",
-            "expected a non-empty text or",
+            "expected non-empty text or",
         ),
         ("datasets", put("gtzan", value=None), "gtzan:", "found nothing, expected a mapping"),
         ("datasets", drop("gtzan", "prompt"), "gtzan.prompt:", "missing"),
@@ -467,7 +467,7 @@ def test_duplicate_names_are_refused(tmp_path: Path, preset_file: bool) -> None:
     path = tmp_path / name
     path.write_text(text + text[text.index("\nmini:" if preset_file else "\ngtzan:") :], encoding="utf-8")
     files = {"presets_file": path} if preset_file else {"datasets_file": path}
-    with pytest.raises(CatalogueError, match=rf"^{re.escape(str(path))}: .*stands there twice"):
+    with pytest.raises(CatalogueError, match=rf"^{re.escape(str(path))}: .*is repeated"):
         load_catalogue("mini", **files)
 
 

@@ -58,14 +58,14 @@ def test_values_come_back_in_their_types(read: Read) -> None:
 def test_text_refuses(read: Read, value: str) -> None:
     message = message_of(lambda: read(f"outer: {{inner: {value}}}").section("outer").text("inner"))
     assert "some.yaml: outer.inner: found " in message
-    assert "expected a non-empty text" in message
+    assert "expected non-empty text" in message
 
 
 @pytest.mark.parametrize("value", ["3", "[]", "[a, 3]", "[a, '']", "''", "[[a]]", "{a: b}", "", "[a, null]"])
 def test_texts_refuses(read: Read, value: str) -> None:
     message = message_of(lambda: read(f"key: {value}").texts("key"))
     assert "some.yaml: key: found " in message
-    assert "expected a non-empty text or a list of them" in message
+    assert "expected non-empty text or a list of it" in message
 
 
 @pytest.mark.parametrize("value", ["0", "'no'", "[true]", ""])
@@ -79,7 +79,7 @@ def test_boolean_refuses(read: Read, value: str) -> None:
 def test_scalars_refuses(read: Read, value: str) -> None:
     message = message_of(lambda: read(f"outer: {{good: 3, bad: {value}}}").section("outer").scalars())
     assert "some.yaml: outer.bad: found " in message
-    assert message.endswith(", expected a text, a number, true or false")
+    assert message.endswith(", expected text, a number, true or false")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.0", "true", "'1'", "[1]", "", "1e3", ".nan"])
@@ -162,10 +162,10 @@ def test_the_error_is_of_the_type_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\na: 2\n", "the key 'a' stands there twice"),
-        ("outer:\n  x: 1\n  y: 2\n  x: 1\n", "the key 'x' stands there twice"),
+        ("a: 1\na: 2\n", "the key 'a' is repeated"),
+        ("outer:\n  x: 1\n  y: 2\n  x: 1\n", "the key 'x' is repeated"),
         ("outer: {x: 1, x: 2}\n", "line 1, column 15"),
-        ("- {x: 1, x: 2}\n", "the key 'x' stands there twice"),
+        ("- {x: 1, x: 2}\n", "the key 'x' is repeated"),
     ],
 )
 def test_a_repeated_key_is_an_error(read: Read, text: str, said: str) -> None:
@@ -260,7 +260,7 @@ def test_a_merge_may_come_before_what_it_merges_is_built(read: Read) -> None:
 
 def test_a_repeated_key_is_found_behind_an_alias_too(read: Read) -> None:
     text = "outer: {inner: &inner {x: 1, x: 2}}\nlast: {<<: *inner}\n"
-    assert "the key 'x' stands there twice" in message_of(lambda: read(text))
+    assert "the key 'x' is repeated" in message_of(lambda: read(text))
 
 
 def test_aliases_that_stand_for_billions_of_words_cost_nothing(read: Read) -> None:
@@ -269,7 +269,7 @@ def test_aliases_that_stand_for_billions_of_words_cost_nothing(read: Read) -> No
     for refuse in (section.text, section.texts, section.number, section.boolean, section.section):
         assert "some.yaml: a11: found [" in message_of(lambda refuse=refuse: refuse("a11"))  # type: ignore[misc]
     assert "some.yaml: a0: unknown key" in message_of(lambda: section.only("b"))
-    assert message_of(section.scalars).endswith("expected a text, a number, true or false")
+    assert message_of(section.scalars).endswith("expected text, a number, true or false")
 
 
 def test_merges_that_stand_for_billions_of_keys_cost_nothing(read: Read) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import DamageWarning
+from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import MANIFEST, Entry, Store, write_atomically
 
 KEY = "0f" * 32
@@ -112,7 +112,7 @@ def test_a_folder_without_its_own_manifest_is_made_anew(store: Store, manifest: 
     if manifest is not None:
         (folder / MANIFEST).write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
     assert store.find("features", KEY) is None
-    said = nullcontext() if manifest is None else pytest.warns(DamageWarning, match="manifest.json is damaged")
+    said = nullcontext() if manifest is None else pytest.warns(CacheWarning, match="manifest.json is damaged")
     with said:
         assert_made_anew(store)
 
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_found_said_and_the_entry_made_anew(store: Store, dama
     else:
         file.write_bytes(b"gold" if damage == "flipped" else b"goo")
     another = Store(root=store.root)  # of the next session
-    with pytest.warns(DamageWarning, match=r"good\.bin is damaged; it is made anew$") as said:
+    with pytest.warns(CacheWarning, match=r"good\.bin is damaged; it is recomputed$") as said:
         assert_made_anew(another)
     assert len(said) == 1
     assert another.obtain("features", KEY, make_good).reused
@@ -160,7 +160,7 @@ def test_what_another_process_makes_anew_is_not_taken_away(store: Store) -> None
     assert unfinished is not None
     (unfinished.folder / "good.bin").write_bytes(b"go")
     (unfinished.folder / MANIFEST).write_text("{}")  # as if it were about to write one
-    with pytest.warns(DamageWarning):
+    with pytest.warns(CacheWarning):
         assert store.use("features", KEY) is None
     assert (unfinished.folder / "good.bin").exists()
     unfinished.abandon()

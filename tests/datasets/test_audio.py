@@ -13,13 +13,12 @@ import scipy.signal
 from numpy.typing import NDArray
 
 from tests.shard_factory import Waveform, encode, tone
-from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra
-from xares_bench.datasets.audio import decode as decode_as
+from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra, read_audio
 
 
-def decode(data: bytes) -> Waveform:
+def read(data: bytes) -> Waveform:
     """The waveform of a file that libsndfile reads."""
-    return decode_as(data, "wav")
+    return read_audio(data, "wav")
 
 
 def chirp(duration_s: float = 1.0, *, rate_hz: int = SAMPLE_RATE_HZ, to_hz: float = 3000.0) -> Waveform:
@@ -46,7 +45,7 @@ def assert_clip(waveform: Waveform) -> None:
 )
 def test_every_container_gives_back_what_went_in(suffix: str, at_least: float) -> None:
     original = chirp()
-    waveform = decode(encode(original, suffix))
+    waveform = read(encode(original, suffix))
     assert_clip(waveform)
     assert len(waveform) == len(original)
     assert correlation(waveform, original) > at_least
@@ -61,7 +60,7 @@ def test_every_suffix_is_tested_above() -> None:
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
 def test_every_usual_kind_of_wav(subtype: str) -> None:
     original = chirp(0.2)
-    waveform = decode(encode(original, subtype=subtype))
+    waveform = read(encode(original, subtype=subtype))
     assert len(waveform) == len(original)
     assert correlation(waveform, original) > 0.999
     if subtype == "FLOAT":
@@ -70,21 +69,21 @@ def test_every_usual_kind_of_wav(subtype: str) -> None:
 
 def test_channels_are_averaged() -> None:
     left, right = tone(0.1, 300.0, amplitude=0.8), tone(0.1, 700.0, amplitude=0.2)
-    waveform = decode(encode(np.stack([left, right], axis=1), subtype="FLOAT"))
+    waveform = read(encode(np.stack([left, right], axis=1), subtype="FLOAT"))
     np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-7)
-    six = decode(encode(np.stack([left, right, left, right, 0 * left, 0 * left], axis=1), subtype="FLOAT"))
+    six = read(encode(np.stack([left, right, left, right, 0 * left, 0 * left], axis=1), subtype="FLOAT"))
     np.testing.assert_allclose(six, (left + right) / 3, atol=1e-7)
 
 
 def test_opposite_channels_cancel_to_silence() -> None:
     wave = tone(0.1)
-    waveform = decode(encode(np.stack([wave, -wave], axis=1), subtype="FLOAT"))
+    waveform = read(encode(np.stack([wave, -wave], axis=1), subtype="FLOAT"))
     np.testing.assert_array_equal(waveform, np.zeros_like(wave))
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000])
 def test_resampling_keeps_pitch_loudness_and_length(rate_hz: int) -> None:
-    waveform = decode(encode(tone(1.0, 1000.0, rate_hz=rate_hz), rate_hz=rate_hz, subtype="FLOAT"))
+    waveform = read(encode(tone(1.0, 1000.0, rate_hz=rate_hz), rate_hz=rate_hz, subtype="FLOAT"))
     assert_clip(waveform)
     assert abs(len(waveform) - SAMPLE_RATE_HZ) <= 1
     middle = waveform[2000:14000].astype(np.float64)
@@ -96,7 +95,7 @@ def test_resampling_keeps_pitch_loudness_and_length(rate_hz: int) -> None:
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
 def test_resampling_agrees_with_another_resampler(rate_hz: int) -> None:
     original = chirp(0.5, rate_hz=rate_hz)
-    waveform = decode(encode(original, rate_hz=rate_hz, subtype="FLOAT"))
+    waveform = read(encode(original, rate_hz=rate_hz, subtype="FLOAT"))
     common = np.gcd(rate_hz, SAMPLE_RATE_HZ)
     expected = scipy.signal.resample_poly(original.astype(np.float64), SAMPLE_RATE_HZ // common, rate_hz // common)
     assert abs(len(waveform) - len(expected)) <= 1
@@ -106,13 +105,13 @@ def test_resampling_agrees_with_another_resampler(rate_hz: int) -> None:
 
 def test_what_16_khz_cannot_hold_is_filtered_out() -> None:
     """Without a low-pass filter, 10 kHz would come back as 6 kHz."""
-    waveform = decode(encode(tone(0.5, 10_000.0, rate_hz=48_000), rate_hz=48_000, subtype="FLOAT"))
+    waveform = read(encode(tone(0.5, 10_000.0, rate_hz=48_000), rate_hz=48_000, subtype="FLOAT"))
     assert np.abs(waveform[500:-500]).max() < 1e-3
 
 
 def test_a_peak_above_1_is_divided_by() -> None:
     loud = tone(0.1, amplitude=4.0)
-    waveform = decode(encode(loud, subtype="FLOAT"))
+    waveform = read(encode(loud, subtype="FLOAT"))
     assert np.abs(waveform).max() == 1.0
     np.testing.assert_allclose(waveform, loud / np.abs(loud).max(), atol=1e-6)
 
@@ -120,27 +119,27 @@ def test_a_peak_above_1_is_divided_by() -> None:
 @pytest.mark.parametrize("amplitude", [1.0, 0.5, 1e-4])
 def test_a_peak_of_at_most_1_is_left_alone(amplitude: float) -> None:
     quiet = tone(0.1, amplitude=amplitude)
-    np.testing.assert_array_equal(decode(encode(quiet, subtype="FLOAT")), quiet)
+    np.testing.assert_array_equal(read(encode(quiet, subtype="FLOAT")), quiet)
 
 
 def test_the_peak_is_that_of_the_average() -> None:
     wave = tone(0.1, amplitude=1.0)
-    waveform = decode(encode(np.stack([1.6 * wave, 0 * wave], axis=1), subtype="FLOAT"))
+    waveform = read(encode(np.stack([1.6 * wave, 0 * wave], axis=1), subtype="FLOAT"))
     np.testing.assert_allclose(waveform, 0.8 * wave, atol=1e-6)
 
 
 def test_silence_stays_silence() -> None:
-    np.testing.assert_array_equal(decode(encode(np.zeros(160, np.float32), "flac")), np.zeros(160, np.float32))
+    np.testing.assert_array_equal(read(encode(np.zeros(160, np.float32), "flac")), np.zeros(160, np.float32))
 
 
 def test_one_sample_is_a_clip() -> None:
-    assert_clip(decode(encode(np.full(1, 0.25, np.float32), subtype="FLOAT")))
+    assert_clip(read(encode(np.full(1, 0.25, np.float32), subtype="FLOAT")))
 
 
 def test_less_than_one_sample_at_16_khz_is_none() -> None:
     data = encode(np.full(1, 0.25, np.float32), rate_hz=96_000, subtype="FLOAT")
     try:
-        waveform = decode(data)
+        waveform = read(data)
     except ValueError as cause:
         assert "shorter than one sample" in str(cause)  # noqa: PT017  # either is fine, an empty waveform is not
     else:
@@ -153,19 +152,19 @@ def test_a_sample_that_is_no_number_is_refused(bad: float, channels: int) -> Non
     samples = np.stack([tone(0.1)] * channels, axis=1)
     samples[700, -1] = bad
     with pytest.raises(ValueError, match=r"^audio with NaN or infinite samples$"):
-        decode(encode(samples, subtype="FLOAT"))
+        read(encode(samples, subtype="FLOAT"))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_samples_that_overflow_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^audio with samples too large to average or resample$"):
-        decode(encode(np.full((160, 2), 3e38, np.float32), subtype="FLOAT"))
+        read(encode(np.full((160, 2), 3e38, np.float32), subtype="FLOAT"))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_no_sample_is_refused(suffix: str) -> None:
-    with pytest.raises(ValueError, match=r"^(audio without a sample|unreadable audio: .*)$"):
-        decode(encode(np.zeros(0, np.float32), suffix))
+    with pytest.raises(ValueError, match=r"^(audio without samples|unreadable audio: .*)$"):
+        read(encode(np.zeros(0, np.float32), suffix))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +173,8 @@ def test_no_sample_is_refused(suffix: str) -> None:
     ids=range(9),
 )
 def test_what_is_no_audio_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)") as caught:
-        decode(data)
+    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without samples)") as caught:
+        read(data)
     assert "\n" not in str(caught.value)
 
 
@@ -183,8 +182,8 @@ def test_what_is_no_audio_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])
 def test_a_truncated_file_is_refused(suffix: str, share: float) -> None:
     data = encode(chirp(), suffix)
-    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)"):
-        decode(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without samples)"):
+        read(data[: int(share * len(data))])
 
 
 @pytest.mark.parametrize("suffix", ["flac", "mp3", "ogg", "opus", "wav"])
@@ -197,7 +196,7 @@ def test_damage_to_a_header_is_survived_or_refused(suffix: str) -> None:
             data = bytearray(original)
             data[place] ^= 1 << bit
             try:
-                assert_clip(decode(bytes(data)))
+                assert_clip(read(bytes(data)))
             except ValueError as cause:
                 assert str(cause).startswith(("unreadable audio: ", "audio "))  # noqa: PT017  # either outcome is fine
                 num_refused += 1
@@ -226,7 +225,7 @@ def encode_with_av(waveform: Waveform, suffix: str, rate_hz: int) -> bytes:
 def test_m4a_and_wma_give_back_what_went_in(suffix: str, rate_hz: int, num_channels: int) -> None:
     # Silence around it, because these codecs add or lose some milliseconds at either end.
     original = np.pad(chirp(1.0, rate_hz=rate_hz, to_hz=1000.0), rate_hz // 4)
-    waveform = decode_as(encode_with_av(np.stack([original] * num_channels), suffix, rate_hz), suffix)
+    waveform = read_audio(encode_with_av(np.stack([original] * num_channels), suffix, rate_hz), suffix)
     assert_clip(waveform)
     assert abs(len(waveform) - 1.5 * SAMPLE_RATE_HZ) < 0.15 * SAMPLE_RATE_HZ
     expected = chirp(1.0, to_hz=1000.0)
@@ -239,8 +238,8 @@ def test_m4a_and_wma_give_back_what_went_in(suffix: str, rate_hz: int, num_chann
 def test_garbage_is_no_m4a_and_no_wma(suffix: str) -> None:
     pytest.importorskip("av", reason="M4A and WMA need the extra [m4a]")
     for data in (b"", b"garbage" * 100, encode_with_av(chirp(0.5)[None], suffix, 16_000)[:300]):
-        with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without a sample)") as caught:
-            decode_as(data, suffix)
+        with pytest.raises(ValueError, match=r"^(unreadable audio: |audio without samples)") as caught:
+            read_audio(data, suffix)
         assert "\n" not in str(caught.value)
 
 
@@ -250,7 +249,7 @@ def test_m4a_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert missing_extra("flac") is None
     assert "pip install 'xares-bench[m4a]'" in str(missing_extra("m4a"))
     with pytest.raises(ValueError, match=r"xares-bench\[m4a\]"):
-        decode_as(b"", "wma")
+        read_audio(b"", "wma")
 
 
 def test_a_short_clip_is_not_cropped() -> None:
@@ -294,7 +293,7 @@ def test_a_crop_is_the_same_in_another_process() -> None:
     assert output.stdout.split() == [str(int(crop(ramp, 0.5, key)[0])) for key in ("a", "b", "sub/é")]
 
 
-def test_importing_the_module_imports_no_decoder() -> None:
+def test_importing_the_module_imports_no_audio_library() -> None:
     program = (
         "import sys, xares_bench.datasets.audio, xares_bench.datasets.shards\n"
         "print(sorted({'numpy', 'soundfile', 'soxr', 'torch', 'webdataset'} & set(sys.modules)))"

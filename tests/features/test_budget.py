@@ -90,7 +90,7 @@ def test_what_is_reserved_counts_until_it_is_released(store: Store) -> None:
     assert budget.reserve(40)
     budget.release(300)
     keep(store, "a")
-    assert budget.kept_bytes == 100
+    assert budget.cached_bytes == 100
     assert budget.use("a") is not None
     assert not budget.reserve(201)
     assert budget.reserve(200)
@@ -104,7 +104,7 @@ def test_features_that_another_process_has_kept_meanwhile_are_seen(
     keep(store, *"ab")
     assert budget.reserve(150), "for a while nobody looks"
     assert kept(store) == "ab"
-    monkeypatch.setattr("xares_bench.features.budget._LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("xares_bench.features.budget._MEASURE_AGAIN_S", 0.0)
     assert budget.reserve(10)
     assert kept(store) == "b"
 
@@ -125,7 +125,7 @@ def test_looking_creates_nothing(store: Store) -> None:
     budget = FeatureBudget(store, None)
     assert budget.use("a") is None
     assert budget.max_bytes > 0
-    assert budget.kept_bytes == 0
+    assert budget.cached_bytes == 0
     assert not store.root.exists()
 
 

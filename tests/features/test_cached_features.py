@@ -115,7 +115,7 @@ def outcome(runs: Path) -> dict[str, bytes]:
 
 def warnings_of(text: str) -> list[str]:
     """The warnings that a session shows of what was kept."""
-    return re.findall(r"DamageWarning: (.*)", text)
+    return re.findall(r"CacheWarning: (.*)", text)
 
 
 def test_another_seed_another_decoder_and_another_recipe_call_the_encoder_not_once(
@@ -171,7 +171,7 @@ def test_damage_is_found_said_and_mended_with_the_same_scores(
     else:
         file.write_bytes(bytes(content) if damage == "flipped" else content[:-3])
     result = run(runs)
-    assert warnings_of(result.stdout.str()) == [f"{file} is damaged; it is made anew"]
+    assert warnings_of(result.stdout.str()) == [f"{file} is damaged; it is recomputed"]
     assert outcome(runs) == outcome(undisturbed)
     assert not warnings_of(run(runs).stdout.str())
 
@@ -207,7 +207,7 @@ def test_a_disk_full_of_features_ends_their_keeping_and_not_the_run(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     (said,) = warnings_of(output)
-    assert said.startswith("features are not kept: ")
+    assert said.startswith("features are not cached: ")
     assert not [path for path in runs.glob("store/features/*/*") if path.suffix not in (".lock", ".keys")]
     assert outcome(runs) == outcome(undisturbed)
 

@@ -12,7 +12,7 @@ from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import EncoderError
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.encoding import Clip, ClipEncoder, Recording, decode_sample
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, read_clip
 from xares_bench.runtime.determinism import deterministic_algorithms
 from xares_bench.scores.records import DroppedSample
 
@@ -39,9 +39,9 @@ def clip_encoder(folder: Path, source: str = ENCODER) -> ClipEncoder:
     return ClipEncoder(encoder=encoder, honours_mask=False)
 
 
-def recordings(*lengths: int, amplitude: float = 0.5) -> list[Recording]:
+def recordings(*lengths: int, amplitude: float = 0.5) -> list[AudioClip]:
     return [
-        Recording(
+        AudioClip(
             key=f"c{i}", shard="s.tar", fields={"n": i}, waveform=np.full(length, amplitude / (i + 1), np.float32)
         )
         for i, length in enumerate(lengths)
@@ -83,11 +83,11 @@ def samples() -> Iterator[Sample]:
 
 
 def test_a_sample_becomes_a_recording_or_a_reason(samples: Iterator[Sample]) -> None:
-    good, bad = (decode_sample(sample, "s.tar", 0.25, "seed") for sample in samples)
-    assert isinstance(good, Recording)
+    good, bad = (read_clip(sample, "s.tar", 0.25, "seed") for sample in samples)
+    assert isinstance(good, AudioClip)
     assert (good.key, good.shard, good.fields, good.duration_s) == ("good", "s.tar", {"label": "x"}, 0.25)
     assert isinstance(bad, DroppedSample)
     assert (bad.clip, bad.shard) == ("bad", "s.tar")
     assert "unreadable audio" in bad.reason
-    silent = decode_sample(Sample(key="k", audio=None, fields={}, problem="no audio member"), "s.tar", None, "seed")
+    silent = read_clip(Sample(key="k", audio=None, fields={}, problem="no audio member"), "s.tar", None, "seed")
     assert silent == DroppedSample(shard="s.tar", clip="k", reason="no audio member")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.shard_factory import encode, tone
 from xares_bench.datasets.shards import Sample
-from xares_bench.features.prefetch import DecodingRequest, decode_ahead
+from xares_bench.features.prefetch import ReadRequest, read_ahead
 
 AUDIO = encode(tone(0.1))
 
@@ -25,11 +25,11 @@ def test_no_more_than_so_many_bytes_are_decoded_ahead(
             taken.append(number)
             yield number
 
-    def requests_of(number: int) -> list[DecodingRequest]:
+    def requests_of(number: int) -> list[ReadRequest]:
         sample = Sample(key=f"c{number}", audio=AUDIO, suffix="wav", fields={})
-        return [DecodingRequest(sample=sample, shard="s", max_audio_s=None, seed="")]
+        return [ReadRequest(sample=sample, shard="s", max_audio_s=None, seed="")]
 
-    decoded = decode_ahead(numbers(), requests_of, 2)
+    decoded = read_ahead(numbers(), requests_of, 2)
     next(decoded)
     assert len(taken) == num_taken
     assert [number for number, _ in decoded] == list(range(1, 40))

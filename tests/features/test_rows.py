@@ -12,7 +12,7 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, check_first_samples, targets_of
 from xares_bench.features.encoding import Clip
-from xares_bench.features.rows import Tally, read_parts
+from xares_bench.features.rows import SampleCount, read_clip_batches
 from xares_bench.scores.records import DroppedSample
 
 SPLIT = Split(shards=(), target_keys=("label",))
@@ -35,8 +35,8 @@ def a_shard(name: str = "shard") -> Shard:
     return Shard(path=Path(name), name=name, digest=name)
 
 
-def tally(max_dropped_share: float = 0.5) -> Tally:
-    return Tally(dataset="mine", max_dropped_share=max_dropped_share)
+def sample_count(max_dropped_share: float = 0.5) -> SampleCount:
+    return SampleCount(dataset="mine", max_dropped_share=max_dropped_share)
 
 
 def test_rows_are_clips_times_targets_and_samples_that_are_of_no_use_are_named(make_clips: MakeClips) -> None:
@@ -45,10 +45,10 @@ def test_rows_are_clips_times_targets_and_samples_that_are_of_no_use_are_named(m
     object.__setattr__(second, "fields", {"other": "x"})
     object.__setattr__(third, "fields", {"label": 3})
     silent = DroppedSample(shard="shard", clip="silent", reason="no audio")
-    counted = tally()
-    (part,) = read_parts(Samples(first, silent, second, third), SPLIT, [a_shard()], limit=None, tally=counted)
-    assert [(row.clip.key, row.target) for row in part.rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
-    assert part.clips == (first, third)
+    counted = sample_count()
+    (batch,) = read_clip_batches(Samples(first, silent, second, third), SPLIT, [a_shard()], limit=None, count=counted)
+    assert [(row.clip.key, row.target) for row in batch.rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
+    assert batch.clips == (first, third)
     assert counted.num_samples == 4
     assert [sample.clip for sample in counted.dropped] == ["silent", "clip-1"]
     assert "label" in counted.dropped[1].reason
@@ -59,14 +59,16 @@ def test_parts_hold_a_bounded_number_of_clips_and_seconds(
     make_clips: MakeClips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clips([10, 10, 50, 10, 10])  # of 1 s, 1 s, 5 s, 1 s, 1 s
-    monkeypatch.setattr("xares_bench.features.rows._PART_CLIPS", 3)
-    monkeypatch.setattr("xares_bench.features.rows._PART_S", 5.0)
-    parts = list(read_parts(Samples(*clips), SPLIT, [a_shard(), a_shard("two")], limit=8, tally=tally()))
-    assert [[clip.duration_s for clip in part.clips] for part in parts] == [[1, 1, 5], [1, 1, 1], [1, 5]]
+    monkeypatch.setattr("xares_bench.features.rows._BATCH_CLIPS", 3)
+    monkeypatch.setattr("xares_bench.features.rows._BATCH_S", 5.0)
+    batches = list(
+        read_clip_batches(Samples(*clips), SPLIT, [a_shard(), a_shard("two")], limit=8, count=sample_count())
+    )
+    assert [[clip.duration_s for clip in batch.clips] for batch in batches] == [[1, 1, 5], [1, 1, 1], [1, 5]]
 
 
 def test_more_unusable_samples_than_allowed_are_an_error_that_names_some() -> None:
-    counted = tally(0.01)
+    counted = sample_count(0.01)
     counted.num_samples = 100
     counted.dropped += [DroppedSample(shard="s.tar", clip=f"c{i}", reason="silent") for i in range(2)]
     counted.check(complete=False)  # two of the first hundred may be chance
@@ -78,9 +80,9 @@ def test_more_unusable_samples_than_allowed_are_an_error_that_names_some() -> No
 
 
 def test_no_sample_at_all_is_an_error_at_the_end_only() -> None:
-    tally().check(complete=False)
-    with pytest.raises(DataError, match="mine: its shards hold no sample"):
-        tally().check(complete=True)
+    sample_count().check(complete=False)
+    with pytest.raises(DataError, match="mine: its shards contain no samples"):
+        sample_count().check(complete=True)
 
 
 def test_fallback_keys_are_the_published_ones() -> None:

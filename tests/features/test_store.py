@@ -19,14 +19,14 @@ from torch import nn
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.core.errors import DamageWarning, DataError, EncoderError
+from xares_bench.core.errors import CacheWarning, DataError, EncoderError
 from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 from xares_bench.features.budget import FeatureBudget
-from xares_bench.features.encoding import Clip, ClipEncoder, Recording, StoredFrames
-from xares_bench.features.recorder import SAMPLES_FILE, Pending
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.cached_shard import SAMPLES_FILE
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames
+from xares_bench.features.store import FeatureStore, Pending
 from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
@@ -101,7 +101,7 @@ def read(
 
 def pass_over(
     features: FeatureStore, shard: Shard, *, max_audio_s: float | None, seed: str = "", num_threads: int = 0
-) -> list[Clip | Recording | DroppedSample]:
+) -> list[Clip | AudioClip | DroppedSample]:
     """What has become of every sample of a shard in one pass of a training."""
     samples = features.open(shard, max_audio_s=max_audio_s, max_clips=None, seed=seed)
     made = []
@@ -195,9 +195,9 @@ def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_kept(
     for made in passes:
         assert [item.key for item in made if not isinstance(item, DroppedSample)] == ["short", "long", "brief"]
     windows = [made[1] for made in passes]
-    starts = [float(window.waveform[0]) for window in windows if isinstance(window, Recording)]
+    starts = [float(window.waveform[0]) for window in windows if isinstance(window, AudioClip)]
     assert starts[0] == starts[2] != starts[1]
-    assert all(isinstance(window, Recording) and window.duration_s == 0.5 and window.is_window for window in windows)
+    assert all(isinstance(window, AudioClip) and window.duration_s == 0.5 and window.is_window for window in windows)
     assert [isinstance(made[0], Clip) and isinstance(made[0].features, StoredFrames) for made in passes] == [
         False,
         True,
@@ -282,7 +282,7 @@ def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, mo
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
     whole = read(Store(root=tmp_path / "a"), encoder, shard)
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features.recorder._FILE_BYTES", 200)
+    monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 200)
     _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
     for a, b in zip(whole.clips, chunked.clips, strict=True):
@@ -309,7 +309,7 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of two clips, and a file as soon as there are frames."""
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
-    monkeypatch.setattr("xares_bench.features.recorder._FILE_BYTES", 1)
+    monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 1)
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -359,7 +359,7 @@ def test_damaged_features_are_found_said_and_made_anew(
         path.unlink()
     else:
         path.write_bytes(bytes(content) if damage == "flipped" else content[:-1])
-    with pytest.warns(DamageWarning, match=rf"{file} is damaged; it is made anew$") as said:
+    with pytest.warns(CacheWarning, match=rf"{file} is damaged; it is recomputed$") as said:
         again = read(store, encoder, shard)
     assert len(said) == 1
     assert not again.reused
@@ -377,7 +377,7 @@ def test_a_used_up_budget_is_said_once_and_leaves_nothing_half_written(
     store = Store(root=tmp_path / "store")
     budget = FeatureBudget(store, int(1.5 * smallest))
     features = FeatureStore(store, ClipEncoder(encoder=encoder, honours_mask=False), budget)
-    with pytest.warns(DamageWarning, match="the features' budget is used up") as said:
+    with pytest.warns(CacheWarning, match="the features' budget is used up") as said:
         digests = [
             digest_of_frames(
                 [clip for clip in features.read(shard, max_clips=None, num_threads=0) if isinstance(clip, Clip)]
@@ -388,7 +388,7 @@ def test_a_used_up_budget_is_said_once_and_leaves_nothing_half_written(
     assert len(said) == 1
     assert digests == expected_digests * 2
     assert [entry.manifest["shard"] for entry in store.entries("features")] == ["0.tar"]
-    assert budget.kept_bytes <= budget.max_bytes
+    assert budget.cached_bytes <= budget.max_bytes
     assert files_of(store) == ["00000.safetensors", "00001.safetensors", MANIFEST, SAMPLES_FILE]
 
 
@@ -422,7 +422,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(
     write_shard(shard, [(f"c{i}", tone(0.2, 200 + 30 * i), fields) for i in range(5)])
     store = Store(root=tmp_path / "store")
     plain = digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard_at(shard)).clips)
-    with files_of_at_most(room_bytes), pytest.warns(DamageWarning, match="features are not kept: ") as said:
+    with files_of_at_most(room_bytes), pytest.warns(CacheWarning, match="features are not cached: ") as said:
         made = read(store, encoder, shard_at(shard))
     assert len(said) == 1
     assert digest_of_frames(made.clips) == plain
@@ -437,14 +437,14 @@ import sys, time
 from pathlib import Path
 from tests.features.test_store import digest_of_frames, shard_at
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features import recorder, store as module
+from xares_bench.features import cached_shard, store as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.store import FeatureStore
 from xares_bench.core.store import Store
 import torch
 
-module._CHUNK_CLIPS, recorder._FILE_BYTES = 2, 1
+module._CHUNK_CLIPS, cached_shard._FILE_BYTES = 2, 1
 encoder, root, pause_s, *shards = sys.argv[1:]
 clips = ClipEncoder(encoder=load_encoder(parse_encoder_spec(encoder, None), torch.device("cpu")), honours_mask=False)
 features = FeatureStore(Store(root=Path(root)), clips)

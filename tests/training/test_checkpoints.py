@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import DamageWarning
+from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
 from xares_bench.training.checkpoints import KIND, Checkpoint, Checkpoints
 
@@ -77,7 +77,7 @@ def test_where_the_newest_is_damaged_the_one_before_is_used(store: Store, name: 
     assert found is not None
     assert found.num_steps == 8
     if damage == "flipped" and name != "manifest.json":
-        assert [warning.category for warning in caught] == [DamageWarning], "of the right size, and wrong"
+        assert [warning.category for warning in caught] == [CacheWarning], "of the right size, and wrong"
 
 
 def test_one_that_was_cut_off_while_it_was_written_is_none(store: Store) -> None:
@@ -98,7 +98,7 @@ def test_a_full_disk_is_said_once_and_the_one_before_stays(store: Store, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("xares_bench.training.checkpoints.save_file", full)
-    with pytest.warns(DamageWarning, match="No space left on device; the training goes on"):
+    with pytest.warns(CacheWarning, match="No space left on device; the training goes on"):
         kept.save(after(9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -125,5 +125,5 @@ def test_nothing_in_a_checkpoint_is_executed(store: Store) -> None:
     described["size_bytes"] = (folder / "state.safetensors").stat().st_size
     described["sha256"] = file_digest(folder / "state.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.warns(DamageWarning, match="step-000000008"):
+    with pytest.warns(CacheWarning, match="step-000000008"):
         assert checkpoints(store).newest() is None

@@ -132,13 +132,13 @@ def test_batches_and_counts_go_on_after_any_step(reading: Reading, store: str) -
 def test_what_was_used_is_not_decoded_again(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only chunks with rows that still wait in the buffer, or in the window that is sorted, are decoded."""
     decoded: list[str] = []
-    decode = ReadRequest.decode
+    read = ReadRequest.read
 
     def counted(request: ReadRequest) -> object:
         decoded.append(request.sample.key)
-        return decode(request)
+        return read(request)
 
-    monkeypatch.setattr(ReadRequest, "decode", counted)
+    monkeypatch.setattr(ReadRequest, "read", counted)
     data = reading.data()
     with reading.batches(data, 0, "nothing is kept", 0) as batches:
         list(itertools.islice(batches, 3 * NUM_BATCHES))

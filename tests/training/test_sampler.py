@@ -20,8 +20,8 @@ from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import FeatureBudget
-from xares_bench.features.encoding import ClipEncoder, Recording
-from xares_bench.features.rows import Tally
+from xares_bench.features.encoding import AudioClip, ClipEncoder
+from xares_bench.features.rows import SampleCount
 from xares_bench.features.store import FeatureStore
 from xares_bench.training.sampler import Draw, TrainingData, draws
 
@@ -64,8 +64,12 @@ def training_data(
     max_audio_s: float = 30,
     max_dropped_share: float = 0.01,
 ) -> TrainingData:
-    tallies = {part.name: Tally(dataset=part.name, max_dropped_share=max_dropped_share) for part in mix.datasets}
-    return TrainingData(mix=mix, shards=shards, tallies=tallies, seed=seed, max_audio_s=max_audio_s, limit=limit)
+    sample_counts = {
+        part.name: SampleCount(dataset=part.name, max_dropped_share=max_dropped_share) for part in mix.datasets
+    }
+    return TrainingData(
+        mix=mix, shards=shards, sample_counts=sample_counts, seed=seed, max_audio_s=max_audio_s, limit=limit
+    )
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def take(data: TrainingData, features: FeatureStore, number: int, *, num_threads
     """The first draws of a training."""
     with contextlib.closing(draws(data, features, num_threads)) as endless:  # type: ignore[type-var]
         taken = [draw for draw in itertools.islice(endless, number) if draw is not None]
-    features.drop_unfinished()
+    features.abandon_unfinished()
     return taken
 
 
@@ -97,7 +101,7 @@ def shown(drawn: Sequence[Draw], clip_encoder: ClipEncoder) -> list[tuple[str, s
     """Prompts, targets, clips and the bits of their features."""
     lines = []
     for draw in drawn:
-        clip = clip_encoder.encode([draw.clip], "seed")[0] if isinstance(draw.clip, Recording) else draw.clip
+        clip = clip_encoder.encode([draw.clip], "seed")[0] if isinstance(draw.clip, AudioClip) else draw.clip
         lines.append((draw.prompt, draw.target, f"{clip.shard} {clip.key}", clip.frames().numpy().tobytes()))
     return lines
 
@@ -130,7 +134,7 @@ def test_draws_are_the_same_bits_whatever_is_kept_and_whatever_decodes(
     honours_mask: bool, limit: int | None, tmp_path: Path, clip_encoder: ClipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 4)
-    monkeypatch.setattr("xares_bench.features.recorder._FILE_BYTES", 2000)
+    monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 2000)
     # This encoder lets padding show, so that with a mask a clip's features tell which others it was encoded with.
     clip_encoder = dataclasses.replace(clip_encoder, honours_mask=honours_mask)
     mix = make_mix("mix", [dataset("a", ["x?", "y?"]), dataset("b")], [3, 1], steps=1)
@@ -153,11 +157,11 @@ def test_draws_are_the_same_bits_whatever_is_kept_and_whatever_decodes(
                     store.remove("features", entry.folder.name)
             drawn, data = run(store, max_bytes, num_threads)
             assert shown(drawn, clip_encoder) == expected, (num_threads, max_bytes, evict)
-            assert data.tallies == plain_data.tallies, "counted alike, however far ahead"
+            assert data.sample_counts == plain_data.sample_counts, "counted alike, however far ahead"
         assert len(store.entries("features")) >= 2
-    dropped = {(sample.clip, sample.reason.partition(":")[0][:12]) for sample in plain_data.tallies["a"].dropped}
+    dropped = {(sample.clip, sample.reason.partition(":")[0][:12]) for sample in plain_data.sample_counts["a"].dropped}
     assert {("0-2", "unreadable a"), ("0-4", "none of the "), ("0-6", "no audio mem")} <= dropped
-    assert plain_data.tallies["a"].num_samples == (12 if limit else 27)
+    assert plain_data.sample_counts["a"].num_samples == (12 if limit else 27)
 
 
 def test_decoding_and_encoding_leave_the_generator_of_the_dropout_alone(tmp_path: Path, features: FeatureStore) -> None:
@@ -210,7 +214,7 @@ def test_long_recordings_are_cropped_to_another_window_at_every_pass(tmp_path: P
     shards = {"a": [shard_at(write_shard(tmp_path / "a.tar", [("ramp", ramp, {"label": "x"})]))]}
     mix = make_mix("mix", [dataset("a")], [1], steps=1)
     windows = [[draw.clip for draw in take(training_data(mix, shards, max_audio_s=0.5), features, 6)] for _ in range(2)]
-    waveforms = [[clip.waveform for clip in run if isinstance(clip, Recording)] for run in windows]
+    waveforms = [[clip.waveform for clip in run if isinstance(clip, AudioClip)] for run in windows]
     assert all(len(waveform) == 8000 for waveform in waveforms[0])
     assert len({float(waveform[0]) for waveform in waveforms[0]}) == 6
     assert [float(w[0]) for w in waveforms[0]] == [float(w[0]) for w in waveforms[1]]
@@ -235,9 +239,9 @@ def test_unusable_samples_are_passed_over_and_counted_once(
     data = training_data(mix, shards)
     drawn = targets(data, features, 900, num_threads=num_threads)
     assert drawn[:300] == [f"good {i}" for i in range(300)] == drawn[300:600]
-    tally = data.tallies["a"]
-    assert tally.num_samples == 302
-    assert [dropped.clip for dropped in tally.dropped] == ["a", "b"]
+    sample_count = data.sample_counts["a"]
+    assert sample_count.num_samples == 302
+    assert [dropped.clip for dropped in sample_count.dropped] == ["a", "b"]
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -245,7 +249,7 @@ def test_only_what_was_drawn_is_counted(num_threads: int, tmp_path: Path, featur
     mix = make_mix("mix", [dataset("a")], [1], steps=1)
     data = training_data(mix, {"a": write_shards(tmp_path, "a", 2, 8)})
     assert len(targets(data, features, 11, num_threads=num_threads)) == 11
-    assert data.tallies["a"].num_samples == 11
+    assert data.sample_counts["a"].num_samples == 11
 
 
 def sample(label: str) -> list[tuple[str, bytes]]:
@@ -286,7 +290,7 @@ def test_a_damaged_shard_is_an_error_of_the_draws_and_nothing_of_it_is_kept(
     mix = make_mix("mix", [dataset("a")], [1], steps=1)
     with pytest.raises(DataError, match=r"damaged archive"):
         take(training_data(mix, {"a": [shard]}), features, 60, num_threads=num_threads)
-    features.drop_unfinished()
+    features.abandon_unfinished()
     assert not [
         path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix not in (".lock", ".keys")
     ]

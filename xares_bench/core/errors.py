@@ -6,27 +6,27 @@
     │   ├── CatalogueError     a dataset, mix, preset or recipe is ill-defined
     │   └── BaselineError      a baseline is missing, unreadable or not comparable
     ├── EncoderError       the encoder cannot be loaded or breaks its contract
-    ├── DataError          a shard is missing, damaged or holds unusable samples
+    ├── DataError          a shard is missing or damaged, or too many samples are unusable
     ├── DiskError          something cannot be written
-    ├── TrainingError      the training does not converge to anything
-    └── OutOfMemory        there is too little memory, and no way to need less
+    ├── TrainingError      the loss of a training is not a finite number
+    └── OutOfMemory        there is too little memory, and no smaller batch helps
 
-    EncoderWarning         a finding about the encoder that does not keep it from being used
-    DamageWarning          something that was kept was damaged, or could not be kept; it is made anew
-    ShortageWarning        there is too little memory to do as much at once as was meant
+    EncoderWarning         the encoder breaks a clause of the contract that scoring does not need
+    CacheWarning           something in the cache was damaged, or could not be cached; it is recomputed
+    ShortageWarning        there is too little memory for a batch; it is split
 
-Every message says what was found, what was expected and what to do. Mistakes of programmers are assertions.
+Every message says what was found, what was expected and what to do. Programming errors are assertions.
 """
 
 from __future__ import annotations
 
 
 class XaresError(Exception):
-    """Anything that a user of the benchmark can cause and mend."""
+    """Any error that a user of the benchmark can cause and fix."""
 
 
 class UsageError(XaresError):
-    """A command line, a specification or a YAML file is wrong; nothing has been started."""
+    """A command line, a specification or a YAML file is wrong; nothing was started."""
 
 
 class EncoderSpecError(UsageError):
@@ -42,28 +42,28 @@ class BaselineError(UsageError):
 
 
 class EncoderError(XaresError):
-    """The encoder cannot be loaded, or does not do what the contract says.
+    """The encoder cannot be loaded, or breaks its contract.
 
     Attributes:
-        clause: Name of the contract's clause that does not hold.
+        clause: Name of the broken clause.
     """
 
     def __init__(self, clause: str, message: str) -> None:
-        """Keep the clause's name beside the message."""
+        """Store the name of the clause beside the message."""
         super().__init__(message)
         self.clause = clause
 
 
 class EncoderWarning(UserWarning):
-    """The encoder breaks a clause of the contract that scores can be had without."""
+    """The encoder breaks a clause of the contract that scoring does not need."""
 
 
-class DamageWarning(UserWarning):
-    """Something that was kept was damaged on disk, or could not be kept; it is made anew when it is needed."""
+class CacheWarning(UserWarning):
+    """Something in the cache was damaged, or could not be cached; it is recomputed when it is needed."""
 
 
 class ShortageWarning(UserWarning):
-    """Memory does not suffice to do as much at once as was meant; it goes on more slowly, to the same results."""
+    """There is too little memory for a batch; it is split, which takes longer and does not change results."""
 
 
 class DataError(XaresError):
@@ -75,8 +75,8 @@ class DiskError(XaresError, OSError):
 
 
 class TrainingError(XaresError):
-    """The loss of a training is no longer a finite number."""
+    """The loss of a training is not a finite number."""
 
 
 class OutOfMemory(XaresError):
-    """Memory does not suffice, and doing less at a time would give other results or is not possible."""
+    """There is too little memory, and a smaller batch is impossible or would change results."""

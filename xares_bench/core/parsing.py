@@ -1,4 +1,4 @@
-"""Reading YAML so that whatever is wrong with it is said with file and key."""
+"""Reading YAML and JSON: every error names the file and the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_MESSAGE_LENGTH = 1000
 _MAX_SHOWN_LENGTH = 80
 _MAX_INTEGER = 2**63 - 1
 
-# Writes a value out to a few levels and items.
+# Shortens nested values for messages.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -30,10 +30,10 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 @dataclass(frozen=True)
 class Section:
-    """A mapping of a YAML file that knows where it stands.
+    """A mapping in a YAML file, with its place in the file.
 
-    Its methods return a key's value in the type asked for, or raise the file's error naming file, key, what was found
-    and what was expected.
+    Each method returns the value of a key in one type, or raises `error` with file, key, what was found and what was
+    expected.
     """
 
     file: Path
@@ -42,18 +42,18 @@ class Section:
     error: type[UsageError]
 
     def fail(self, key: str | None, message: str) -> NoReturn:
-        """Raise the file's error, naming file and key."""
+        """Raise `error`, with file and key."""
         where = self.place if key is None else self._place_of(key)
         raise self.error(f"{self.file}: {where + ': ' if where else ''}{_cut(message)}")
 
     def only(self, *known: str) -> None:
-        """Refuse keys that are not known here."""
+        """Refuse unknown keys."""
         for key in self.values:
             if key not in known:
                 self.fail(_name(key), f"unknown key; expected one of {', '.join(known)}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Whether the key is present and not null."""
         return self.values.get(key) is not None
 
     def sections(self) -> Iterator[tuple[str, Section]]:
@@ -72,7 +72,7 @@ class Section:
         """A non-empty string."""
         value = self._value(key)
         if not isinstance(value, str) or not value.strip():
-            self.fail(key, f"found {shown(value)}, expected a non-empty text")
+            self.fail(key, f"found {shown(value)}, expected non-empty text")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
@@ -84,11 +84,11 @@ class Section:
             or not items
             or not all(isinstance(item, str) and item.strip() for item in items)
         ):
-            self.fail(key, f"found {shown(value)}, expected a non-empty text or a list of them")
+            self.fail(key, f"found {shown(value)}, expected non-empty text or a list of it")
         return tuple(items)
 
     def integer(self, key: str, *, at_least: int) -> int:
-        """A whole number, no less than the bound."""
+        """A whole number of at least `at_least`."""
         value = self._value(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
             self.fail(key, f"found {shown(value)}, expected a whole number of at least {at_least}")
@@ -97,7 +97,7 @@ class Section:
         return value
 
     def number(self, key: str, *, above: float = -math.inf) -> float:
-        """A finite number above the bound."""
+        """A finite number above `above`."""
         value = self._value(key)
         try:
             number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
@@ -109,10 +109,10 @@ class Section:
         return number
 
     def scalars(self) -> dict[str, Any]:
-        """Every key with its value, which is a text, a number, true or false."""
+        """Every key with its value, which is text, a number, true or false."""
         for key, value in self.values.items():
             if not isinstance(value, str | int | float):
-                self.fail(_name(key), f"found {shown(value)}, expected a text, a number, true or false")
+                self.fail(_name(key), f"found {shown(value)}, expected text, a number, true or false")
         return {key if isinstance(key, str) else _name(key): value for key, value in self.values.items()}
 
     def boolean(self, key: str) -> bool:
@@ -132,7 +132,7 @@ class Section:
 
 
 def read_yaml(path: Path, error: type[UsageError]) -> Section:
-    """The mapping that a YAML file holds.
+    """The mapping in a YAML file.
 
     Raises:
         UsageError: Of the given type: the file cannot be read, is not YAML, repeats a key or is not a mapping.
@@ -150,7 +150,7 @@ def read_yaml(path: Path, error: type[UsageError]) -> Section:
     try:
         _check_depth(text)
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, AttributeError) as cause:  # the latter two e.g. of the date 2024-99-99
+    except (yaml.YAMLError, ValueError, AttributeError) as cause:  # the last two are raised e.g. by the date 2024-99-99
         raise error(f"{path}: not a valid YAML file: {_cut(' '.join(str(cause).split()))}") from None
     if not isinstance(value, Mapping):
         raise error(f"{path}: found {shown(value)}, expected a mapping of keys to values")
@@ -158,9 +158,9 @@ def read_yaml(path: Path, error: type[UsageError]) -> Section:
 
 
 def shown(value: object) -> str:
-    """A value for a message: on one line, short, and quickly, however large it is.
+    """A value for a message: on one line, shortened, and quickly, however large it is.
 
-    Aliases make a small file hold a list of lists of ... of a billion words, which `repr` would write out.
+    With aliases, a small file can describe a list of lists of ... of a billion words, which `repr` would write out.
 
     >>> shown(["a", None]), shown(None)
     ("['a', None]", 'nothing')
@@ -169,20 +169,20 @@ def shown(value: object) -> str:
         return "nothing"
     try:
         return _SHORT.repr(value)[:_MAX_SHOWN_LENGTH]
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python formats no number of more than 4300 digits
         return "a very long number"
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]  # the base is chosen at run time
-    """The safe loader, except that a repeated key is an error and that merge keys cannot fill the memory."""
+    """PyYAML's safe loader, but a repeated key is an error and merge keys cannot fill the memory."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        """Build a document whose keys all differ."""
+        """Check for repeated keys, then build the document."""
         _check_keys(node)
         return super().construct_document(node)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace merge keys by what they stand for, each key once, where the base class would keep all repetitions."""
+        """Resolve merge keys, each key once; the base class would keep all repetitions."""
         super().flatten_mapping(node)
         pairs: dict[object, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
@@ -191,14 +191,14 @@ class _Loader(_BaseLoader):  # type: ignore[misc]  # the base is chosen at run t
 
 
 def _name(key: object) -> str:
-    """What to call a key, which YAML lets be any text, number, date or nothing."""
+    """A key for messages; in YAML it can be text, a number, a date or null."""
     if isinstance(key, str) and key.isprintable() and len(key) <= _MAX_SHOWN_LENGTH:
         return key
     return "null" if key is None else shown(key)
 
 
 def _check_depth(text: str) -> None:
-    """Refuse deep nesting, on which the loader, a recursive C function, would crash the interpreter."""
+    """Refuse deep nesting: the loader, a recursive C function, would crash the interpreter."""
     depth = 0
     for event in yaml.parse(text, Loader=_BaseLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -212,7 +212,7 @@ def _check_depth(text: str) -> None:
 def _check_keys(root: yaml.Node) -> None:
     """Refuse a repeated key, anywhere in a document."""
     nodes, seen = [root], {id(root)}
-    for node in nodes:  # grows meanwhile
+    for node in nodes:  # grows in the loop: recursion could overflow the stack
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             names = set()
@@ -222,13 +222,13 @@ def _check_keys(root: yaml.Node) -> None:
                     continue  # a list or a mapping, which the base class refuses
                 if key.value in names:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {shown(key.value)} stands there twice", key.start_mark
+                        None, None, f"the key {shown(key.value)} is repeated", key.start_mark
                     )
                 names.add(key.value)
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
         for child in children:
-            if id(child) not in seen:  # an alias is the very node that it stands for
+            if id(child) not in seen:  # an alias is the same node object as its anchor
                 seen.add(id(child))
                 nodes.append(child)
 
@@ -238,10 +238,10 @@ def _cut(message: str) -> str:
 
 
 def parse_json(text: str | bytes, **arguments: Any) -> Any:
-    """What a JSON text says; arguments are those of `json.loads`.
+    """The value of a JSON text; arguments are those of `json.loads`.
 
     Raises:
-        ValueError: It is no JSON, or nested deeper than Python's stack.
+        ValueError: The text is not JSON, or is nested deeper than Python's stack.
     """
     try:
         return json.loads(text, **arguments)

@@ -1,4 +1,4 @@
-"""Progress bars for long work; silent when nobody watches."""
+"""Progress bars for long work; silent unless standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Literal, Protocol
 
 
 class Advance(Protocol):
-    """Reports that some units of work are done, with an optional word on how it goes; may be called from any thread."""
+    """Reports finished units of work, with an optional note such as the loss; may be called from any thread."""
 
     def __call__(self, num_done: int = 1, note: str = "") -> None:
-        """Move the bar on."""
+        """Advance the bar."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Opens a bar per piece of work on a terminal's standard error, and nothing otherwise.
+    """Shows progress bars on a terminal's standard error; elsewhere, nothing.
 
     Attributes:
         uncaptured: Context in which standard error is the terminal's, e.g. with pytest's capturing off.
@@ -33,7 +33,7 @@ class Progress:
     def bar(
         self, description: str, total: int, unit: Literal["steps", "bytes"] = "steps", *, num_before: int = 0
     ) -> Iterator[Advance]:
-        """A bar of `total` units, some done before, for the time of the block; bytes are shown with sizes and speed."""
+        """Show a bar of `total` units, `num_before` of them done, during the block; bytes with sizes and speed."""
         with self.uncaptured():
             if self.quiet or not sys.stderr.isatty():
                 yield _ignore
@@ -61,10 +61,10 @@ class Progress:
 
 
 def hush_transformers() -> None:
-    """Keep transformers, imported already or later, from drawing bars wherever it loads weights, also into logs."""
+    """Disable the bars that transformers draws, even into logs, when it loads weights; imported already or not."""
     from huggingface_hub.utils import disable_progress_bars
 
-    # When it is imported, transformers asks whether the hub's are disabled.
+    # On import, transformers disables its own bars if those of huggingface_hub are disabled.
     disable_progress_bars()
     imported = sys.modules.get("transformers.utils.logging")
     if imported is not None:
@@ -72,4 +72,4 @@ def hush_transformers() -> None:
 
 
 def _ignore(num_done: int = 1, note: str = "") -> None:
-    """Report to nobody."""
+    """Report nothing."""

@@ -1,8 +1,13 @@
-"""The store: content-addressed folders, each finished or to be made anew.
+"""The store: a cache of folders on disk, each either finished or ignored.
 
-An entry is a folder named by the digest of what makes it. Its `manifest.json` is written last, so a folder without
-one is unfinished work and is never read. The manifest holds size and digest of every file, so that a damaged entry is
-found and made anew. A lock beside the folder lets one process make an entry while others wait for it and then read it.
+An entry is a folder whose name is the key: the digest of everything that its content depends on. Three rules make it
+safe to kill a process at any moment:
+
+- The manifest is written last, after every other file has been flushed to the disk (`fsync`). A folder without one is
+  unfinished and is never read. In the other order, a power failure could leave a manifest beside empty files.
+- The manifest contains size and digest of every file, so that damage is found, and the entry recomputed.
+- A lock beside the folder (not in it: the folder is deleted and made again) lets one process fill an entry, while
+  others wait for it and then use it.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import DamageWarning, DiskError
+from xares_bench.core.errors import CacheWarning, DiskError
 from xares_bench.core.parsing import parse_json
 
 if TYPE_CHECKING:
@@ -29,10 +34,10 @@ MANIFEST = "manifest.json"
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says what the block was writing, where the disk refuses it.
+    """Turn an `OSError` of the block into an error that names the path.
 
     Raises:
-        DiskError: It does.
+        DiskError: The block cannot write.
     """
     try:
         yield
@@ -40,27 +45,27 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as cause:
         error = DiskError(
-            f"{path} cannot be written: {cause.strerror or cause}; make room or name another folder, and give the same "
-            "command again (what is finished is kept)"
+            f"{path} cannot be written: {cause.strerror or cause}; make room or choose another folder, and run the "
+            "same command again (finished results are cached)"
         )
         error.errno = cause.errno
         raise error from cause
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is there whole or not at all (temporary name, fsync, rename).
+    """Write a file completely or not at all (temporary name, fsync, rename).
 
     Raises:
-        DiskError: It cannot be written; what was there before still is.
+        DiskError: It cannot be written; an earlier version is unchanged.
     """
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, bytes | str]) -> None:
-    """Write files that belong together, as `write_atomically` does: none of them before all are on the disk.
+    """Write files that belong together, like `write_atomically`: all are on the disk before the first is renamed.
 
     Raises:
-        DiskError: One of them cannot be written; what was there before still is.
+        DiskError: One of them cannot be written; earlier versions are unchanged.
     """
     temporaries: dict[Path, Path] = {}
     try:
@@ -68,10 +73,12 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
             data = content.encode("utf-8") if isinstance(content, str) else content
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                # In the same folder, since a rename is atomic only within a file system.
                 temporaries[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
                 with temporaries[path].open("wb") as file:
                     file.write(data)
                     file.flush()
+                    # Before the rename: file systems may write the new name to the disk before the bytes it names.
                     os.fsync(file.fileno())
         for path, temporary in temporaries.items():
             with writing(path):
@@ -87,9 +94,9 @@ class Entry:
     """A finished folder of the store.
 
     Attributes:
-        folder: Where its files are.
-        manifest: What was written when it was finished.
-        reused: Whether it was there already when it was asked for.
+        folder: Contains its files.
+        manifest: The content of its manifest.
+        reused: Whether it was found in the store, not made by this call.
     """
 
     folder: Path
@@ -98,12 +105,12 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """Size of its files, the manifest left out."""
+        """Size of its files without the manifest."""
         return sum(described["size_bytes"] for described in self.manifest["files"].values())
 
 
 class Unfinished:
-    """A folder that is being filled, by the one process that holds its lock."""
+    """A folder that is being filled by the one process that holds its lock."""
 
     def __init__(self, folder: Path, lock: FileLock) -> None:
         """Empty the folder; the lock is held already."""
@@ -113,7 +120,7 @@ class Unfinished:
         folder.mkdir()
 
     def finish(self, manifest: Mapping[str, Any]) -> Entry:
-        """Bring its files to the disk, write the manifest, and let others in."""
+        """Flush its files to the disk, write the manifest, and release the lock."""
         try:
             with writing(self.folder):
                 files = {path.name: _describe(path) for path in sorted(self.folder.iterdir())}
@@ -128,30 +135,30 @@ class Unfinished:
         return Entry(folder=self.folder, manifest=finished, reused=False)
 
     def abandon(self) -> None:
-        """Leave nothing of it; what is finished or abandoned already stays as it is, for it may be another's by now."""
+        """Remove the folder, unless it was finished or abandoned before."""
         if not self._lock.is_locked:
-            return
+            return  # without the lock, the folder may belong to another process by now
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Finished results under one root, as `ROOT/KIND/KEY/`."""
+    """Finished entries below one root, as `ROOT/KIND/KEY/`."""
 
     root: Path
     _intact: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def find(self, kind: str, key: str) -> Entry | None:
-        """The finished entry of that key, or None; its files are there in their sizes, and not read."""
+        """The finished entry of a key, or None. Sizes of its files are checked; their content is not read."""
         folder = self.root / kind / key
         manifest = _read_manifest(folder)
         return None if manifest is None else Entry(folder=folder, manifest=manifest, reused=True)
 
     def use(self, kind: str, key: str) -> Entry | None:
-        """The finished entry of that key, or None; its files are read once in the life of this object.
+        """The finished entry of a key, or None. Digests of its files are checked once per `Store` object.
 
-        Where one is not what was written, the entry is removed, with a warning, so that it is made anew.
+        A damaged entry is removed with a warning, so that it is recomputed.
         """
         entry = self.find(kind, key)
         folder = self.root / kind / key
@@ -159,7 +166,7 @@ class Store:
             return entry
         damaged = _damaged_file(folder)
         if damaged is not None:
-            warnings.warn(f"{damaged} is damaged; it is made anew", DamageWarning, stacklevel=2)
+            warnings.warn(f"{damaged} is damaged; it is recomputed", CacheWarning, stacklevel=2)
             self._remove_damaged(kind, key)
             return None
         if entry is not None:
@@ -167,20 +174,20 @@ class Store:
         return entry
 
     def begin(self, kind: str, key: str, *, wait: bool) -> Unfinished | None:
-        """An empty folder to fill.
+        """Start an entry.
 
         Args:
-            kind: What it is, e.g. `"features"`.
-            key: Digest of everything that it depends on.
-            wait: If another process fills it just now, whether to wait for it, or to return None.
+            kind: Kind of entry, e.g. `"features"`.
+            key: Digest of everything that its content depends on.
+            wait: Whether to wait for another process that is filling the entry; if not, None is returned.
 
         Returns:
-            None where there is nothing to fill: the entry is there by now, or another process is at it.
+            An empty folder to fill; None: another process has finished the entry meanwhile, or is filling it.
 
         Raises:
-            DiskError: There cannot be one.
+            DiskError: The folder cannot be created.
         """
-        from filelock import FileLock, Timeout  # deferred: a run that finds everything finished locks nothing
+        from filelock import FileLock, Timeout  # deferred: not needed if everything is cached
 
         folder = self.root / kind / key
         lock = FileLock(folder.with_suffix(".lock"))
@@ -190,19 +197,20 @@ class Store:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
                 return None
+            # Looked up again under the lock: another process may have finished the entry while this one waited for it.
             if self.find(kind, key) is not None:
                 lock.release()
                 return None
             return Unfinished(folder, lock)
 
     def obtain(self, kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
-        """The finished entry of that key, made now if need be.
+        """The finished entry of a key, made now if it is not cached.
 
         Args:
-            kind: What it is, e.g. `"lalms"`.
-            key: Digest of everything that it depends on.
-            make: Fills the empty folder it is given and returns what to write into the manifest. If it raises,
-                nothing of it is kept.
+            kind: Kind of entry, e.g. `"lalms"`.
+            key: Digest of everything that its content depends on.
+            make: Fills the empty folder that it is given, and returns additional fields of the manifest. If it raises,
+                the folder is removed.
 
         Raises:
             DiskError: It cannot be written.
@@ -228,7 +236,7 @@ class Store:
         return [entry for entry in (self.find(kind, key) for key in sorted(keys)) if entry is not None]
 
     def _remove_damaged(self, kind: str, key: str) -> None:
-        """Take an entry away, unless another process makes it anew, or has done so by now."""
+        """Remove a damaged entry, unless another process is recomputing it, or has done so meanwhile."""
         from filelock import FileLock, Timeout
 
         folder = self.root / kind / key
@@ -242,31 +250,31 @@ class Store:
         lock.release()
 
     def remove(self, kind: str, key: str) -> None:
-        """Take an entry away; first its manifest, so that what is left of it is never trusted."""
+        """Remove an entry: its manifest first, so that a half-removed one is never used."""
         folder = self.root / kind / key
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         self._intact.discard(folder)
 
     def remove_leftovers(self, kind: str) -> None:
-        """Take away what killed processes have left unfinished; what somebody is filling is locked, and stays."""
+        """Remove folders that killed processes left unfinished; a folder that is being filled is locked, and stays."""
         from filelock import FileLock, Timeout
 
-        # The lock's file is beside every folder that was ever begun.
+        # Every folder that was ever started has a lock file beside it.
         for lock_file in sorted((self.root / kind).glob("*.lock")):
             folder = lock_file.with_suffix("")
             if not folder.is_dir() or (folder / MANIFEST).exists():
                 continue
             try:
                 with FileLock(lock_file, timeout=0):
-                    if not (folder / MANIFEST).exists():  # nobody has finished it meanwhile
+                    if not (folder / MANIFEST).exists():  # not finished meanwhile
                         shutil.rmtree(folder, ignore_errors=True)
             except Timeout:
                 continue
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished folder whose files are all there, in their sizes."""
+    """The manifest of a finished folder, if all files are there with the right sizes; else None."""
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         is_whole = manifest["key"] == folder.name and all(
@@ -278,7 +286,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _damaged_file(folder: Path) -> Path | None:
-    """The first file that is not what was written when the folder was finished; None: none, or it never was."""
+    """The first file that differs from the manifest; None: no file does, or the folder is unfinished."""
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, str] = {name: described["sha256"] for name, described in manifest["files"].items()}
@@ -295,7 +303,7 @@ def _damaged_file(folder: Path) -> Path | None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """Size and digest of a file whose bytes have been brought to the disk."""
+    """Flush a file to the disk; its size and digest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"size_bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -1,6 +1,6 @@
-"""From a tar file to samples.
+"""Samples: read from tar files, with their audio and their targets.
 
 shards   tar files: located, verified, read sample by sample
-audio    the bytes of a sound file as a mono waveform at 16 kHz
-targets  what of a sample's JSON the model is to predict
+audio    reads an audio file as a mono waveform at 16 kHz
+targets  the texts of a sample's JSON that the model should predict
 """

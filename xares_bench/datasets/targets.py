@@ -1,4 +1,4 @@
-"""Targets: what of a sample's JSON is to be predicted, by the keys of its dataset."""
+"""Targets: the texts that the model should predict for a clip, found in its JSON under the keys of its dataset."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.audio import missing_extra
 from xares_bench.datasets.shards import Shard, read_samples
 
-# A longer target is data gone wrong.
-_MAX_TARGET_LETTERS = 20_000
-# Where a target is looked for after a dataset's own keys.
+# A longer target is an error in the data, and would not fit into a sequence of the decoder.
+_MAX_TARGET_CHARACTERS = 20_000
+# Keys that are tried after a dataset's own, in this order.
 FALLBACK_TARGET_KEYS = ("captions", "caption", "text")
 
 
 def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
-    """The targets of a clip, by the split's own keys and then by the usual ones.
+    """The targets of a clip, under the split's own keys or else the usual ones.
 
     Raises:
         ValueError: There is none.
@@ -36,10 +36,10 @@ def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
 
 
 def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
-    """Look at the first sample of every shard, so that what cannot work is said before anything is trained.
+    """Check the first sample of every shard, so that a wrong key or a missing extra is found before any training.
 
     Raises:
-        DataError: A shard holds files that a missing extra decodes, or no first sample at all could be used.
+        DataError: The audio needs an extra that is not installed, or all of the first samples are unusable.
     """
     problems = []
     num_shards = 0
@@ -47,7 +47,7 @@ def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard])
         try:
             sample = next(read_samples(shard), None)
         except DataError:
-            continue  # damaged: whoever reads it in full will say so
+            continue  # damaged: reported with the clips that are lost, when the shard is read in full
         num_shards += 1
         if sample is None:
             problems.append(f"{shard.name} is empty")
@@ -60,11 +60,11 @@ def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard])
             problems.append(f"{sample.key} of {shard.name}: {problem}")
     if problems and len(problems) == num_shards:
         more = f"; the same of {num_shards - 1} more shards" if num_shards > 1 else ""
-        raise DataError(f"{dataset.name}: {problems[0]}{more}; mend the shards, or name their key")
+        raise DataError(f"{dataset.name}: {problems[0]}{more}; fix the shards, or name their key")
 
 
 def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets of a clip: the first of the keys that is present, a list being several targets.
+    """The targets of a clip, under the first of the keys that is present; a list is several targets.
 
     >>> find_targets({"num_speakers": 3}, ("label", "num_speakers"))
     ('3',)
@@ -72,7 +72,7 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
     ('a dog', 'barking')
 
     Raises:
-        ValueError: None of the keys is there, or what is there is neither text nor number nor a list of those.
+        ValueError: None of the keys is present, or its value is not text, a number or a list of them.
     """
     for key in keys:
         if key in fields:
@@ -83,8 +83,8 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
                 )
             targets = tuple(str(value) for value in values)
             longest = max(map(len, targets))
-            if longest > _MAX_TARGET_LETTERS:
-                raise ValueError(f"key {key!r} holds {longest} letters, expected at most {_MAX_TARGET_LETTERS}")
+            if longest > _MAX_TARGET_CHARACTERS:
+                raise ValueError(f"key {key!r} holds {longest} characters, expected at most {_MAX_TARGET_CHARACTERS}")
             if not all(target.strip() for target in targets):
                 raise ValueError(f"key {key!r} holds an empty text")
             return targets
@@ -92,9 +92,9 @@ def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str,
 
 
 def _is_target(value: object) -> bool:
-    """Whether a value is text that can be written, or a number other than NaN, an infinity, true and false."""
+    """Whether a value is text that can be written as UTF-8, or a finite number; a boolean is not."""
     if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half characters, which JSON can escape
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # lone surrogates, which JSON can escape
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)

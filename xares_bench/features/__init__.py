@@ -1,9 +1,9 @@
-"""What the encoder makes of every clip.
+"""Features: what the encoder computes from every clip.
 
-encoding  clips encoded in batches that leave every clip's features its own
-store     features of a shard, computed while they are used and cached per encoder
-recorder  writes a shard's features, and reads them back
-budget    how much disk features may take, and which are evicted first
-prefetch  sound files read ahead by threads, in order
-rows      a test split as (clip, target) pairs, and a count of the samples that cannot be used
+encoding      encodes clips in batches that do not change any clip's features
+store         computes the features of a shard while they are used, and caches them per encoder
+cached_shard  files of a shard's cached features
+budget        how much disk features may take, and which are evicted first
+prefetch      reads audio ahead, on threads
+rows          the (clip, target) pairs of a split, and a count of its samples
 """

@@ -1,8 +1,9 @@
-"""The features' budget: how much disk they may take, and which are given up for new ones.
+"""The budget of cached features: how much disk they may take, and which are evicted for new ones.
 
-What was used longest ago goes first, but nothing that this process or another living one has used: whoever trains on
-features for days must not lose them. Each process has a lease, a file that lists the keys it uses, beside a lock that
-it holds while it lives.
+The least recently used go first, but none that this or another living process has used: a training that reads its
+features for days must not lose them. Every process has a lease: a file that lists the keys it uses, and a lock beside
+it that it holds as long as it lives. The operating system releases the lock of a process that was killed, so a lease
+never outlives its process, and needs no clock, heartbeat or cleaning up at exit.
 """
 
 from __future__ import annotations
@@ -19,68 +20,69 @@ from xares_bench.core.store import MANIFEST, Entry, Store
 
 KIND = "features"
 
-# Other processes keep features, too: after so long, what there is is looked at again.
-_LOOK_AGAIN_S = 60.0
+# Other processes cache features, too: the disk is measured again after this time.
+_MEASURE_AGAIN_S = 60.0
 
-# Of the disk that is free or taken by features already, when no budget is given.
+# The default budget, as a share of the disk that is free or taken by cached features already.
 DEFAULT_SHARE = 0.5
 
 
 class FeatureBudget:
-    """Gives the features of a store room, and takes it from others."""
+    """Reserves disk for the features of a store, and evicts unused ones."""
 
     def __init__(self, store: Store, max_bytes: int | None) -> None:
-        """Nothing is looked at or created yet.
+        """Nothing is read or created yet.
 
         Args:
             store: Holds the features.
-            max_bytes: What they may take; None: a share of the disk.
+            max_bytes: How much they may take; None: a share of the disk.
         """
         self._store = store
-        self._asked_bytes = max_bytes
         self._max_bytes: int | None = max_bytes
         self._writing_bytes = 0
-        # What is free to be taken without looking again at what there is.
+        # What may be reserved without measuring the disk again.
         self._known_room_bytes = 0
-        self._looked_s = 0.0
-        self._lease: _Lease | None = None
+        self._measured_s = 0.0
+        self._own_lease: _Lease | None = None
         self._has_swept = False
 
     @property
     def max_bytes(self) -> int:
-        """What features may take."""
+        """How much features may take."""
         if self._max_bytes is None:
             free_bytes = shutil.disk_usage(_existing(self._store.root)).free
-            self._max_bytes = round(DEFAULT_SHARE * (free_bytes + self.kept_bytes))
+            self._max_bytes = round(DEFAULT_SHARE * (free_bytes + self.cached_bytes))
         return self._max_bytes
 
     @property
-    def kept_bytes(self) -> int:
-        """What finished features take."""
+    def cached_bytes(self) -> int:
+        """How much finished features take."""
         return sum(entry.size_bytes for entry in self._store.entries(KIND))
 
     def use(self, key: str) -> Entry | None:
-        """The features of that key, which from now on are not given up while this process lives; or None."""
+        """The cached features of a key, or None; they are not evicted while this process lives."""
         if not (self._store.root / KIND / key / MANIFEST).is_file():
             return None
-        with self._alone():
+        # Found and leased under one lock: between the two, another process could evict the entry.
+        with self._locked():
             entry = self._store.use(KIND, key)
             if entry is not None:
                 self._leased.add(key)
-                os.utime(entry.folder / MANIFEST)
+                os.utime(entry.folder / MANIFEST)  # the time of the last use, which decides what is evicted first
         return entry
 
-    def hold(self, key: str) -> None:
-        """Features that are being written are not given up either, once they are finished, while this process lives.
+    def lease(self, key: str) -> None:
+        """Protect features that are being written: once finished, they are not evicted while this process lives.
 
-        Else a first pass over more data than there is room for would write all of it, and keep the end of it only.
+        Otherwise the first pass over a dataset larger than the budget would write all of it, and end with only the last
+        shards cached, which the next pass evicts in turn before it reaches them.
         """
-        with self._alone():
+        with self._locked():
             self._leased.add(key)
 
     def reserve(self, size_bytes: int) -> bool:
-        """Whether there is room for so much more, after giving up what may be given up."""
-        is_known = size_bytes <= self._known_room_bytes and time.monotonic() - self._looked_s < _LOOK_AGAIN_S
+        """Whether there is room for this many more bytes, after evicting what may be evicted."""
+        is_known = size_bytes <= self._known_room_bytes and time.monotonic() - self._measured_s < _MEASURE_AGAIN_S
         if not is_known and not self._make_room(size_bytes):
             return False
         self._known_room_bytes -= size_bytes
@@ -88,14 +90,14 @@ class FeatureBudget:
         return True
 
     def release(self, size_bytes: int) -> None:
-        """What was reserved is given back, or is a finished entry by now."""
+        """Give up a reservation: its bytes belong to a finished entry by now, or were abandoned."""
         self._writing_bytes -= size_bytes
         self._known_room_bytes = 0
 
     def _make_room(self, size_bytes: int) -> bool:
         if self._writing_bytes + size_bytes > self.max_bytes:
             return False
-        with self._alone():
+        with self._locked():
             if not self._has_swept:
                 self._store.remove_leftovers(KIND)
                 self._has_swept = True
@@ -107,47 +109,50 @@ class FeatureBudget:
                 used = self._leased.keys | self._leased.of_others()
                 unused = [entry for entry in entries if entry.folder.name not in used]
                 if sum(entry.size_bytes for entry in unused) < excess_bytes:
-                    return False
+                    return False  # before anything is evicted: evicting without gaining the room would help nobody
                 for entry in sorted(unused, key=lambda entry: (entry.folder / MANIFEST).stat().st_mtime_ns):
                     self._store.remove(KIND, entry.folder.name)
                     excess_bytes -= entry.size_bytes
                     if excess_bytes <= 0:
                         break
         self._known_room_bytes = size_bytes - excess_bytes
-        self._looked_s = time.monotonic()
+        self._measured_s = time.monotonic()
         return True
 
-    def _alone(self) -> FileLock:
+    def _locked(self) -> FileLock:
+        """The lock under which processes look up, lease and evict entries, one at a time."""
         folder = self._store.root / KIND
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / "budget.lock")
 
     @property
     def _leased(self) -> _Lease:
-        if self._lease is None:
-            self._lease = _Lease(self._store.root / KIND / "leases")
-        return self._lease
+        """This process's lease; made under `_locked`, so that nobody removes it before its lock is held."""
+        if self._own_lease is None:
+            self._own_lease = _Lease(self._store.root / KIND / "leases")
+        return self._own_lease
 
 
 class _Lease:
-    """The keys that this process uses, for others to read."""
+    """The keys that this process uses, in a file that other processes read."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.keys: set[str] = set()
+        # The process id is for people; ids are used again, so a random part tells leases apart.
         self._file = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.keys"
         self._lock = FileLock(self._file.with_suffix(".lock"))
         self._lock.acquire()
 
     def add(self, key: str) -> None:
-        """Use a key from now on."""
+        """Add a key to the lease."""
         if key not in self.keys:
             self.keys.add(key)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(key + "\n")
 
     def of_others(self) -> set[str]:
-        """The keys that other living processes use; what dead ones have left is cleaned up."""
+        """The keys that other living processes use; leases of dead processes are removed."""
         used: set[str] = set()
         for lock_file in self._file.parent.glob("*.lock"):
             keys_file = lock_file.with_suffix(".keys")
@@ -156,7 +161,7 @@ class _Lease:
             lock = FileLock(lock_file)
             try:
                 lock.acquire(timeout=0)
-            except Timeout:
+            except Timeout:  # its process lives
                 used.update(keys_file.read_text(encoding="utf-8").split() if keys_file.is_file() else ())
                 continue
             keys_file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Clips: recordings of samples, encoded in batches that leave every clip's features its own.
+"""Encoding: audio of clips in, features out, in batches that do not change any clip's features.
 
 Shapes: B clips, S samples at 16 kHz, T frames, D `output_dim`.
 """
@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError
-from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, decode
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, read_audio
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Samples of audio in one call of the encoder, padding included (2 minutes), and rows.
+# The largest batch: samples of audio, padding included (2 minutes), and clips. Fixed, not fitted to the memory at hand:
+# the batches that clips share are the same on every machine. Where memory is short, `in_halves` splits them.
 _BATCH_SAMPLES = 120 * SAMPLE_RATE_HZ
 _BATCH_CLIPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFrames:
-    """Frames on disk: `num_frames` rows from `start` on of a safetensors file's tensor `frames`."""
+    """Frames on disk: `num_frames` frames, from index `start`, of the tensor `frames` in a safetensors file."""
 
     file: Path
     start: int
     num_frames: int
 
     def read(self) -> torch.Tensor:
-        """The frames, `[T, D]`; nothing else of the file is read."""
-        # Opened anew for every clip (some 60 microseconds): a file that stays open stays mapped, and counts as memory.
+        """The frames, `[T, D]`; the rest of the file is not read."""
+        # Reopened for every clip (some 60 microseconds): an open file stays mapped, and counts as memory.
         with safe_open(self.file, framework="pt") as opened:
             frames: torch.Tensor = opened.get_slice("frames")[self.start : self.start + self.num_frames]
         return frames
@@ -49,7 +50,7 @@ class StoredFrames:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """One usable clip: its features, in memory or on disk, and its JSON fields.
+    """One encoded clip: its features, in memory or on disk, and its JSON fields.
 
     Attributes:
         key: Name of the sample in its shard.
@@ -57,7 +58,7 @@ class Clip:
         duration_s: Seconds of audio that were encoded.
         num_frames: Feature frames.
         fields: The sample's JSON object.
-        features: The frames, or where they are.
+        features: The frames, or their place on disk.
     """
 
     key: str
@@ -73,15 +74,15 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recording:
-    """One clip that is decoded and not yet encoded.
+class AudioClip:
+    """One clip whose audio was read but not yet encoded.
 
     Attributes:
         key: Name of the sample in its shard.
         shard: Name of the shard.
         fields: The sample's JSON object.
         waveform: `[S]`, float32.
-        is_window: Whether it is a part of a longer clip.
+        is_window: Whether it was cropped from a longer clip.
     """
 
     key: str
@@ -98,12 +99,12 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEncoder:
-    """Makes clips of recordings, many at a time.
+    """Encodes clips in batches.
 
     Attributes:
-        encoder: Makes the features.
-        honours_mask: Whether recordings of different lengths may be padded and encoded together. If not, only those
-            of equal length share a batch.
+        encoder: Computes the features.
+        honours_mask: Whether clips of different lengths may be padded and encoded together. If not, only clips of equal
+            length share a batch.
         half_precision: Whether features are cast to float16.
     """
 
@@ -111,47 +112,47 @@ class ClipEncoder:
     honours_mask: bool
     half_precision: bool = False
 
-    def encode(self, recordings: Sequence[Recording], seed: str) -> list[Clip]:
-        """The clips of recordings, in the order given; features in memory.
+    def encode(self, audio_clips: Sequence[AudioClip], seed: str) -> list[Clip]:
+        """Encode clips; the result is in the order given, with features in memory.
 
         Args:
-            recordings: Any number of them.
+            audio_clips: Any number of clips.
             seed: An encoder that draws random numbers draws the same ones for the same seed.
 
         Raises:
-            EncoderError: The encoder does not keep its contract on one of the recordings, which is named.
-            OutOfMemory: There is too little memory for one of them.
+            EncoderError: The encoder breaks its contract on one of the clips, which is named.
+            OutOfMemory: There is too little memory to encode even a single clip.
         """
-        clips: list[Clip | None] = [None] * len(recordings)
-        # An operation of the user's encoder without a deterministic algorithm is no reason to refuse it.
+        clips: list[Clip | None] = [None] * len(audio_clips)
+        # Not required: an operation without a deterministic algorithm is no reason to refuse a user's encoder.
         algorithms = deterministic_algorithms(wanted=True, required=False)
         with seeded(int(digest_of(seed)[:15], 16), self.encoder.device), algorithms:
-            for batch in self._batches(recordings):
-                encoded = in_halves(self._encode, [recordings[i] for i in batch], "encoding")
+            for batch in self._batches(audio_clips):
+                encoded = in_halves(self._encode, [audio_clips[i] for i in batch], "encoding")
                 for index, features_TD in zip(batch, encoded, strict=True):
-                    recording = recordings[index]
+                    audio = audio_clips[index]
                     clips[index] = Clip(
-                        key=recording.key,
-                        shard=recording.shard,
-                        duration_s=recording.duration_s,
+                        key=audio.key,
+                        shard=audio.shard,
+                        duration_s=audio.duration_s,
                         num_frames=len(features_TD),
-                        fields=recording.fields,
+                        fields=audio.fields,
                         features=features_TD,
                     )
         return [clip for clip in clips if clip is not None]
 
-    def _encode(self, batch: Sequence[Recording]) -> list[torch.Tensor]:
-        """Features of every recording of a batch, `[T, D]` each, without the frames that the encoder masks out."""
-        lengths = [len(recording.waveform) for recording in batch]
+    def _encode(self, batch: Sequence[AudioClip]) -> list[torch.Tensor]:
+        """The features of every clip of a batch, `[T, D]` each, without the frames that the encoder masks out."""
+        lengths = [len(audio.waveform) for audio in batch]
         audio_BS = torch.zeros(len(batch), max(lengths))
-        for row, recording in enumerate(batch):
-            audio_BS[row, : lengths[row]] = torch.from_numpy(recording.waveform)
+        for row, audio in enumerate(batch):
+            audio_BS[row, : lengths[row]] = torch.from_numpy(audio.waveform)
         padded = min(lengths) < max(lengths)
         mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] if padded else None
         try:
             features_BTD, mask_BT = self.encoder(audio_BS, mask_BS)
         except EncoderError as cause:
-            names = ", ".join(f"{recording.key} of {recording.shard}" for recording in batch[:3])
+            names = ", ".join(f"{audio.key} of {audio.shard}" for audio in batch[:3])
             more = ", ..." if len(batch) > 3 else ""
             raise EncoderError(cause.clause, f"{cause} (on {names}{more})") from cause
         features = [
@@ -160,9 +161,9 @@ class ClipEncoder:
         ]
         return list(map(_halved, batch, features)) if self.half_precision else features
 
-    def _batches(self, recordings: Sequence[Recording]) -> Iterator[list[int]]:
-        """Indices of recordings to encode together: of equal length, or of like length where padding is harmless."""
-        lengths = [len(recording.waveform) for recording in recordings]
+    def _batches(self, audio_clips: Sequence[AudioClip]) -> Iterator[list[int]]:
+        """Indices of clips to encode together: of equal length, or of similar length where padding is harmless."""
+        lengths = [len(audio.waveform) for audio in audio_clips]
         order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
         batch: list[int] = []
         for index in order:
@@ -176,38 +177,38 @@ class ClipEncoder:
             yield batch
 
 
-def _halved(recording: Recording, features_TD: torch.Tensor) -> torch.Tensor:
-    """The features of a recording in float16.
+def _halved(audio: AudioClip, features_TD: torch.Tensor) -> torch.Tensor:
+    """The features of a clip in float16.
 
     Raises:
-        UsageError: They do not fit.
+        UsageError: A value is too large for float16.
     """
     halved_TD = features_TD.half()
     if not torch.isfinite(halved_TD).all():
         raise UsageError(
-            f"feature_dtype=float16: the features of {recording.key} of {recording.shard} reach "
+            f"feature_dtype=float16: the features of {audio.key} of {audio.shard} reach "
             f"{float(features_TD.abs().max()):g}, float16 ends at 65504; leave feature_dtype=encoder"
         )
     return halved_TD
 
 
-def decode_sample(sample: Sample, shard: str, max_audio_s: float | None, seed: str) -> Recording | DroppedSample:
-    """The recording of a sample, or what is wrong with it.
+def read_clip(sample: Sample, shard: str, max_audio_s: float | None, seed: str) -> AudioClip | DroppedSample:
+    """Read the audio of a sample; a `DroppedSample` says why it is unusable.
 
     Args:
-        sample: As the shard has it.
+        sample: A sample of the shard.
         shard: Name of the shard.
-        max_audio_s: A longer recording is cropped to a window of this many seconds; None: never.
+        max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
     """
     if sample.audio is None:
         return DroppedSample(shard=shard, clip=sample.key, reason=sample.problem or "no audio")
     try:
-        waveform = decode(sample.audio, sample.suffix)
+        waveform = read_audio(sample.audio, sample.suffix)
     except ValueError as cause:
         return DroppedSample(shard=shard, clip=sample.key, reason=str(cause))
     num_samples = len(waveform)
     if max_audio_s is not None:
         waveform = crop(waveform, max_audio_s, seed)
     is_window = len(waveform) < num_samples
-    return Recording(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)
+    return AudioClip(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)

@@ -1,7 +1,7 @@
-"""Decoding: samples in, recordings out, by a few threads that are ahead of whoever needs them.
+"""Reading ahead: audio files become waveforms on a few threads, before they are needed.
 
-libsndfile, soxr and FFmpeg let other threads run while they work. What is decoded, and in which order, is decided by
-who asks; the number of threads changes nothing but the time.
+libsndfile, soxr and FFmpeg let other threads run while they work. The caller decides what is read and in which order;
+the number of threads changes only the time.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from xares_bench.datasets.shards import Sample
-from xares_bench.features.encoding import Recording, decode_sample
+from xares_bench.features.encoding import AudioClip, read_clip
 from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
 
-# What may be asked for in advance: recordings, which take memory, the bytes of their files (a recording may last for
-# hours), and items that need none.
-_RECORDINGS_AHEAD = 128
+# How far ahead to read. Three limits: waveforms take memory; so do the bytes of their files, and a single one may last
+# for hours; and items without a request cost nothing, so only their number can stop the loop over them.
+_CLIPS_AHEAD = 128
 _BYTES_AHEAD = 16 << 20
 _ITEMS_AHEAD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingRequest:
-    """A sample to decode.
+class ReadRequest:
+    """A sample whose audio is to be read.
 
     Attributes:
-        sample: As the shard has it.
+        sample: A sample of the shard.
         shard: Name of the shard.
-        max_audio_s: A longer recording is cropped to a window of this many seconds; None: never.
+        max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
     """
 
@@ -43,41 +43,42 @@ class DecodingRequest:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the encoded audio."""
+        """Size of the audio file."""
         return len(self.sample.audio or b"")
 
-    def decode(self) -> Recording | DroppedSample:
-        """The recording, or why there is none."""
-        return decode_sample(self.sample, self.shard, self.max_audio_s, self.seed)
+    def read(self) -> AudioClip | DroppedSample:
+        """The audio, or why the sample is unusable."""
+        return read_clip(self.sample, self.shard, self.max_audio_s, self.seed)
 
 
-def decode_ahead(
-    items: Iterable[ItemT], requests_of: Callable[[ItemT], Sequence[DecodingRequest]], num_threads: int
-) -> Iterator[tuple[ItemT, list[Recording | DroppedSample]]]:
-    """Every item with its decoded requests, in order.
+def read_ahead(
+    items: Iterable[ItemT], requests_of: Callable[[ItemT], Sequence[ReadRequest]], num_threads: int
+) -> Iterator[tuple[ItemT, list[AudioClip | DroppedSample]]]:
+    """Every item with the results of its requests, in order.
 
     Args:
         items: May be endless; only a few are taken in advance.
-        requests_of: What to decode for an item, asked once each, in order.
-        num_threads: Threads that decode; 0: the one that asks.
+        requests_of: The requests of an item; called once per item, in order.
+        num_threads: Threads that read; 0: the calling thread reads.
     """
     if num_threads == 0:
         for item in items:
-            yield item, [request.decode() for request in requests_of(item)]
+            yield item, [request.read() for request in requests_of(item)]
         return
-    ahead: deque[tuple[ItemT, int, list[Future[Recording | DroppedSample]]]] = deque()
-    num_recordings = size_bytes = 0
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decoding")
+    ahead: deque[tuple[ItemT, int, list[Future[AudioClip | DroppedSample]]]] = deque()
+    num_clips = size_bytes = 0
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="reading")
     try:
         for item in items:
             requests = requests_of(item)
             item_bytes = sum(request.size_bytes for request in requests)
-            ahead.append((item, item_bytes, [pool.submit(request.decode) for request in requests]))
-            num_recordings += len(requests)
+            ahead.append((item, item_bytes, [pool.submit(request.read) for request in requests]))
+            num_clips += len(requests)
             size_bytes += item_bytes
-            while num_recordings > _RECORDINGS_AHEAD or size_bytes > _BYTES_AHEAD or len(ahead) > _ITEMS_AHEAD:
+            while num_clips > _CLIPS_AHEAD or size_bytes > _BYTES_AHEAD or len(ahead) > _ITEMS_AHEAD:
+                # The oldest item, finished or not: results leave in the order of the items, never as they come.
                 first, first_bytes, awaited = ahead.popleft()
-                num_recordings -= len(awaited)
+                num_clips -= len(awaited)
                 size_bytes -= first_bytes
                 yield first, [future.result() for future in awaited]
         for last, _, awaited in ahead:

@@ -1,4 +1,4 @@
-"""Rows: a split of a dataset becomes (clip, target) pairs, with every sample that could not be used named."""
+"""Rows: the (clip, target) pairs of a split, and a count of its samples that names the unusable ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import targets_of
 from xares_bench.features.encoding import Clip
-from xares_bench.features.recorder import Pending
+from xares_bench.features.store import Pending
 from xares_bench.scores.records import DroppedSample
 
 
@@ -19,12 +19,12 @@ class Features(Protocol):
     """Reads the clips of shards, with their features; see `FeatureStore.read`."""
 
     def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
-        """The clips of a shard in order, and the samples among them that cannot be used."""
+        """The clips of a shard in order, and the unusable samples among them."""
 
 
-# Clips that are generated for at a time, and their seconds: features in memory are bounded by them.
-_PART_CLIPS = 1024
-_PART_S = 3600.0
+# A batch ends at so many clips or seconds of audio: this bounds the features in memory during generation.
+_BATCH_CLIPS = 1024
+_BATCH_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,14 @@ class Row:
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """What became of the samples of one split.
+class SampleCount:
+    """How many samples of a split were read, and which of them are unusable.
 
     Attributes:
         dataset: Names the split in messages.
-        max_dropped_share: More unusable samples than this share are an error.
-        num_samples: Samples that were seen.
-        dropped: Those of them that could not be used.
+        max_dropped_share: A larger share of unusable samples is an error.
+        num_samples: Samples read so far.
+        dropped: The unusable ones.
     """
 
     dataset: str
@@ -51,17 +51,18 @@ class Tally:
     num_samples: int = 0
     dropped: list[DroppedSample] = field(default_factory=list)
 
-    def count(self, sample: object) -> None:
-        """Count one more sample, given what has become of it."""
+    def add(self, sample: object) -> None:
+        """Count one more sample; a `DroppedSample` is an unusable one."""
         self.num_samples += 1
         if isinstance(sample, DroppedSample):
             self.dropped.append(sample)
 
     def check(self, *, complete: bool) -> None:
-        """Raise if too many samples were unusable.
+        """Raise if too many samples are unusable.
 
         Args:
-            complete: Whether all samples were seen. If not, chance is given room: three standard deviations.
+            complete: Whether all samples were read. If not, the share is an estimate from the first ones, and may
+                exceed the allowed one by three standard deviations of a Poisson count.
 
         Raises:
             DataError: There is no sample, or too many are unusable.
@@ -69,7 +70,7 @@ class Tally:
         if self.num_samples == 0:
             if complete:
                 raise DataError(
-                    f"{self.dataset}: its shards hold no sample; restore them, or name the right --data-home"
+                    f"{self.dataset}: its shards contain no samples; restore them, or pass another --data-home"
                 )
             return
         allowed = self.max_dropped_share * self.num_samples
@@ -81,14 +82,14 @@ class Tally:
             more = "; ..." if num_dropped > 3 else ""
             raise DataError(
                 f"{self.dataset}: {num_dropped} of {self.num_samples} samples are unusable, more than the allowed "
-                f"share of {self.max_dropped_share:.1%} ({named}{more}); mend the shards, or allow more with "
+                f"share of {self.max_dropped_share:.1%} ({named}{more}); fix the shards, or allow more with "
                 "--set max_dropped_share=SHARE"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Some neighbouring clips of a split.
+class ClipBatch:
+    """Neighbouring clips of a split.
 
     Attributes:
         clips: Those that have a target.
@@ -99,41 +100,41 @@ class Part:
     rows: tuple[Row, ...]
 
 
-def read_parts(
-    features: Features, split: Split, shards: Sequence[Shard], *, limit: int | None, tally: Tally
-) -> Iterator[Part]:
-    """The clips and rows of a split, part by part, so that it need not fit into memory.
+def read_clip_batches(
+    features: Features, split: Split, shards: Sequence[Shard], *, limit: int | None, count: SampleCount
+) -> Iterator[ClipBatch]:
+    """The clips and rows of a split, batch by batch, so that it need not fit into memory.
 
     Args:
-        features: Reads the shards' clips.
+        features: Reads the clips of shards.
         split: Names the target keys.
         shards: The split's shards.
         limit: At most this many samples; None: all.
-        tally: Counts them.
+        count: Counts the samples.
 
     Raises:
         DataError: A shard is damaged, or (at the end) too many samples are unusable.
         EncoderError: The encoder breaks its contract on one of the clips.
     """
-    held: list[Clip] = []
+    clips: list[Clip] = []
     rows: list[Row] = []
     duration_s = 0.0
-    for clip, targets in _usable_clips(features, split, shards, limit, tally):
-        held.append(clip)
+    for clip, targets in _usable_clips(features, split, shards, limit, count):
+        clips.append(clip)
         rows.extend(Row(clip=clip, target=target) for target in targets)
         duration_s += clip.duration_s
-        if len(held) == _PART_CLIPS or duration_s >= _PART_S:
-            yield Part(clips=tuple(held), rows=tuple(rows))
-            held, rows, duration_s = [], [], 0.0
-    tally.check(complete=True)
-    if held:
-        yield Part(clips=tuple(held), rows=tuple(rows))
+        if len(clips) == _BATCH_CLIPS or duration_s >= _BATCH_S:
+            yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
+            clips, rows, duration_s = [], [], 0.0
+    count.check(complete=True)
+    if clips:
+        yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
 
 
 def with_targets(
     samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard
 ) -> Iterator[tuple[Clip | Pending | DroppedSample, tuple[str, ...]]]:
-    """The samples of a shard, each with its targets; those that have none become unusable ones."""
+    """The samples of a shard, each with its targets; a sample without a target becomes an unusable one."""
     for sample in samples:
         if isinstance(sample, DroppedSample):
             yield sample, ()
@@ -147,14 +148,14 @@ def with_targets(
 
 
 def _usable_clips(
-    features: Features, split: Split, shards: Sequence[Shard], limit: int | None, tally: Tally
+    features: Features, split: Split, shards: Sequence[Shard], limit: int | None, count: SampleCount
 ) -> Iterator[tuple[Clip, tuple[str, ...]]]:
     for shard in shards:
-        num_left = None if limit is None else limit - tally.num_samples
+        num_left = None if limit is None else limit - count.num_samples
         if num_left == 0:
             return
         samples = features.read(shard, max_clips=num_left, num_threads=split.num_workers)
         for clip, targets in with_targets(samples, split, shard):
-            tally.count(clip)
+            count.add(clip)
             if isinstance(clip, Clip):
                 yield clip, targets

@@ -1,11 +1,12 @@
-"""Features: what the frozen encoder makes of every clip, computed once and kept.
+"""Features: what the frozen encoder computes from every clip, computed once and cached.
 
-Because the encoder never changes, a clip's features are data. They are filed per encoder and shard, so that training,
-evaluation, other mixes, seeds and decoders all read the same ones. A shard that is read for the first time is decoded
-and encoded chunk by chunk, while its clips are used, and written on the way. Chunks are parts of one shard: a clip's
-features do not depend on the draw that needs them, nor on whether they are kept.
+Because the encoder never changes, a clip's features are data. They are cached per encoder and shard, so that training,
+evaluation, other mixes, seeds and decoders all use the same ones. A shard without cached features is read and encoded
+chunk by chunk, while its clips are used, and its features are written on the way.
 
-Shapes: N frames of all clips of a file, D `output_dim`.
+A chunk is a run of neighbouring samples of one shard, never a collection of whatever is drawn next. Clips that are
+encoded together can change each other's last bits, and so can the seed of an encoder that draws random numbers; with
+chunks that depend on the shard alone, a clip's features are the same bits in every session, cached or not.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from xares_bench.core.digests import code_digest, digest_of, library_versions
-from xares_bench.core.errors import DamageWarning
+from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.features.budget import KIND, FeatureBudget
-from xares_bench.features.encoding import Clip, ClipEncoder, Recording
-from xares_bench.features.prefetch import DecodingRequest, decode_ahead
-from xares_bench.features.recorder import Chunk, Pending, Recorder, read_entry
+from xares_bench.features.cached_shard import CachedShardWriter, read_cached_shard
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
+from xares_bench.features.prefetch import ReadRequest, read_ahead
 from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
@@ -35,132 +37,175 @@ _MODULES = (
     "datasets.audio",
     "features.encoding",
     "features.prefetch",
-    "features.recorder",
+    "features.cached_shard",
     "runtime.determinism",
     "encoders.loading",
     "features.store",
     "datasets.shards",
 )
 
-# Neighbouring samples that are decoded and encoded together, and the bytes of their files: what bounds the memory.
+# A chunk ends at so many samples or bytes of their files, which bounds the memory: its waveforms are in memory
+# together.
 _CHUNK_CLIPS = 64
 _CHUNK_BYTES = 8 << 20
 
 
-class FeatureStore:
-    """Makes and keeps the features of one encoder.
+@dataclass(kw_only=True, eq=False)
+class Chunk:
+    """Neighbouring samples of a shard that are read, encoded and written together.
 
     Attributes:
-        seconds: Spent so far on waiting for samples, encoding and writing.
-        budget: The disk that features may take.
-        not_kept: Why those of some shards are not kept; None: all are that are read to their end.
+        number: Its index in the shard.
+        requests: One per sample.
+        seed: Seeds an encoder that draws random numbers.
+        writer: Caches the results; None: they are not cached, or come from the cache.
+        is_requested: Whether its requests have been handed out; the first sample that is used takes them all.
+        results: One per sample, once they are known.
+    """
+
+    number: int
+    requests: tuple[ReadRequest, ...]
+    seed: str
+    writer: CachedShardWriter | None
+    is_requested: bool = False
+    results: list[Clip | AudioClip | DroppedSample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pending:
+    """A sample that is not encoded yet: the one at `index` in its chunk."""
+
+    sample: Sample
+    chunk: Chunk
+    index: int
+
+    @property
+    def key(self) -> str:
+        """Name of the sample in its shard."""
+        return self.sample.key
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The sample's JSON object."""
+        return self.sample.fields
+
+
+class FeatureStore:
+    """Computes and caches the features of one encoder.
+
+    Attributes:
+        seconds: Time spent so far on waiting for audio, encoding and writing.
+        budget: How much disk features may take.
+        not_cached_reason: Why the features of some shards are not cached; None: those of every shard that is read to
+            its end are.
     """
 
     def __init__(self, store: Store, clips: ClipEncoder, budget: FeatureBudget | None = None) -> None:
-        """Keep what the features depend on.
+        """Nothing is read or computed yet.
 
         Args:
-            store: Where they are kept.
-            clips: Makes them.
-            budget: How much is kept; None: a share of the disk.
+            store: Holds the cached features.
+            clips: Computes features.
+            budget: How much disk they may take; None: a share of the disk.
         """
         self.seconds = 0.0
         self.budget = budget or FeatureBudget(store, None)
         self._store = store
         self._clips = clips
-        self._recorders: list[Recorder] = []
-        self.not_kept: str | None = None if self.budget.max_bytes else "--feature-budget=0"
+        self._writers: list[CachedShardWriter] = []
+        self.not_cached_reason: str | None = None if self.budget.max_bytes else "--feature-budget=0"
 
     def key(self, shard: Shard, max_audio_s: float | None, max_clips: int | None) -> str:
-        """Digest of all that the features of a shard depend on."""
+        """Digest of everything that the features of a shard depend on."""
         return digest_of({"shard": shard.digest, "max_clips": max_clips, **features_parts(self._clips, max_audio_s)})
 
     def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
-        """The whole clips of a shard in order, and the samples among them that cannot be used.
+        """The clips of a shard in order, never cropped, and the unusable samples among them.
 
         Args:
             shard: The shard.
-            max_clips: Only the first so many samples; None: all.
-            num_threads: Threads that decode; None: one per processor.
+            max_clips: Only this many samples; None: all.
+            num_threads: Threads that read audio; None: one per processor.
 
         Raises:
             DataError: The shard is damaged.
-            EncoderError: The encoder does not keep its contract on one of the clips, which is named.
+            EncoderError: The encoder breaks its contract on one of the clips, which is named.
         """
         samples = self.open(shard, max_audio_s=None, max_clips=max_clips, seed="")
         try:
             for sample, result in self.resolve(samples, lambda sample: sample, num_threads):
-                made = sample if result is None else result
-                assert isinstance(made, Clip | DroppedSample), "nothing is cropped here"
-                yield made
+                encoded = sample if result is None else result
+                assert isinstance(encoded, Clip | DroppedSample), "nothing is cropped here"
+                yield encoded
         finally:
-            self.drop_unfinished()
+            self.abandon_unfinished()
 
     def open(
-        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, seed: str, keep: bool = True
+        self, shard: Shard, *, max_audio_s: float | None, max_clips: int | None, seed: str, cache: bool = True
     ) -> Iterator[Clip | Pending | DroppedSample]:
-        """The samples of a shard in order: those whose features are kept as clips, the others to be resolved.
+        """The samples of a shard in order: as clips if their features are cached, else pending, for `resolve`.
 
         Args:
             shard: The shard.
-            max_audio_s: Longer clips are cropped to a window of this many seconds, at every reading another one, so
-                that their features are not kept; None: never.
-            max_clips: Only the first so many samples; None: all.
+            max_audio_s: Longer clips are cropped to a window of this many seconds; None: never. Every pass draws
+                another window, so features of windows are never cached: they would not be used again.
+            max_clips: Only this many samples; None: all.
             seed: Decides where windows lie, with the names of shard and sample.
-            keep: Whether what is made now is kept.
+            cache: Whether to cache what is computed.
 
         Raises:
             DataError: The shard is damaged.
         """
 
-        def request(sample: Sample) -> DecodingRequest:
-            return DecodingRequest(
+        def request(sample: Sample) -> ReadRequest:
+            return ReadRequest(
                 sample=sample, shard=shard.name, max_audio_s=max_audio_s, seed=f"{seed} {shard.name} {sample.key}"
             )
 
         key = self.key(shard, max_audio_s, max_clips)
         entry = self.budget.use(key)
         if entry is not None:
-            yield from read_entry(entry, shard, request)
+            for cached in read_cached_shard(entry, shard):
+                yield _alone(request(cached)) if isinstance(cached, Sample) else cached
             return
-        recorder = self._record(key, shard) if keep else None
+        writer = self._writer(key, shard) if cache else None
         num_chunks = 0
         for samples in _chunks(itertools.islice(read_samples(shard), max_clips)):
             chunk = Chunk(
                 number=num_chunks,
                 requests=tuple(map(request, samples)),
                 seed=f"{shard.digest} {num_chunks}",
-                recorder=recorder,
+                writer=writer,
             )
             num_chunks += 1
-            for place, sample in enumerate(samples):
+            for index, sample in enumerate(samples):
                 if sample.problem is None:
-                    yield Pending(sample=sample, chunk=chunk, place=place)
+                    yield Pending(sample=sample, chunk=chunk, index=index)
                 else:
                     yield DroppedSample(shard=shard.name, clip=sample.key, reason=sample.problem)
-            if recorder is not None and recorder.is_open and not chunk.is_requested:
-                # Whoever takes these samples has no use for any of them, so nobody will ask; the entry needs them all.
+            if writer is not None and writer.is_open and not chunk.is_requested:
+                # The caller uses no sample of this chunk, e.g. because none has a target, and so never resolves one.
+                # The entry has to be complete all the same.
                 chunk.is_requested = True
-                self._encode(chunk, [request.decode() for request in chunk.requests])
-        if recorder is not None:
-            recorder.expect(num_chunks)
+                self._encode(chunk, [request.read() for request in chunk.requests])
+        if writer is not None:
+            writer.expect(num_chunks)
 
     def resolve(
         self, items: Iterable[ItemT], sample_of: Callable[[ItemT], object], num_threads: int | None
-    ) -> Iterator[tuple[ItemT, Clip | Recording | DroppedSample | None]]:
-        """Every item with what its pending sample has become; with None where it has none.
+    ) -> Iterator[tuple[ItemT, Clip | AudioClip | DroppedSample | None]]:
+        """Every item with the result of its pending sample, or with None if it has none.
 
         Args:
-            items: Anything that samples have been put into, in the order of `open`, each as soon as it is given; may be
-                endless.
-            sample_of: What `open` has given for an item.
-            num_threads: Threads that decode; None: one per processor. Nothing else depends on it.
+            items: Items that contain samples of `open`, in its order, each passed on at once; may be endless.
+            sample_of: The sample of an item, as `open` gave it.
+            num_threads: Threads that read audio; None: one per processor. Results do not depend on it.
 
         Raises:
-            EncoderError: The encoder does not keep its contract on one of the clips, which is named.
+            EncoderError: The encoder breaks its contract on one of the clips, which is named.
         """
 
-        def requests_of(item: ItemT) -> Sequence[DecodingRequest]:
+        def requests_of(item: ItemT) -> Sequence[ReadRequest]:
             sample = sample_of(item)
             if not isinstance(sample, Pending) or sample.chunk.is_requested:
                 return ()
@@ -168,63 +213,63 @@ class FeatureStore:
             return sample.chunk.requests
 
         threads = os.cpu_count() or 1 if num_threads is None else num_threads
-        decoded_items = decode_ahead(items, requests_of, threads)
+        items_with_audio = read_ahead(items, requests_of, threads)
         while True:
             started = time.perf_counter()
-            item, decoded = next(decoded_items, (None, []))
+            item, audio = next(items_with_audio, (None, []))
             if item is None:
                 return
             sample = sample_of(item)
-            if isinstance(sample, Pending) and decoded:
-                self._encode(sample.chunk, decoded)
+            if isinstance(sample, Pending) and audio:
+                self._encode(sample.chunk, audio)
             self.seconds += time.perf_counter() - started
-            yield item, sample.chunk.results[sample.place] if isinstance(sample, Pending) else None
+            yield item, sample.chunk.results[sample.index] if isinstance(sample, Pending) else None
 
-    def drop_unfinished(self) -> None:
-        """Leave nothing of shards whose reading has ended before their last sample."""
-        for recorder in self._recorders:
-            recorder.abandon()
-        self._recorders.clear()
+    def abandon_unfinished(self) -> None:
+        """Remove the entries of shards that were not read to their end."""
+        for writer in self._writers:
+            writer.abandon()
+        self._writers.clear()
 
-    def _record(self, key: str, shard: Shard) -> Recorder | None:
-        """What writes the features of a shard; None where there is no room, or another process is at it.
+    def _writer(self, key: str, shard: Shard) -> CachedShardWriter | None:
+        """Starts to cache a shard; None if there is no room, or another process is caching it.
 
-        Nobody waits for another process here: a training has many shards open at once, and two of them could wait for
-        each other for ever.
+        That process is not waited for: a training has many shards open at once, so two of them could wait for each
+        other forever. Encoding a shard twice gives the same features; only one process writes them.
         """
-        if self.not_kept is not None:
+        if self.not_cached_reason is not None:
             return None
         try:
-            self.budget.hold(key)
+            self.budget.lease(key)
             unfinished = self._store.begin(KIND, key, wait=False)
         except OSError as cause:
-            self._note_full(f"features are not kept: {cause}")
+            self._note_full(f"features are not cached: {cause}")
             return None
         if unfinished is None:
             return None
-        self._recorders = [recorder for recorder in self._recorders if recorder.is_open]
-        recorder = Recorder(unfinished, shard.name, self.budget, self._note_full)
-        self._recorders.append(recorder)
-        return recorder
+        self._writers = [writer for writer in self._writers if writer.is_open]
+        writer = CachedShardWriter(unfinished, shard.name, self.budget, self._note_full)
+        self._writers.append(writer)
+        return writer
 
     def _note_full(self, reason: str) -> None:
-        if self.not_kept is None:
-            warnings.warn(f"{reason}; those of more shards are made whenever needed", DamageWarning, stacklevel=2)
-            self.not_kept = reason
+        if self.not_cached_reason is None:
+            warnings.warn(
+                f"{reason}; features of further shards are recomputed at every use", CacheWarning, stacklevel=2
+            )
+            self.not_cached_reason = reason
 
-    def _encode(self, chunk: Chunk, decoded: Sequence[Recording | DroppedSample]) -> None:
-        """Encode the recordings of a chunk but windows, which their use encodes, and write what there is to write."""
-        whole = [item for item in decoded if isinstance(item, Recording) and not item.is_window]
+    def _encode(self, chunk: Chunk, audio: Sequence[AudioClip | DroppedSample]) -> None:
+        """Encode the clips of a chunk and write them; windows are encoded later, with the batch that uses them."""
+        whole = [item for item in audio if isinstance(item, AudioClip) and not item.is_window]
         clips = iter(self._clips.encode(whole, chunk.seed))
-        chunk.results = [
-            next(clips) if isinstance(item, Recording) and not item.is_window else item for item in decoded
-        ]
-        if chunk.recorder is not None:
-            chunk.recorder.add(chunk)
+        chunk.results = [next(clips) if isinstance(item, AudioClip) and not item.is_window else item for item in audio]
+        if chunk.writer is not None:
+            chunk.writer.add(chunk.number, [request.sample for request in chunk.requests], chunk.results)
 
 
 def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, Any]:
-    """What features depend on besides their shard, for keys."""
+    """What features depend on besides their shard, as part of a key."""
     return {
         "encoder": clips.encoder.fingerprint,
         "device": clips.encoder.device.type,
@@ -236,8 +281,13 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
     }
 
 
+def _alone(request: ReadRequest) -> Pending:
+    """A sample that is a chunk of its own, and is not cached."""
+    return Pending(sample=request.sample, chunk=Chunk(number=0, requests=(request,), seed="", writer=None), index=0)
+
+
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Neighbouring samples, as many as may be held decoded."""
+    """Runs of neighbouring samples."""
     chunk: list[Sample] = []
     size_bytes = 0
     for sample in samples:

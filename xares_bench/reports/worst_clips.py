@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import DataError
-from xares_bench.datasets.audio import SAMPLE_RATE_HZ, decode
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, read_audio
 from xares_bench.datasets.shards import Shard, read_samples
 from xares_bench.metrics.parts import normalise
 from xares_bench.scores.records import Prediction
@@ -131,7 +131,7 @@ def shortened(audio: bytes, suffix: str) -> Recording:
     Ogg/Opus where libsndfile writes it, else FLAC; mono at 16 kHz, as the encoder has heard it.
     """
     try:
-        waveform = decode(audio, suffix)
+        waveform = read_audio(audio, suffix)
     except ValueError as cause:
         return Recording(problem=f"not decoded: {cause}")
     import soundfile

@@ -95,7 +95,7 @@ class Pipeline:
         data = TrainingData(
             mix=mix,
             shards={dataset.name: self.shards.locate(split, dataset.repository) for dataset, split in splits},
-            tallies={dataset.name: self._tally(dataset) for dataset in mix.datasets},
+            sample_counts={dataset.name: self._sample_count(dataset) for dataset in mix.datasets},
             seed=recipe.seed,
             max_audio_s=recipe.max_audio_s,
             limit=self.plan.limit,
@@ -142,8 +142,8 @@ class Pipeline:
                 )
         finally:
             self.features.abandon_unfinished()
-        for tally in data.tallies.values():
-            tally.check(complete=False)
+        for sample_count in data.sample_counts.values():
+            sample_count.check(complete=False)
         if self.accelerator.is_main_process:
             curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
             with writing(folder):
@@ -157,8 +157,12 @@ class Pipeline:
             "seed": seed,
             "num_steps": len(losses),
             "environment": environment_of(self.accelerator),
-            "num_samples": {name: tally.num_samples for name, tally in data.tallies.items()},
-            "dropped": [dataclasses.asdict(sample) for tally in data.tallies.values() for sample in tally.dropped],
+            "num_samples": {name: sample_count.num_samples for name, sample_count in data.sample_counts.items()},
+            "dropped": [
+                dataclasses.asdict(sample)
+                for sample_count in data.sample_counts.values()
+                for sample in sample_count.dropped
+            ],
             "continued_after": num_past,
             "features_s": seconds["features"],
             "features_not_cached": self.features.not_cached_reason,
@@ -185,12 +189,12 @@ class Pipeline:
         started = time.perf_counter()
         generation_s = 0.0
         shards = self.shards.locate(dataset.eval, dataset.repository)
-        tally = self._tally(dataset)
+        sample_count = self._sample_count(dataset)
         num_clips, duration_s = 0, 0.0
         rows: list[tuple[str, str, str]] = []  # clip, target, text
         row_clips: list[str] = []  # names of clips, each of which means one clip
         names: Counter[str] = Counter()
-        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=tally)
+        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=sample_count)
         for part in self._shown(parts, f"reading {dataset.name}"):
             generating = time.perf_counter()
             texts = generate(
@@ -235,7 +239,7 @@ class Pipeline:
             duration_s=duration_s,
             features_s=time.perf_counter() - started - generation_s,
             generation_s=generation_s,
-            dropped=tuple(tally.dropped),
+            dropped=tuple(sample_count.dropped),
             mix=mix.name,
             key=key,
             lalm_key=lalm.folder.name,
@@ -260,7 +264,7 @@ class Pipeline:
                 return
             yield part
 
-    def _tally(self, dataset: Dataset) -> SampleCount:
+    def _sample_count(self, dataset: Dataset) -> SampleCount:
         return SampleCount(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
 
     def _loaded_lalm(self, entry: Entry) -> LALM:

@@ -134,7 +134,7 @@ class Preflight:
         return Reuse(
             num_shards=len(features),
             num_shards_reused=sum(features.values()),
-            feature_bytes=self.features.budget.kept_bytes,
+            feature_bytes=self.features.budget.cached_bytes,
             feature_budget_bytes=self.features.budget.max_bytes,
             mixes={mix.name: self._state_of(mix) for mix in self._mixes(names)},
             num_scores=len(names),

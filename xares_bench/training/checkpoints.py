@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from xares_bench.core.errors import DamageWarning
+from xares_bench.core.errors import CacheWarning
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import Entry, Store
 
@@ -83,7 +83,7 @@ class Checkpoints:
             try:
                 return _read(entry)
             except (OSError, ValueError, KeyError, SafetensorError) as cause:
-                warnings.warn(f"{entry.folder} is no checkpoint: {cause}; it is removed", DamageWarning, stacklevel=2)
+                warnings.warn(f"{entry.folder} is no checkpoint: {cause}; it is removed", CacheWarning, stacklevel=2)
                 self._store.remove(self._kind, entry.folder.name)
         return None
 
@@ -105,7 +105,7 @@ class Checkpoints:
                 warnings.warn(
                     f"no checkpoint could be written: {cause}; the training goes on, an interruption would lose what "
                     "it has done since the last one",
-                    DamageWarning,
+                    CacheWarning,
                     stacklevel=2,
                 )
             self._has_failed = True

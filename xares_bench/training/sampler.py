@@ -17,10 +17,9 @@ from typing import Any
 
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.datasets.shards import Shard
-from xares_bench.features.encoding import Clip, Recording
-from xares_bench.features.recorder import Pending
-from xares_bench.features.rows import Tally, with_targets
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.encoding import AudioClip, Clip
+from xares_bench.features.rows import SampleCount, with_targets
+from xares_bench.features.store import FeatureStore, Pending
 from xares_bench.scores.records import DroppedSample
 
 
@@ -36,7 +35,7 @@ class Draw:
 
     prompt: str
     target: str
-    clip: Clip | Recording
+    clip: Clip | AudioClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class TrainingData:
     Attributes:
         mix: Datasets and weights.
         shards: Training shards of every dataset of the mix.
-        tallies: What becomes of the samples of every dataset; counted in the first pass.
+        sample_counts: Samples of every dataset, counted in the first pass.
         seed: Decides every order.
         max_audio_s: Longer recordings are cropped to a window of this many seconds.
         limit: At most this many samples of a dataset; None: all.
@@ -69,7 +68,7 @@ class TrainingData:
 
     mix: Mix
     shards: Mapping[str, Sequence[Shard]]
-    tallies: Mapping[str, Tally]
+    sample_counts: Mapping[str, SampleCount]
     seed: int
     max_audio_s: float
     limit: int | None
@@ -78,26 +77,26 @@ class TrainingData:
 
     def counts(self) -> dict[str, Any]:
         """What a later session has to know of the samples that were drawn, as JSON has it."""
-        tallies = {
+        sample_counts = {
             name: {
-                "num_samples": tally.num_samples,
-                "dropped": [dataclasses.asdict(sample) for sample in tally.dropped],
+                "num_samples": sample_count.num_samples,
+                "dropped": [dataclasses.asdict(sample) for sample in sample_count.dropped],
             }
-            for name, tally in self.tallies.items()
+            for name, sample_count in self.sample_counts.items()
         }
-        return {"unusable": list(self.unusable), "tallies": tallies}
+        return {"unusable": list(self.unusable), "tallies": sample_counts}
 
     def continued(self, counts: Mapping[str, Any], past: Past) -> TrainingData:
         """The same data in a later session, with the counts of the one before and what was drawn in it."""
-        tallies = {
+        sample_counts = {
             name: dataclasses.replace(
-                tally,
+                sample_count,
                 num_samples=counts["tallies"][name]["num_samples"],
                 dropped=[DroppedSample(**sample) for sample in counts["tallies"][name]["dropped"]],
             )
-            for name, tally in self.tallies.items()
+            for name, sample_count in self.sample_counts.items()
         }
-        return dataclasses.replace(self, tallies=tallies, past=past, unusable=list(counts["unusable"]))
+        return dataclasses.replace(self, sample_counts=sample_counts, past=past, unusable=list(counts["unusable"]))
 
 
 def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -> Iterator[Draw | None]:
@@ -126,8 +125,8 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
         sample = step.sample if result is None else result
         is_past = row.number < num_past
         if step.pass_number == 0 and not is_past:
-            _count(step, sample, data.tallies[step.dataset.name])
-        if isinstance(sample, Clip | Recording) and sample_of(row) is not None:
+            _count(step, sample, data.sample_counts[step.dataset.name])
+        if isinstance(sample, Clip | AudioClip) and sample_of(row) is not None:
             yield Draw(prompt=row.prompt, target=step.target, clip=sample)
         elif is_past and is_row and not is_unusable(row.number):
             yield None
@@ -173,12 +172,12 @@ class _Step:
     is_last: bool = False
 
 
-def _count(step: _Step, sample: object, tally: Tally) -> None:
+def _count(step: _Step, sample: object, sample_count: SampleCount) -> None:
     """Count a step of the first pass, whose sample has become what is given."""
     if sample is None:
-        tally.check(complete=step.is_last)
+        sample_count.check(complete=step.is_last)
     elif step.is_first:
-        tally.count(sample)
+        sample_count.add(sample)
 
 
 def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
@@ -186,8 +185,8 @@ def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
     rng = random.Random(f"{data.seed} draw")
     number = 0
     # A shard of which the past needs only some samples cannot be written: nobody encodes the others.
-    keep = lambda: number >= data.past.num_draws  # noqa: E731
-    steps = {dataset.name: _passes(dataset, data, features, keep) for dataset in data.mix.datasets}
+    cache = lambda: number >= data.past.num_draws  # noqa: E731
+    steps = {dataset.name: _passes(dataset, data, features, cache) for dataset in data.mix.datasets}
     for number in itertools.count():
         dataset = rng.choices(data.mix.datasets, data.mix.weights)[0]
         prompt = rng.choice(dataset.prompts)
@@ -197,8 +196,8 @@ def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
                 break
 
 
-def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, keep: Callable[[], bool]) -> Iterator[_Step]:
-    """Every row of a dataset, again and again; of shards that are opened while `keep` says so, features are kept."""
+def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, cache: Callable[[], bool]) -> Iterator[_Step]:
+    """Every row of a dataset, again and again; the features of shards opened while `cache()` is true are cached."""
     assert dataset.train is not None
     shards = data.shards[dataset.name]
     rng = random.Random(f"{data.seed} shards of {dataset.name}")
@@ -215,7 +214,7 @@ def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, keep: 
                 max_audio_s=data.max_audio_s,
                 max_clips=num_left,
                 seed=f"{data.seed} {dataset.name} {pass_number}",
-                keep=keep(),
+                cache=cache(),
             )
             for sample, targets in with_targets(samples, dataset.train, shard):
                 if num_left is not None:

@@ -1,4 +1,7 @@
-"""The recorder: features of a shard on their way to the disk, and back.
+"""Files of a shard's cached features: written chunk by chunk, read back clip by clip.
+
+An entry of the store holds `samples.jsonl`, one JSON object per sample of the shard and in its order, and the frames of
+all clips, one behind the other, in a few safetensors files. Windows of long clips are not in it, only a mark.
 
 Shapes: N frames of all clips of a file, D `output_dim`.
 """
@@ -8,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +22,22 @@ from safetensors.torch import save_file
 from xares_bench.core.store import Entry, Unfinished
 from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.features.budget import FeatureBudget
-from xares_bench.features.encoding import Clip, Recording, StoredFrames
-from xares_bench.features.prefetch import DecodingRequest
+from xares_bench.features.encoding import AudioClip, Clip, StoredFrames
 from xares_bench.scores.records import DroppedSample
 
 SAMPLES_FILE = "samples.jsonl"
 
-# Features go to a file once there are this many bytes of them.
+# Frames are gathered to files of this size: one file per chunk would be thousands for a large dataset.
 _FILE_BYTES = 16 << 20
 
 
-@dataclass(kw_only=True, eq=False)
-class Chunk:
-    """Samples that are decoded, encoded and written together.
-
-    Attributes:
-        number: Its place in the shard.
-        requests: What to decode for them.
-        seed: Of an encoder that draws random numbers.
-        recorder: Writes what becomes of them; None: it is written already, or not kept.
-        is_requested: Whether their decoding has been asked for.
-        results: What became of them, once it is known.
-    """
-
-    number: int
-    requests: tuple[DecodingRequest, ...]
-    seed: str
-    recorder: Recorder | None
-    is_requested: bool = False
-    results: list[Clip | Recording | DroppedSample] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pending:
-    """A sample that is not encoded yet, and its place in its chunk."""
-
-    sample: Sample
-    chunk: Chunk
-    place: int
-
-    @property
-    def key(self) -> str:
-        """Name of the sample in its shard."""
-        return self.sample.key
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The sample's JSON object."""
-        return self.sample.fields
-
-
-class Recorder:
-    """Writes the features of a shard while they are used: a line a sample, and the frames into a few files."""
+class CachedShardWriter:
+    """Writes the features of a shard while they are used."""
 
     def __init__(
         self, unfinished: Unfinished, shard: str, budget: FeatureBudget, note_full: Callable[[str], None]
     ) -> None:
-        """Begin an entry of the store; `note_full` is told why where it cannot be finished."""
+        """Start an entry of the store; `note_full` is called with the reason if it cannot be finished."""
         self.is_open = True
         self._unfinished = unfinished
         self._shard = shard
@@ -84,27 +45,29 @@ class Recorder:
         self._note_full = note_full
         self._started = time.perf_counter()
         self._num_expected: int | None = None
-        self._lines: dict[int, list[str]] = {}  # of every chunk; they may come in another order than they stand in
+        # Chunks may arrive out of order: a chunk of which no sample is used is encoded when the reader has passed it,
+        # while earlier chunks may still be waiting in the read-ahead. Frames are written as they arrive, since every
+        # line names the file and the index of its frames; only the lines must stand in the order of the shard.
+        self._lines: dict[int, list[str]] = {}  # by number of the chunk
         self._frames: list[torch.Tensor] = []
         self._num_files = self._num_frames = 0
         self._reserved_bytes = 0
 
     def expect(self, num_chunks: int) -> None:
-        """Finish with so many chunks."""
+        """Finish the entry once it has this many chunks; the number is known only when the shard was read."""
         self._num_expected = num_chunks
         with self._abandoned_without_room():
             self._finish_if_complete()
 
-    def add(self, chunk: Chunk) -> None:
-        """Write what became of a chunk's samples."""
+    def add(
+        self, chunk_number: int, samples: Sequence[Sample], results: Sequence[Clip | AudioClip | DroppedSample]
+    ) -> None:
+        """Write the results of a chunk's samples: features, a window that is not cached, or an unusable sample."""
         if not self.is_open:
             return
-        lines = [
-            json.dumps(self._line(request.sample, result)) + "\n"
-            for request, result in zip(chunk.requests, chunk.results, strict=True)
-        ]
-        self._lines[chunk.number] = lines
-        size_bytes = sum(result.frames().nbytes for result in chunk.results if isinstance(result, Clip))
+        lines = [json.dumps(self._line(sample, result)) + "\n" for sample, result in zip(samples, results, strict=True)]
+        self._lines[chunk_number] = lines
+        size_bytes = sum(result.frames().nbytes for result in results if isinstance(result, Clip))
         size_bytes += sum(map(len, lines))
         if not self._budget.reserve(size_bytes):
             self.abandon()
@@ -117,7 +80,7 @@ class Recorder:
             self._finish_if_complete()
 
     def abandon(self) -> None:
-        """Leave nothing of it."""
+        """Remove the unfinished entry."""
         if self.is_open:
             self.is_open = False
             self._unfinished.abandon()
@@ -125,18 +88,19 @@ class Recorder:
 
     @contextlib.contextmanager
     def _abandoned_without_room(self) -> Iterator[None]:
-        """Give the entry up where the block finds the disk full: its clips are of use without it."""
+        """Abandon the entry if the block finds the disk full; the clips in memory are used all the same."""
         try:
             yield
         except (OSError, SafetensorError) as cause:  # safetensors reports a full disk in an exception of its own
             self.abandon()
-            self._note_full(f"features are not kept: {cause}")
+            self._note_full(f"features are not cached: {cause}")
 
-    def _line(self, sample: Sample, result: Clip | Recording | DroppedSample) -> Mapping[str, Any]:
-        if isinstance(result, Recording):
+    def _line(self, sample: Sample, result: Clip | AudioClip | DroppedSample) -> Mapping[str, Any]:
+        if isinstance(result, AudioClip):
             return {"key": sample.key, "is_window": True}
         if isinstance(result, DroppedSample):
-            # With its fields where it has them: only then it is drawn, and found to be of no use, as the first time.
+            # A sample with fields is drawn and then found unusable; one without is never drawn. The fields decide
+            # which, so that the draws from the cache are those of the first pass.
             return {
                 "key": sample.key,
                 "reason": result.reason,
@@ -171,34 +135,29 @@ class Recorder:
         )
         self.is_open = False
         self._budget.release(self._reserved_bytes)
-        # From now on this process's: of data that the budget is too small for, it must not give up the first shards for
-        # the last ones, and find none of them at the next pass.
+        # Marks the entry as used, now that it is finished: evicting it for the next shard of the same pass would leave
+        # a dataset larger than the budget with nothing cached at the next pass.
         self._budget.use(self._unfinished.folder.name)
 
 
-def read_entry(
-    entry: Entry, shard: Shard, request: Callable[[Sample], DecodingRequest]
-) -> Iterator[Clip | Pending | DroppedSample]:
-    """The samples of a shard whose features are kept; the shard itself is read where a clip needs a window of it."""
-    recorded = (entry.folder / SAMPLES_FILE).read_text(encoding="utf-8")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in recorded.splitlines()]
+def read_cached_shard(entry: Entry, shard: Shard) -> Iterator[Clip | Sample | DroppedSample]:
+    """The samples of a shard with cached features, in order: as clips where they have features.
+
+    A sample whose features are not in the entry comes as a `Sample`, to be read like one of the shard: a clip of which
+    another window is needed at every pass, for which the shard is opened again, or one whose audio is unusable.
+    """
+    stored = (entry.folder / SAMPLES_FILE).read_text(encoding="utf-8")
+    lines: list[dict[str, Any]] = [json.loads(line) for line in stored.splitlines()]
     samples = read_samples(shard) if any("is_window" in line for line in lines) else iter(())
     for line in lines:
         if "is_window" in line:
-            sample = next(sample for sample in samples if sample.key == line["key"])
-            yield _alone(request(sample))
+            yield next(sample for sample in samples if sample.key == line["key"])
         elif "reason" not in line:
             yield _clip(line, shard, entry.folder)
         elif line["fields"] is None:
             yield DroppedSample(shard=shard.name, clip=line["key"], reason=line["reason"])
         else:
-            failed = Sample(key=line["key"], audio=None, fields=line["fields"], problem=line["reason"])
-            yield _alone(request(failed))
-
-
-def _alone(request: DecodingRequest) -> Pending:
-    """A sample that is a chunk of its own."""
-    return Pending(sample=request.sample, chunk=Chunk(number=0, requests=(request,), seed="", recorder=None), place=0)
+            yield Sample(key=line["key"], audio=None, fields=line["fields"], problem=line["reason"])
 
 
 def _clip(line: Mapping[str, Any], shard: Shard, folder: Path) -> Clip:

@@ -19,13 +19,13 @@ from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.config.catalogue import Dataset, Split, make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.core.errors import DamageWarning
+from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import KIND, FeatureBudget
-from xares_bench.features.encoding import Clip, ClipEncoder, Recording
-from xares_bench.features.rows import Tally
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
+from xares_bench.features.rows import SampleCount
 from xares_bench.features.store import FeatureStore
 from xares_bench.training.sampler import Draw, TrainingData, draws
 
@@ -45,7 +45,7 @@ PLENTY_BYTES = 1 << 30
 class CountingClipEncoder(ClipEncoder):
     """Writes down the keys of all that it encodes."""
 
-    def encode(self, recordings: Sequence[Recording], seed: str) -> list[Clip]:
+    def encode(self, recordings: Sequence[AudioClip], seed: str) -> list[Clip]:
         ENCODED.extend(recording.key for recording in recordings)
         return super().encode(recordings, seed)
 
@@ -78,13 +78,13 @@ def drawn(features: FeatureStore, shards: Sequence[Shard], number: int, num_thre
     data = TrainingData(
         mix=make_mix("mix", [dataset], [1], steps=1),
         shards={"a": shards},
-        tallies={"a": Tally(dataset="a", max_dropped_share=0.9)},
+        sample_counts={"a": SampleCount(dataset="a", max_dropped_share=0.9)},
         seed=1,
         max_audio_s=30,
         limit=None,
     )
     taken = [draw for draw in itertools.islice(draws(data, features, num_threads), number) if draw is not None]
-    features.drop_unfinished()
+    features.abandon_unfinished()
     return taken
 
 
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_when_a_shard_ends_stops_the_keeping_and_not_the_tra
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # of a frames file of 1 MB
     try:
-        with pytest.warns(DamageWarning, match="features are not kept") as warned:
+        with pytest.warns(CacheWarning, match="features are not cached") as warned:
             got = drawn(features(), [shard], 20, num_threads)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -163,7 +163,7 @@ def test_a_session_does_not_give_up_what_it_has_just_written(
     for entry in store.entries(KIND):
         store.remove(KIND, entry.folder.name)
     ENCODED.clear()
-    with pytest.warns(DamageWarning, match="budget is used up"):
+    with pytest.warns(CacheWarning, match="budget is used up"):
         drawn(features(round(2.5 * shard_bytes)), shards, 10 * 4 * 10)
     assert len(store.entries(KIND)) == 2
     # Ten passes: the two shards that there is room for once, the two others ten times.
@@ -232,7 +232,7 @@ def test_the_header_counts_only_shards_that_a_limit_reaches_and_says_what_featur
     assert "kept: LALM train.yaml reused, features of 2 of 2 shards reused, 1 of 1 scores reused" in again
     kept_bytes = sum(path.stat().st_size for path in own_data.glob(f"runs/store/{KIND}/*/*[!n].*[!k]"))
     results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
-    assert results["lalms"][0]["features_not_kept"] is None
+    assert results["lalms"][0]["features_not_cached"] is None
     assert results["lalms"][0]["feature_budget_bytes"] == 5_000_000
     assert 0 < results["lalms"][0]["feature_bytes"] <= kept_bytes
 
@@ -241,5 +241,5 @@ def test_results_say_why_features_are_not_kept(own_data: Path) -> None:
     lines = session(own_data, "--feature-budget=0")
     assert "features: 0 bytes kept, 0 bytes allowed" in lines
     results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
-    assert results["lalms"][0]["features_not_kept"] == "--feature-budget=0"
+    assert results["lalms"][0]["features_not_cached"] == "--feature-budget=0"
     assert not list(own_data.glob(f"runs/store/{KIND}/*/manifest.json"))
