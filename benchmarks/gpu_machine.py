@@ -124,7 +124,7 @@ class PeftModel(nn.Module):
 
 def peft_model(machine: Machine, *, dropout: float) -> PeftModel:
     """In train mode on the device, with the same weights every time."""
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig
 
     training = machine.recipe.training
