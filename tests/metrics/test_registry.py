@@ -154,8 +154,8 @@ def tiny_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sums_over_all_rows_give_the_score(name: str) -> None:
     metric = METRICS[name]
     for seed in range(2) if metric.needs_models else SEEDS:
-        rows = random_captions(seed, 20) if metric.needs_models else random_rows(name, seed)
-        result = evaluate(name, *rows, **ARGUMENTS[name])
+        references, hypotheses = random_captions(seed, 20) if metric.needs_models else random_rows(name, seed)
+        result = evaluate(name, references, hypotheses, **ARGUMENTS[name])
         sums_1P = result.row_parts.sum(axis=0, keepdims=True)
         assert metric.of_sums(sums_1P, **ARGUMENTS[name]) == pytest.approx([result.score], abs=1e-12)
         twice_BP = sums_1P.repeat(2, axis=0) * [[1.0], [3.0]]
