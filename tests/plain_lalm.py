@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from xares_bench.config.recipe import Recipe
@@ -89,8 +90,23 @@ def save_decoder(folder: Path, family: str, **changes: Any) -> str:
     return str(folder)
 
 
+class Float64(TorchFunctionMode):
+    """Within the block no operation rounds to float32, as the norms and softmaxes of many models do on purpose.
+
+    Two computations of the same thing then differ by 1e-12 or so on any processor, whatever the order of their sums.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.view:  # of bytes that were read from a file
+            return func(*args, **(kwargs or {}))
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
 class Plain(nn.Module):
-    """A LALM by transformers and peft alone, that holds the values a LALM of ours has."""
+    """A LALM by transformers and peft alone, with the values of one of ours."""
 
     def __init__(self, folder: str, lalm: LALM, recipe: Recipe) -> None:
         super().__init__()
@@ -124,7 +140,8 @@ class Plain(nn.Module):
 
     def inputs(self, utterance: Utterance, token_ids: Sequence[int]) -> torch.Tensor:
         tokens_LH = self.decoder.get_input_embeddings()(torch.tensor(token_ids))
-        return torch.cat([self.projector(utterance.clip.frames()), tokens_LH])[None]
+        frames_TD = utterance.clip.frames().to(tokens_LH.dtype)
+        return torch.cat([self.projector(frames_TD), tokens_LH])[None]
 
     def loss(self, utterance: Utterance) -> torch.Tensor:
         """Summed cross-entropy of one sequence."""
@@ -134,20 +151,26 @@ class Plain(nn.Module):
         log_probabilities = torch.log_softmax(logits_LV[-num_targets - 1 : -1], dim=-1)
         return -log_probabilities[torch.arange(num_targets), torch.tensor(utterance.target_ids)].sum()
 
-    def greedy(self, utterance: Utterance, eos_id: int) -> str:
-        """The whole sequence anew for every token."""
-        said: list[int] = []
+    def greedy(self, utterance: Utterance, eos_id: int) -> tuple[list[int], list[float]]:
+        """Greedy decoding that recomputes the whole sequence for every token.
+
+        Returns:
+            The tokens before EOS; and for each, and for EOS, by how many standard deviations of the logits it led.
+        """
+        tokens: list[int] = []
+        leads: list[float] = []
         with torch.no_grad():
-            while len(said) < NUM_NEW_TOKENS:
-                inputs_1LH = self.inputs(utterance, (*utterance.prompt_ids, *said))
+            while len(tokens) < NUM_NEW_TOKENS:
+                inputs_1LH = self.inputs(utterance, (*utterance.prompt_ids, *tokens))
                 logits_V = self.decoder(inputs_embeds=inputs_1LH, use_cache=False).logits[0, -1]
-                for token in set(said):
+                for token in set(tokens):
                     logits_V[token] *= PENALTY if logits_V[token] < 0 else 1 / PENALTY
-                token = int(logits_V.argmax())
+                (best, second), (token, _) = (values.tolist() for values in logits_V.topk(2))
+                leads.append((best - second) / float(logits_V.std()))
                 if token == eos_id:
                     break
-                said.append(token)
-        return " ".join(map(str, said))
+                tokens.append(token)
+        return tokens, leads
 
 
 def _own_name(name: str) -> str:

@@ -18,12 +18,12 @@ LAYER = nn.Identity()  # stands for a decoder's layer
 
 
 def projections(num_positions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random queries, keys and values, `[N, heads, D]`."""
+    """Random queries, keys and values, `[N, heads, D]`, in float64: rounding must not decide on any processor."""
     generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(num_positions, NUM_HEADS, HEAD_SIZE, generator=generator),
-        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator),
-        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator),
+        torch.randn(num_positions, NUM_HEADS, HEAD_SIZE, generator=generator, dtype=torch.float64),
+        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator, dtype=torch.float64),
+        torch.randn(num_positions, NUM_KEY_HEADS, HEAD_SIZE, generator=generator, dtype=torch.float64),
     )
 
 

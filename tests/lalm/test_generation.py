@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, GPT2Config
 
 from tests.conftest import MakeClips
-from tests.plain_lalm import TokenIdTokenizer, save_decoder
+from tests.plain_lalm import Float64, TokenIdTokenizer, save_decoder
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.errors import UsageError
 from xares_bench.core.progress import Progress
@@ -21,6 +21,8 @@ from xares_bench.lalm.generation import generate
 from xares_bench.lalm.hf_generation import generate_padded
 from xares_bench.lalm.model import LALM, build_lalm
 
+CPU = torch.device("cpu")
+NUM_TEXTS = 400
 RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200)
 
 
@@ -30,12 +32,12 @@ def token_id_tokenizer() -> TextTokenizer:
 
 
 def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...], eos_id: int) -> list[int]:
-    """Greedy decoding written out: one clip, no padding, no cache, the whole sequence anew for every token."""
+    """Greedy decoding written out: one clip, no padding, no cache, the whole sequence again for every token."""
     embed = lalm.decoder.get_input_embeddings()
     said: list[int] = []
     for _ in range(RECIPE.max_new_tokens):
         tokens = torch.tensor((*prompt_ids, *said), dtype=torch.long)
-        inputs_LH = torch.cat([lalm.projector(frames_TD), embed(tokens)])
+        inputs_LH = torch.cat([lalm.projector(frames_TD.double()), embed(tokens)])
         scores_V = lalm.decoder(inputs_embeds=inputs_LH[None]).logits[0, -1]
         for token in set(said):
             scores_V[token] = scores_V[token] / 1.05 if scores_V[token] > 0 else scores_V[token] * 1.05
@@ -48,12 +50,13 @@ def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...
 def test_texts_equal_plain_greedy_decoding_of_each_clip_alone(
     make_clips: MakeClips, decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe
 ) -> None:
-    lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval().double()
     clips = make_clips([2, 9, 4, 17, 6, 1, 8])
     prompts = [tokenizer.prompt(clip, "say") for clip in clips]
-    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=torch.device("cpu"), progress=Progress())
+    with Float64():
+        texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=CPU, progress=Progress())
     lalm.decoder.set_attn_implementation("eager")
-    with torch.no_grad():
+    with torch.no_grad(), Float64():
         expected = [
             tokenizer.text(
                 plain_greedy(lalm, clip.frames(), tokenizer.prompt(clip, "say").prompt_ids, tokenizer.eos_id)
@@ -65,22 +68,25 @@ def test_texts_equal_plain_greedy_decoding_of_each_clip_alone(
 
 
 def lalm_that_ends_now_and_then(folder: Path, family: str, recipe: Recipe) -> LALM:
-    """Of so few tokens that one in about thirty is EOS, with a projector that lets the audio be heard."""
+    """Of so few tokens that one in about thirty is EOS, with a projector that lets the audio be heard.
+
+    In float64: among some ten thousand tokens are a few of which rounding to float32 would choose another.
+    """
     torch.manual_seed(0)
-    lalm = build_lalm(save_decoder(folder, family, vocab_size=40), 6, recipe.training).eval()
+    lalm = build_lalm(save_decoder(folder, family, vocab_size=40), 6, recipe.training).eval().double()
     with torch.no_grad():
         lalm.projector.weight.normal_()
     return lalm
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more_is_computed(
+def test_hundreds_of_texts_equal_those_of_transformers_generate_and_no_token_more_is_computed(
     family: str, make_clips: MakeClips, token_id_tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
     """Rows end at any time, some run to the limit, and the rows of a cache are used again and again."""
     lalm = lalm_that_ends_now_and_then(tmp_path, family, mini_recipe)
     rng = random.Random(0)
-    clips = make_clips([rng.randint(1, 40) for _ in range(1000)])
+    clips = make_clips([rng.randint(1, 40) for _ in range(NUM_TEXTS)])
     prompts = [
         Utterance(clip=clip, prompt_ids=tuple(rng.choices(range(3, 40), k=rng.randint(1, 5))), target_ids=())
         for clip in clips
@@ -91,21 +97,22 @@ def test_a_thousand_texts_equal_those_of_transformers_generate_and_no_token_more
     computed: list[int] = []
     output_layer = lalm.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
     handle = output_layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.shape[1]))
-    arguments: dict[str, Any] = {"tokenizer": token_id_tokenizer, "recipe": recipe, "device": torch.device("cpu")}
-    texts = generate(lalm, prompts, progress=Progress(), **arguments)
+    arguments: dict[str, Any] = {"tokenizer": token_id_tokenizer, "recipe": recipe, "device": CPU}
+    with Float64():
+        texts = generate(lalm, prompts, progress=Progress(), **arguments)
     handle.remove()
 
     lalm.decoder.set_attn_implementation("sdpa")
-    with torch.inference_mode():
+    with torch.inference_mode(), Float64():
         theirs = {
             index: token_id_tokenizer.text(token_ids)
             for index, token_ids in generate_padded(lalm, prompts, **arguments)
         }
-    assert texts == [theirs[index] for index in range(1000)]
+    assert texts == [theirs[index] for index in range(NUM_TEXTS)]
     lengths = [len(text.split()) for text in texts]
-    assert len(set(texts)) > 300
-    assert lengths.count(30) > 50, "nothing runs to the limit"
-    assert sum(length < 15 for length in lengths) > 15, "hardly anything ends early"
+    assert len(set(texts)) > 100
+    assert lengths.count(30) > 20, "nothing runs to the limit"
+    assert sum(length < 15 for length in lengths) > 3, "hardly anything ends early"
     assert sum(computed) == sum(min(length + 1, 30) for length in lengths), "tokens, and the EOS of what ended"
 
 
@@ -127,7 +134,7 @@ def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
     recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200)
-    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=torch.device("cpu"), progress=Progress())
+    texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=CPU, progress=Progress())
     assert len(texts) == len(prompts)
     assert caches[0] == (1, 300 + 3 + RECIPE.max_new_tokens)
     assert len(caches) < 8
@@ -147,8 +154,8 @@ def test_merged_adapters_say_the_same(
     prompts = [Utterance(clip=clip, prompt_ids=(5, 9), target_ids=()) for clip in make_clips(list(range(1, 60)))]
 
     def texts() -> list[str]:
-        device = torch.device("cpu")
-        return generate(lalm, prompts, tokenizer=token_id_tokenizer, recipe=RECIPE, device=device, progress=Progress())
+        with Float64():
+            return generate(lalm, prompts, tokenizer=token_id_tokenizer, recipe=RECIPE, device=CPU, progress=Progress())
 
     before = texts()
     lalm.merge_lora()
@@ -176,7 +183,7 @@ def test_what_a_decoder_suggests_for_its_own_generation_does_not_count(
             prompts,
             tokenizer=tokenizer,
             recipe=RECIPE,
-            device=torch.device("cpu"),
+            device=CPU,
             progress=Progress(),
         )
         for folder in folders
@@ -193,8 +200,7 @@ def test_a_text_that_the_table_of_positions_is_too_short_for_is_refused_before_g
 
     def generate_for(num_frames: int) -> list[str]:
         prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([2, num_frames])]
-        device = torch.device("cpu")
-        return generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=device, progress=Progress())
+        return generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=CPU, progress=Progress())
 
     assert len(generate_for(25)) == 2  # and 3 tokens of prompt and 12 new ones
     with pytest.raises(UsageError, match=r"needs 41 positions, the decoder GPT2LMHeadModel has 40"):
@@ -203,5 +209,4 @@ def test_a_text_that_the_table_of_positions_is_too_short_for_is_refused_before_g
 
 def test_nothing_is_said_to_no_prompts(decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
-    device = torch.device("cpu")
-    assert generate(lalm, [], tokenizer=tokenizer, recipe=RECIPE, device=device, progress=Progress()) == []
+    assert generate(lalm, [], tokenizer=tokenizer, recipe=RECIPE, device=CPU, progress=Progress()) == []

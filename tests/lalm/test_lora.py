@@ -22,8 +22,8 @@ RANK, ALPHA = 4, 8
 
 
 def adapted(base: nn.Linear | Conv1D, dropout: float = 0.0) -> LoRALinear:
-    """A layer whose addition is not zero."""
-    layer = LoRALinear(base.requires_grad_(False), rank=RANK, alpha=ALPHA, dropout=dropout)
+    """A layer whose addition is not zero, in float64: rounding must not decide on any processor."""
+    layer = LoRALinear(base.requires_grad_(False), rank=RANK, alpha=ALPHA, dropout=dropout).double()
     nn.init.normal_(layer.lora_B)
     return layer
 
@@ -52,10 +52,11 @@ def drawn_hits(num_places: int, dropout: float) -> torch.Tensor:
 def test_output_and_gradients_are_those_of_the_formula(base: str, dropout: float) -> None:
     torch.manual_seed(0)
     layer = adapted(BASES[base](), dropout).train()
-    x = torch.randn(2, 7, 6, requires_grad=True)
+    x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 7, 5)
     torch.manual_seed(1)
     out = layer(x)
+    assert "AdaptedLinear" in str(out.grad_fn), "one step of the backward pass"
     torch.manual_seed(1)
     mask = (~drawn_hits(x.numel(), dropout)).view(2, 7, 6).float() if dropout else 1.0
     expected = written_out(layer, x, mask, dropout)
@@ -66,9 +67,19 @@ def test_output_and_gradients_are_those_of_the_formula(base: str, dropout: float
         torch.testing.assert_close(own, reference)
 
 
+def test_float32_takes_the_same_way_as_the_float64_of_these_tests() -> None:
+    layer = adapted(nn.Linear(6, 5))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = layer(x)
+    out = layer.float()(x.float())
+    assert out.dtype == torch.float32
+    assert type(out.grad_fn) is type(expected.grad_fn)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_is_dropped_in_eval_mode() -> None:
     layer = adapted(nn.Linear(6, 5), 0.5).eval()
-    x = torch.randn(3, 6)
+    x = torch.randn(3, 6, dtype=torch.float64)
     assert torch.equal(layer(x), layer(x))
     torch.testing.assert_close(layer(x), written_out(layer, x, 1.0, 0.0))
 
@@ -90,7 +101,7 @@ def test_every_place_is_dropped_as_often_as_it_should_be_and_without_regard_to_o
 def test_the_mean_over_dropout_is_the_output_without() -> None:
     torch.manual_seed(0)
     layer = adapted(nn.Linear(6, 5), 0.1)
-    x = torch.randn(1, 6)
+    x = torch.randn(1, 6, dtype=torch.float64)
     many = layer.train()(x.expand(40_000, 6)).mean(dim=0)
     torch.testing.assert_close(many, layer.eval()(x)[0], rtol=0, atol=0.03)
 
@@ -101,14 +112,14 @@ def test_a_layer_of_an_unknown_class_is_called_and_not_recomputed() -> None:
             return 2 * super().forward(input)
 
     layer = adapted(Doubling(6, 5))
-    x = torch.randn(3, 6)
+    x = torch.randn(3, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(x), written_out(layer, x, 1.0, 0.0))
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_merged_layer_gives_the_same(base: str) -> None:
     model: Any = nn.Sequential(adapted(BASES[base]()))
-    x = torch.randn(3, 6)
+    x = torch.randn(3, 6, dtype=torch.float64)
     expected = model(x)
     merge_lora(model)
     assert isinstance(model[0], nn.Linear | Conv1D)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import MakeClips
+from tests.plain_lalm import Float64
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import UsageError
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
@@ -49,29 +50,31 @@ def test_loss_and_gradients_equal_a_plain_computation_sample_by_sample(
         for name, value in lalm.trained_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.1)
-    loss = lalm(collate(examples))
-    loss.backward()
-    gradients = {name: value.grad.clone() for name, value in lalm.trained_parameters() if value.grad is not None}
-    assert len(gradients) == len(dict(lalm.trained_parameters()))
+    lalm.double()
+    with Float64():
+        loss = lalm(collate(examples))
+        loss.backward()
+        gradients = {name: value.grad.clone() for name, value in lalm.trained_parameters() if value.grad is not None}
+        assert len(gradients) == len(dict(lalm.trained_parameters()))
 
-    lalm.zero_grad()
-    lalm.decoder.set_attn_implementation("eager")
-    expected = torch.zeros(())
-    for example in examples:
-        tokens = torch.tensor(example.prompt_ids + example.target_ids)
-        audio_TH = example.clip.frames() @ lalm.projector.weight.T + lalm.projector.bias
-        inputs_LH = torch.cat([audio_TH, lalm.decoder.get_input_embeddings()(tokens)])
-        logits_LV = lalm.decoder(inputs_embeds=inputs_LH[None]).logits[0]
-        num_targets = len(example.target_ids)
-        expected = expected + functional.nll_loss(
-            torch.log_softmax(logits_LV[-num_targets - 1 : -1], dim=-1), tokens[-num_targets:], reduction="sum"
-        )
-    torch.autograd.backward(expected)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        lalm.zero_grad()
+        lalm.decoder.set_attn_implementation("eager")
+        expected = torch.zeros(())
+        for example in examples:
+            tokens = torch.tensor(example.prompt_ids + example.target_ids)
+            audio_TH = example.clip.frames().double() @ lalm.projector.weight.T + lalm.projector.bias
+            inputs_LH = torch.cat([audio_TH, lalm.decoder.get_input_embeddings()(tokens)])
+            logits_LV = lalm.decoder(inputs_embeds=inputs_LH[None]).logits[0]
+            num_targets = len(example.target_ids)
+            expected = expected + functional.nll_loss(
+                torch.log_softmax(logits_LV[-num_targets - 1 : -1], dim=-1), tokens[-num_targets:], reduction="sum"
+            )
+        torch.autograd.backward(expected)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
     for name, value in lalm.trained_parameters():
         assert value.grad is not None, name
         difference = (gradients[name] - value.grad).norm() / value.grad.norm()
-        assert difference < 1e-5, (name, float(difference))
+        assert difference < 1e-9, (name, float(difference))
 
 
 def test_only_adapters_and_projector_are_trained_with_lora(decoder_folder: str, mini_recipe: Recipe) -> None:

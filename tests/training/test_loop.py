@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import MakeClips
-from tests.plain_lalm import save_decoder
+from tests.plain_lalm import Float64, save_decoder
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import TrainingError, UsageError
 from xares_bench.core.progress import Progress
@@ -43,25 +43,26 @@ def test_training_learns_and_is_the_same_again(batch: Batch, decoder_folder: str
 def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
     """The recipe written out: rate, weight decay, clipping and mean over targets, by textbook AdamW."""
     recipe = mini_recipe.replace({"warmup_steps": 2, "learning_rate": 0.01, "max_grad_norm": 0.5})
-    lalm, plain = (build_lalm(decoder_folder, 6, recipe.training) for _ in range(2))
-    losses = fit(lalm, itertools.repeat(batch), recipe, 6)
-    parameters = dict(plain.named_parameters())
-    first = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    second = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for step, rate in enumerate([0.0, 0.5, 1.0, 0.75, 0.5, 0.25], start=1):
-        loss = plain(batch) / batch.num_targets
-        torch.testing.assert_close(float(loss.detach()), losses[step - 1], rtol=1e-4, atol=1e-5)
-        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
-        with torch.no_grad():
-            for name, value in parameters.items():
-                gradient = gradients[name] * min(1.0, 0.5 / (float(norm) + 1e-6))
-                first[name] = 0.9 * first[name] + 0.1 * gradient
-                second[name] = 0.999 * second[name] + 0.001 * gradient**2
-                decays = 0.01 if not (name.endswith("bias") or "norm" in name) else 0.0
-                value.sub_(0.01 * rate * decays * value)
-                update = (first[name] / (1 - 0.9**step)) / (torch.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
-                value.sub_(0.01 * rate * update)
+    lalm, plain = (build_lalm(decoder_folder, 6, recipe.training).double() for _ in range(2))
+    with Float64():
+        losses = fit(lalm, itertools.repeat(batch), recipe, 6)
+        parameters = dict(plain.named_parameters())
+        first = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        second = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for step, rate in enumerate([0.0, 0.5, 1.0, 0.75, 0.5, 0.25], start=1):
+            loss = plain(batch) / batch.num_targets
+            torch.testing.assert_close(float(loss.detach()), losses[step - 1], rtol=1e-9, atol=0)
+            gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+            norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    gradient = gradients[name] * min(1.0, 0.5 / (float(norm) + 1e-6))
+                    first[name] = 0.9 * first[name] + 0.1 * gradient
+                    second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                    decays = 0.01 if not (name.endswith("bias") or "norm" in name) else 0.0
+                    value.sub_(0.01 * rate * decays * value)
+                    update = (first[name] / (1 - 0.9**step)) / (torch.sqrt(second[name] / (1 - 0.999**step)) + 1e-8)
+                    value.sub_(0.01 * rate * update)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:

@@ -42,12 +42,12 @@ class LoRALinear(nn.Module):
         self._scale = alpha / rank
         self._dropout = dropout
         # A layer of another class may compute something else.
-        self._has_one_step = type(base) in (nn.Linear, Conv1D) and base.weight.dtype == torch.float32
+        self._can_fuse = type(base) in (nn.Linear, Conv1D)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, `[..., O]`, for `[..., I]`."""
         dropout = self._dropout if self.training else 0.0
-        if self._has_one_step and x.device.type == "cpu" and x.dtype == torch.float32 and not _is_traced_or_cast():
+        if self._can_fuse and _is_full_precision(x, self.base.weight) and not _is_traced_or_cast():
             out: torch.Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
                 x, _weight(self.base), self.base.bias, self.lora_A, self.lora_B, self._scale, dropout
             )
@@ -94,6 +94,14 @@ def _linear_layers(decoder: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Line
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear | Conv1D):
                 yield parent, name, child
+
+
+def _is_full_precision(*tensors: torch.Tensor) -> bool:
+    """Whether tensors are on the CPU in float32, or all in float64, in which tests compare."""
+    return {(tensor.device.type, tensor.dtype) for tensor in tensors} in _FUSED
+
+
+_FUSED = ({("cpu", torch.float32)}, {("cpu", torch.float64)})
 
 
 def _is_traced_or_cast() -> bool:
