@@ -1,4 +1,4 @@
-"""Model cards: read back by the hub's own library."""
+"""Model cards, read back by the hub's own library."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def test_the_hubs_library_reads_every_score() -> None:
     assert found["esc-50"].dataset_type == "xares-bench-mini"
     again = ModelCard(str(card), ignore_metadata_errors=False)
     assert isinstance(again.data, ModelCardData)
-    assert again.data.eval_results == card.data.eval_results, "the library writes what it has read"
+    assert again.data.eval_results == card.data.eval_results, "the library writes back what it read"
 
 
-def test_the_repository_of_the_data_is_named_with_its_commit() -> None:
+def test_the_data_repository_is_named_with_its_commit() -> None:
     run = dataclasses.replace(COMPLETE.run, data={"repositories": {"owner/data": "abc123"}})
     found = read(dataclasses.replace(COMPLETE, run=run))
     assert {(result.dataset_type, result.dataset_revision) for result in found} == {("owner/data", "abc123")}
 
 
-def test_what_cannot_be_compared_is_left_out_or_says_so() -> None:
+def test_scores_that_cannot_be_compared_are_left_out_or_marked() -> None:
     found = read(results(scored("esc-50", math.nan), scored("gtzan", 0.5, partial=True)))
     assert [result.dataset_config for result in found] == ["gtzan"]
     assert "clips left out" in found[0].dataset_name

@@ -22,7 +22,7 @@ _NUM_KINDS_OF_ERRORS = 6
 
 
 def write_judges(folder: Path, *, seed: int = 0) -> Path:
-    """Write both judges and the detector's base into a folder as `$XARES_CAPTION_MODELS` has them, and return it."""
+    """Write both judges and the detector's base into a folder for `$XARES_CAPTION_MODELS`, and return it."""
     write_sentence_model(folder / "paraphrase-TinyBERT-L6-v2", seed)
     write_detector_base(folder / DETECTOR_BASE)
     write_checkpoint(folder / CHECKPOINT, seed)
@@ -30,7 +30,7 @@ def write_judges(folder: Path, *, seed: int = 0) -> Path:
 
 
 def write_hub_cache(folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
-    """Write what `HF_HUB_CACHE` and `FENSE_DATA` hold after the published models were fetched, and return both folders.
+    """Write the content of `HF_HUB_CACHE` and `FENSE_DATA` after the downloads, and return both folders.
 
     The detector's base has weights, as mecat loads them before it replaces them.
     """
@@ -86,7 +86,7 @@ def write_detector_base(folder: Path) -> None:
 
 
 def write_checkpoint(path: Path, seed: int = 0, base: str = DETECTOR_BASE) -> None:
-    """Write a fluency detector as FENSE publishes it; about a third of random sentences have an error by it."""
+    """Write a fluency detector in the format of FENSE; it finds an error in about a third of random sentences."""
     torch.manual_seed(seed + 1)
     head = nn.Linear(32, _NUM_KINDS_OF_ERRORS)
     nn.init.normal_(head.weight, std=2.0)
@@ -99,7 +99,7 @@ def write_checkpoint(path: Path, seed: int = 0, base: str = DETECTOR_BASE) -> No
 
 
 def random_captions(seed: int, num_rows: int) -> tuple[list[str], list[str]]:
-    """References and hypotheses that share most of their words, some hypotheses several times over."""
+    """References and predictions that share most of their words; some predictions repeat."""
     rng = random.Random(seed)
     references: list[str] = []
     hypotheses: list[str] = []

@@ -1,4 +1,4 @@
-"""The judges' files: found where they may lie, fetched from loopback servers, refused when they are something else."""
+"""The judges' files: located, downloaded from loopback servers, and rejected if they have other content."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SENTENCE_FOLDER = "paraphrase-TinyBERT-L6-v2"
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own with all three parts."""
+    """A folder named by the user, with all three downloads."""
     folder = write_judges(tmp_path / "given")
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     return folder
@@ -40,7 +40,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What fetching left on a machine that is offline now; its checkpoint counts as the published one."""
+    """An offline machine after the downloads; its checkpoint counts as the published one."""
     cache, fense_data = write_hub_cache(tmp_path / "cached")
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     monkeypatch.setenv("FENSE_DATA", str(fense_data))
@@ -50,7 +50,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cached"
 
 
-def refusal() -> str:
+def error_message() -> str:
     with pytest.raises(UsageError) as caught:
         judges.check_available()
     message = str(caught.value)
@@ -58,10 +58,10 @@ def refusal() -> str:
     return message
 
 
-# --- found
+# --- located
 
 
-def test_a_folder_of_ones_own_comes_first(given: Path) -> None:
+def test_the_users_folder_comes_first(given: Path) -> None:
     files = locate()
     assert files.sentence_model == given / SENTENCE_FOLDER
     assert files.checkpoint == given / CHECKPOINT
@@ -88,7 +88,7 @@ def test_older_weights_are_read_too(given: Path) -> None:
     assert f"{SENTENCE_FOLDER}/pytorch_model.bin" in identity()
 
 
-def test_weights_in_a_folder_below_are_found(given: Path) -> None:
+def test_weights_in_a_subfolder_are_found(given: Path) -> None:
     folder = given / SENTENCE_FOLDER
     below = folder / "0_Transformer"
     below.mkdir()
@@ -101,10 +101,10 @@ def test_weights_in_a_folder_below_are_found(given: Path) -> None:
     judges.check_available()
 
 
-# --- identified
+# --- hashed
 
 
-def test_identity_is_that_of_the_bytes_wherever_they_lie(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_depends_on_the_bytes_and_not_on_the_folder(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = identity()
     assert known[CHECKPOINT] == file_digest(given / CHECKPOINT)
     assert known[f"{SENTENCE_FOLDER}/model.safetensors"] == file_digest(given / SENTENCE_FOLDER / "model.safetensors")
@@ -138,16 +138,16 @@ def test_identity_changes_with_every_file_that_matters(
     assert identity().keys() == known.keys()
 
 
-def test_the_published_detector_is_no_deviation(cached: Path) -> None:
+def test_the_published_detector_is_not_a_deviation(cached: Path) -> None:
     assert deviations() == ()
 
 
-def test_another_detector_of_ones_own_is_a_deviation(given: Path) -> None:
+def test_another_detector_is_a_deviation(given: Path) -> None:
     (deviation,) = deviations()
     assert file_digest(given / CHECKPOINT) in deviation
 
 
-# --- refused
+# --- rejected
 
 
 @pytest.mark.parametrize(
@@ -161,45 +161,45 @@ def test_another_detector_of_ones_own_is_a_deviation(given: Path) -> None:
         (CHECKPOINT, CHECKPOINT),
     ],
 )
-def test_what_a_folder_of_ones_own_lacks_is_named(given: Path, absent: str, named: str) -> None:
+def test_a_file_missing_from_the_users_folder_is_named(given: Path, absent: str, named: str) -> None:
     path = given / absent
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    message = refusal()
+    message = error_message()
     assert named in message
     assert f"{FOLDER_VARIABLE}={given}" in message
 
 
-def test_what_the_cache_lacks_is_named_with_what_to_do(cached: Path) -> None:
+def test_a_model_missing_from_the_cache_is_named_with_what_to_do(cached: Path) -> None:
     shutil.rmtree(cached / "hub" / f"models--{DETECTOR_BASE}")
-    message = refusal()
+    message = error_message()
     for word in (DETECTOR_BASE, str(cached / "hub"), "HF_HUB_OFFLINE", f"hf download {DETECTOR_BASE}", FOLDER_VARIABLE):
         assert word in message
 
 
-def test_a_half_fetched_model_is_not_taken_for_whole(cached: Path) -> None:
+def test_a_partly_downloaded_model_is_not_used(cached: Path) -> None:
     (locate().sentence_model / "model.safetensors").unlink()
     files._locate.cache_clear()
-    assert f"{SENTENCE_MODEL} is not in the Hugging Face cache" in refusal()
+    assert f"{SENTENCE_MODEL} is not in the Hugging Face cache" in error_message()
 
 
-def test_an_absent_checkpoint_is_named_with_where_it_goes(cached: Path) -> None:
+def test_a_missing_checkpoint_is_named_with_its_path_and_url(cached: Path) -> None:
     path = cached / "fense_data" / CHECKPOINT
     path.unlink()
-    message = refusal()
+    message = error_message()
     for word in (str(path), files.CHECKPOINT_URL, "HF_HUB_OFFLINE", FOLDER_VARIABLE):
         assert word in message
 
 
-def test_a_truncated_checkpoint_is_refused_by_its_digest(cached: Path) -> None:
+def test_a_truncated_checkpoint_is_detected_by_its_sha_256(cached: Path) -> None:
     path = cached / "fense_data" / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-100])
-    assert "SHA-256" in refusal()
+    assert "SHA-256" in error_message()
 
 
-def test_a_truncated_checkpoint_in_a_folder_of_ones_own_cannot_be_read(given: Path) -> None:
+def test_a_truncated_checkpoint_in_the_users_folder_is_unusable(given: Path) -> None:
     path = given / CHECKPOINT
     path.write_bytes(path.read_bytes()[:5000])
-    assert f"the fluency detector {path} cannot be used" in refusal()
+    assert f"the fluency detector {path} is unusable" in error_message()
 
 
 class Harmful:
@@ -215,7 +215,7 @@ class Harmful:
 def test_code_in_a_checkpoint_is_not_executed(given: Path, tmp_path: Path) -> None:
     target = tmp_path / "executed"
     torch.save({"model_type": Harmful(target), "num_classes": 6, "state_dict": {}}, given / CHECKPOINT)
-    assert "cannot be used" in refusal()
+    assert "is unusable" in error_message()
     assert not target.exists()
 
 
@@ -228,26 +228,26 @@ def test_code_in_a_checkpoint_is_not_executed(given: Path, tmp_path: Path) -> No
         (lambda content: content.update(num_classes=5), "size mismatch"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_refused(given: Path, change: Any, named: str) -> None:
+def test_a_checkpoint_with_other_content_is_an_error(given: Path, change: Any, named: str) -> None:
     content = torch.load(given / CHECKPOINT, weights_only=True)
     change(content)
     torch.save(content, given / CHECKPOINT)
-    assert named in refusal()
+    assert named in error_message()
 
 
-def test_a_sentence_encoder_with_missing_weights_is_refused(given: Path) -> None:
+def test_a_sentence_encoder_with_missing_weights_is_an_error(given: Path) -> None:
     path = given / SENTENCE_FOLDER / "model.safetensors"
     weights = load_file(path)
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, path, metadata={"format": "pt"})
-    assert "encoder.layer.1.output.dense.weight" in refusal()
+    assert "encoder.layer.1.output.dense.weight" in error_message()
 
 
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
         ("modules.json", [{"type": "x.Transformer", "path": ""}], "expected ['Transformer', 'Pooling']"),
-        ("modules.json", "broken", f"{SENTENCE_FOLDER} cannot be used"),
+        ("modules.json", "broken", f"{SENTENCE_FOLDER} is unusable"),
         (
             "1_Pooling/config.json",
             {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
@@ -255,16 +255,16 @@ def test_a_sentence_encoder_with_missing_weights_is_refused(given: Path) -> None
         ),
     ],
 )
-def test_a_sentence_encoder_of_another_kind_is_refused(given: Path, file: str, content: Any, named: str) -> None:
+def test_a_sentence_encoder_of_another_kind_is_an_error(given: Path, file: str, content: Any, named: str) -> None:
     (given / SENTENCE_FOLDER / file).write_text(json.dumps(content))
-    assert named in refusal()
+    assert named in error_message()
 
 
-# --- fetched
+# --- downloaded
 
 
 class CheckpointServer:
-    """Serves one file, whole or cut."""
+    """Serves one file, complete or truncated."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -300,7 +300,7 @@ def server(tmp_path: Path) -> Iterator[CheckpointServer]:
         thread.join()
 
 
-def test_a_checkpoint_is_fetched_whole(server: CheckpointServer, tmp_path: Path) -> None:
+def test_a_checkpoint_is_downloaded_once_and_complete(server: CheckpointServer, tmp_path: Path) -> None:
     path = tmp_path / "new" / CHECKPOINT
     for _ in range(2):
         files._download(server.url, path)
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_fetched_whole(server: CheckpointServer, tmp_path: Path)
 
 
 @pytest.mark.parametrize("fault", ["cut", "404", "nobody"])
-def test_a_checkpoint_that_cannot_be_fetched_leaves_nothing(
+def test_a_failed_download_leaves_no_file(
     server: CheckpointServer, cached: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -318,23 +318,23 @@ def test_a_checkpoint_that_cannot_be_fetched_leaves_nothing(
     server.status = 404 if fault == "404" else 200
     path = cached / "fense_data" / CHECKPOINT
     path.unlink()
-    message = refusal()
-    assert {"cut": "broke off after 1000", "404": "404", "nobody": "refused"}[fault] in message
+    message = error_message()
+    assert {"cut": "ended after 1000", "404": "404", "nobody": "refused"}[fault] in message
     assert str(path) in message
     assert not path.exists()
 
 
 _STEP = """
 import json, sys
-from xares_bench.metrics import registry as metrics
+from xares_bench.metrics import registry
 from xares_bench.metrics.captions import files
 files.CHECKPOINT_URL, files.CHECKPOINT_SHA256 = sys.argv[1:]
-metrics.check_available("DATE")
-print(json.dumps(metrics.metric_identity("FENSE")))
+registry.check_available("DATE")
+print(json.dumps(registry.metric_identity("FENSE")))
 """
 
 
-def test_all_is_fetched_once_and_then_used_offline(server: CheckpointServer, tmp_path: Path) -> None:
+def test_everything_is_downloaded_once_and_then_used_offline(server: CheckpointServer, tmp_path: Path) -> None:
     source = write_judges(tmp_path / "source")
     with serve_hub() as hub:
         _publish(hub, SENTENCE_MODEL, source / SENTENCE_FOLDER)
@@ -342,7 +342,7 @@ def test_all_is_fetched_once_and_then_used_offline(server: CheckpointServer, tmp
         fetched = _check(tmp_path, server, HF_ENDPOINT=hub.endpoint)
         num_requests = len(hub.requests)
         again = _check(tmp_path, server, HF_ENDPOINT=hub.endpoint)
-        assert len(hub.requests) == num_requests  # not asked again, though it could have been
+        assert len(hub.requests) == num_requests  # the hub is not asked again, although it is reachable
         assert not any(request.path.endswith(("model.onnx", "pytorch_model.bin")) for request in hub.requests)
     assert f"{SENTENCE_FOLDER}/model.safetensors" in fetched
     assert again == fetched
@@ -350,7 +350,7 @@ def test_all_is_fetched_once_and_then_used_offline(server: CheckpointServer, tmp
     assert server.num_requests == 1
 
 
-def test_older_weights_are_fetched_where_there_are_no_others(server: CheckpointServer, tmp_path: Path) -> None:
+def test_older_weights_are_downloaded_if_there_are_no_others(server: CheckpointServer, tmp_path: Path) -> None:
     source = write_judges(tmp_path / "source")
     folder = source / SENTENCE_FOLDER
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -370,7 +370,7 @@ def _publish(hub: Hub, name: str, folder: Path) -> None:
 
 
 def _check(home: Path, server: CheckpointServer, **environment: str) -> dict[str, str]:
-    """What a process of its own says, as huggingface_hub reads its environment when it is imported."""
+    """The identity in a new process, because huggingface_hub reads its environment when it is imported."""
     command = [sys.executable, "-c", _STEP, server.url, hashlib.sha256(server.content).hexdigest()]
     places = {"HOME": str(home), "HF_HOME": str(home / "hf"), "PATH": os.environ["PATH"], "NO_PROXY": "*"}
     done = subprocess.run(command, env={**places, **environment}, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The formulas of FENSE and DATE against the sentences that define them, and what DATE takes of memory."""
+"""The formulas of FENSE and DATE compared with their definitions, and the memory that DATE needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xares_bench.metrics.captions.formulas import Array, date_values, fense_valu
 
 
 def random_embeddings(seed: int, num_rows: int, width: int = 6) -> tuple[Array, Array, Array]:
-    """Hypotheses near their references, references, and error probabilities on both sides of the threshold."""
+    """Predictions near their references, references, and error probabilities on both sides of the threshold."""
     rng = np.random.default_rng(seed)
     references = rng.standard_normal((num_rows, width))
     hypotheses = references + rng.standard_normal((num_rows, width))
@@ -42,7 +42,7 @@ def test_fense_is_the_similarity_or_a_tenth_of_it(similarity: float, probability
     assert values == pytest.approx([expected])
 
 
-def test_a_probability_at_the_threshold_is_no_error() -> None:
+def test_a_probability_at_the_threshold_is_not_an_error() -> None:
     assert fense_values(np.array([0.5], np.float32), np.array([0.9], np.float32)) == pytest.approx([0.5])
 
 
@@ -56,23 +56,23 @@ def test_date_equals_the_direct_formula_whatever_the_blocks(block_rows: int, mon
         assert date_values(*rows) == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_row_cannot_be_told_apart() -> None:
+def test_a_single_row_has_no_discrimination() -> None:
     assert date_values(*random_embeddings(0, 1)).tolist() == [0.0]
 
 
-def test_a_row_as_like_to_all_references_scores_nothing() -> None:
+def test_a_row_equally_similar_to_all_references_scores_zero() -> None:
     hypotheses, references, _ = random_embeddings(1, 40)
     references[:] = references[0]
     assert date_values(hypotheses, references, np.zeros(40, np.float32)).tolist() == [0.0] * 40
 
 
-def test_the_cosine_of_equal_embeddings_is_not_beyond_one() -> None:
+def test_the_cosine_of_equal_embeddings_is_at_most_one() -> None:
     _, references, _ = random_embeddings(2, 500, width=64)
     assert row_similarities(references, references) == pytest.approx(1)
     assert row_similarities(references, references).max() <= 1
 
 
-def test_twenty_thousand_rows_do_not_take_a_matrix_of_all_pairs() -> None:
+def test_twenty_thousand_rows_need_no_matrix_of_all_pairs() -> None:
     rows = random_embeddings(3, 20_000, width=4)
     tracemalloc.start()
     values = date_values(*rows)

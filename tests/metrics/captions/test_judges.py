@@ -1,4 +1,4 @@
-"""The caption judges against plain computations and against mecat, and what they leave as they found it."""
+"""The caption judges compared with plain computations and with mecat, and their side effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xares_bench.metrics.captions.judges import Judges, date_row_values, fense_r
 from xares_bench.metrics.parts import normalise
 
 SENTENCE_FOLDER = "paraphrase-TinyBERT-L6-v2"
-# A text of every length from nothing on, one beyond the encoder's 24 tokens, and one of unknown letters only.
+# Texts of increasing length from empty to more than the encoder's 24 tokens, and one of unknown characters only.
 TEXTS = [" ".join(["a", "dog", "barks", "loudly"] * 9)[:length] for length in range(0, 120, 3)] + ["今天 天气"]
 
 
@@ -40,7 +40,7 @@ def _judges_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class PlainJudges:
-    """The published definitions, a text at a time, without batches, blocks or this package's modules."""
+    """The published definitions, one text at a time, without batches, blocks or this package's modules."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder / SENTENCE_FOLDER)
@@ -99,7 +99,7 @@ def plain(folder: Path) -> PlainJudges:
     return PlainJudges(folder)
 
 
-# --- what they compute
+# --- values
 
 
 def test_embeddings_are_those_of_each_text_alone(plain: PlainJudges) -> None:
@@ -131,14 +131,14 @@ def test_weighted_embeddings_follow_the_formula(
     assert np.abs(load_judges().weighted_embeddings(texts) - expected).max() < 4e-3
 
 
-def test_weights_depend_on_the_set_and_on_how_often_a_text_is_in_it() -> None:
+def test_weights_depend_on_all_texts_and_on_repetitions() -> None:
     texts = random_captions(2, 12)[1]
     alone = load_judges().weighted_embeddings(texts)[:3]
     twice = load_judges().weighted_embeddings([*texts, *[texts[0]] * 8])[:3]
     assert np.abs(alone - twice).max() > 1e-4
 
 
-def test_texts_without_a_word_are_embedded() -> None:
+def test_texts_without_words_are_embedded() -> None:
     for texts in ([""], ["", ""], ["", "a dog"]):
         for embeddings in (load_judges().embeddings(texts), load_judges().weighted_embeddings(texts)):
             assert np.linalg.norm(embeddings, axis=1) == pytest.approx([1] * len(texts))
@@ -173,7 +173,7 @@ def test_identical_texts_are_computed_once() -> None:
     assert (embeddings[0] != embeddings[1]).any()
 
 
-# --- against mecat
+# --- compared with mecat
 
 _MECAT = """
 import json, sys
@@ -219,7 +219,7 @@ def test_rows_and_corpus_are_those_of_mecat(kind: str, tmp_path: Path, monkeypat
 # --- loading
 
 
-def test_they_are_loaded_once_and_say_the_same_again() -> None:
+def test_they_are_loaded_once_and_are_deterministic() -> None:
     assert load_judges() is load_judges()
     references, hypotheses = random_captions(5, 20)
     assert date_row_values(references, hypotheses) == date_row_values(references, hypotheses)
@@ -232,7 +232,7 @@ def test_they_are_frozen_in_float32_and_eval_mode() -> None:
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
 
 
-def test_loading_draws_no_random_numbers_from_the_training_to_come(folder: Path) -> None:
+def test_loading_does_not_change_the_random_state(folder: Path) -> None:
     judges._load.cache_clear()
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -251,7 +251,7 @@ def test_weights_are_those_of_the_files(folder: Path) -> None:
 
 
 class WatchedJudges(Judges):
-    """Judges that note where they are moved."""
+    """Judges that record where they are moved."""
 
     def __init__(self) -> None:
         known = load_judges()
@@ -267,13 +267,13 @@ def watched() -> WatchedJudges:
     return WatchedJudges()
 
 
-def test_they_leave_the_device_when_the_block_ends(watched: WatchedJudges) -> None:
+def test_they_leave_the_device_at_the_end_of_the_block(watched: WatchedJudges) -> None:
     with watched.on_device("meta"):
         assert watched.moves == ["meta"]
     assert watched.moves == ["meta", "cpu"]
 
 
-def test_they_leave_the_device_when_the_block_fails(watched: WatchedJudges) -> None:
+def test_they_leave_the_device_if_the_block_fails(watched: WatchedJudges) -> None:
     with pytest.raises(RuntimeError, match="out of"), watched.on_device("meta"):
         raise RuntimeError("out of something")
     with watched.on_device("meta"):
@@ -288,7 +288,7 @@ def test_an_outer_block_decides(watched: WatchedJudges) -> None:
         assert watched.moves == ["meta"]
 
 
-def test_moving_reaches_every_part() -> None:
+def test_every_part_is_moved() -> None:
     known = load_judges()
     copy = Judges(known._sentence_encoder, known._detector, known._detector_head)
     parts = (known._sentence_encoder.model, known._detector.model, known._detector_head)
@@ -300,7 +300,7 @@ def test_moving_reaches_every_part() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gives_the_same() -> None:
+def test_a_gpu_gives_the_same_values() -> None:
     references, hypotheses = random_captions(6, 100)
     with load_judges().on_device("cpu"):
         expected = date_row_values(references, hypotheses)

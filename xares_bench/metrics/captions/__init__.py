@@ -1,8 +1,8 @@
-"""The caption metrics FENSE and DATE: models that judge what the language model says of a clip.
+"""The models behind FENSE and DATE, called judges because they judge predicted captions.
 
-    judges     the two models: loaded once, on the device when asked for
-    formulas   from embeddings and probabilities to row values
-    files      the models' files: found, fetched, identified
+    judges     the two models: loaded once, moved to the device only while in use
+    formulas   row values from embeddings and error probabilities
+    files      the models' files: located, downloaded, hashed
 
-Importing this package imports none of them, because `judges` needs torch.
+Importing this package imports none of its modules, because `judges` needs torch.
 """

@@ -1,14 +1,15 @@
-"""The files of the caption judges: found, fetched where they are missing, identified.
+"""The files of the caption judges: where they are, how missing ones are downloaded, and their hashes.
 
-FENSE and DATE need three things that are not part of this package:
+FENSE and DATE need three downloads:
 
 - the sentence encoder `paraphrase-TinyBERT-L6-v2`, in the sentence-transformers format;
 - the fluency detector `echecker_clotho_audiocaps_base.ckpt`, published with FENSE;
-- config and tokeniser of the BERT that the detector was made from, `bert-base-uncased`; its weights are not needed.
+- config and tokeniser of the BERT that the detector is based on, `bert-base-uncased`; its weights are not needed.
 
-All three are taken from the folder `$XARES_CAPTION_MODELS` where that is set. Else the two models come from the Hugging
-Face cache, and the checkpoint from `$FENSE_DATA` (default `~/.fense_data`), where the packages fense and mecat keep it
-too; what is missing is fetched, unless `HF_HUB_OFFLINE` is set. What is there is used as it is, without asking the hub.
+If `$XARES_CAPTION_MODELS` is set, all three are read from that folder. Otherwise the sentence encoder and the BERT come
+from the Hugging Face cache, and the checkpoint from `$FENSE_DATA` (default `~/.fense_data`), where the packages fense
+and mecat store it too; missing files are downloaded unless `HF_HUB_OFFLINE` is set. Files that are there are used
+without asking the hub.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ _MAX_CAUSE_LENGTH = 300
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFiles:
-    """Where the judges lie on this machine.
+    """Paths of the judges on this machine.
 
     Attributes:
         sentence_model: Folder of the sentence encoder, with `modules.json`.
-        transformer: The folder in it that holds config, weights and tokeniser.
-        max_length: Tokens that a sentence is cut to; None where the folder does not say.
-        checkpoint: The fluency detector's file.
-        detector_base: Folder with config and tokeniser of the BERT that the detector was made from.
+        transformer: The folder inside it with config, weights and tokeniser.
+        max_length: Tokens to truncate a sentence to; None if the folder does not specify it.
+        checkpoint: File of the fluency detector.
+        detector_base: Folder with config and tokeniser of the BERT that the detector is based on.
     """
 
     sentence_model: Path
@@ -70,10 +71,10 @@ class JudgeFiles:
 
 
 def locate() -> JudgeFiles:
-    """Find the files, after fetching what is missing and may be fetched.
+    """Locate the files; download missing ones where that is allowed.
 
     Raises:
-        UsageError: A file is absent, damaged, or not of the kind that is expected.
+        UsageError: A file is missing, damaged or not of the expected kind.
     """
     given = os.environ.get(FOLDER_VARIABLE)
     fense_data = Path(os.environ.get("FENSE_DATA") or "~/.fense_data").expanduser()
@@ -81,7 +82,7 @@ def locate() -> JudgeFiles:
 
 
 def identity() -> dict[str, str]:
-    """SHA-256 of every file that the judges are made of, by a name that does not depend on where it lies.
+    """Return the SHA-256 of each file of the judges, by a name that does not depend on its folder.
 
     Raises:
         UsageError: As for `locate`.
@@ -90,7 +91,7 @@ def identity() -> dict[str, str]:
 
 
 def deviations() -> tuple[str, ...]:
-    """How the judges are known to differ from the published ones, a sentence each; only a folder of one's own can.
+    """Return how the judges differ from the published ones, one sentence each; only `$XARES_CAPTION_MODELS` can differ.
 
     Raises:
         UsageError: As for `locate`.
@@ -102,12 +103,12 @@ def deviations() -> tuple[str, ...]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The fluency detector's file: `model_type` (a model's name), `num_classes` and `state_dict`.
+    """Read the fluency detector's `model_type` (name of its BERT), `num_classes` and `state_dict`.
 
-    Nothing in it is executed: it is read as tensors and plain values only.
+    Nothing in the file is executed: only tensors and plain values are read.
 
     Raises:
-        UsageError: The file is damaged or holds something else.
+        UsageError: The file is damaged or has other content.
     """
     import torch
 
@@ -121,15 +122,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def readable(what: str, path: Path) -> Iterator[None]:
-    """Turn whatever a library says of a broken model within the block into a UsageError of one line."""
+    """Turn any error that a library raises for a broken model inside the block into a UsageError of one line."""
     try:
         yield
     except UsageError:
         raise
-    except Exception as error:  # Libraries raise all kinds for a broken file; the cause stays attached.
-        raise UsageError(
-            f"the {what} {path} cannot be used: {_one_line(error)}; expected the model as it was published"
-        ) from error
+    except Exception as error:  # Libraries raise errors of any type for a broken file.
+        raise UsageError(f"the {what} {path} is unusable: {_one_line(error)}; expected the published model") from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -137,7 +136,7 @@ def _locate(given: Path | None, fense_data: Path) -> JudgeFiles:
     sentence_model = _folder(given, SENTENCE_MODEL, "sentence encoder", _missing_of_sentence_model)
     checkpoint = given / CHECKPOINT if given else fense_data / CHECKPOINT
     if given and not checkpoint.is_file():
-        raise UsageError(f"FENSE and DATE need the fluency detector: {FOLDER_VARIABLE}={given} holds no {CHECKPOINT}")
+        raise UsageError(f"FENSE and DATE need the fluency detector: {FOLDER_VARIABLE}={given} has no {CHECKPOINT}")
     if not given:
         _obtain_checkpoint(checkpoint)
     base = str(read_checkpoint(checkpoint)["model_type"])
@@ -177,13 +176,13 @@ def _digests(files: JudgeFiles) -> dict[str, str]:
 
 
 def _folder(given: Path | None, repository: str, what: str, missing: Callable[[Path], str]) -> Path:
-    """The folder of a model, in the folder given or in the Hugging Face cache, with nothing missing."""
+    """A model's complete folder, in the given folder or in the Hugging Face cache."""
     if given is None:
         return _hub_folder(repository, what, missing)
     folder = given / repository.rpartition("/")[2]
     absent = missing(folder)
     if absent:
-        raise UsageError(f"FENSE and DATE need the {what}: {FOLDER_VARIABLE}={given} holds no {folder.name}/{absent}")
+        raise UsageError(f"FENSE and DATE need the {what}: {FOLDER_VARIABLE}={given} has no {folder.name}/{absent}")
     return folder
 
 
@@ -199,55 +198,55 @@ def _hub_folder(repository: str, what: str, missing: Callable[[Path], str]) -> P
     cause = "HF_HUB_OFFLINE is set"
     if not is_offline_mode():
         try:
-            # The second form of the weights only if the repository lacks the first.
+            # Older weights only if the repository has no safetensors.
             for weights in (f"*{name}" for name in _WEIGHT_FILES):
                 folder = Path(snapshot_download(repository, allow_patterns=["*.json", "*.txt", weights]))
                 if not missing(folder):
                     return folder
             cause = f"the repository has no {missing(folder)}"
-        except Exception as error:  # Whatever the hub's HTTP library raises; the cause stays attached.
+        except Exception as error:  # The hub's HTTP library raises errors of any type.
             raise UsageError(_absent(repository, what, HF_HUB_CACHE, _one_line(error))) from error
     raise UsageError(_absent(repository, what, HF_HUB_CACHE, cause))
 
 
 def _absent(repository: str, what: str, cache: str, cause: str) -> str:
     return (
-        f"FENSE and DATE need the {what}: {repository} is not in the Hugging Face cache {cache} and cannot be fetched "
-        f"({cause}); run `hf download {repository}` where there is a network, or put the models into a folder and set "
-        f"{FOLDER_VARIABLE} to it"
+        f"FENSE and DATE need the {what}: {repository} is not in the Hugging Face cache {cache} and cannot be "
+        f"downloaded ({cause}); run `hf download {repository}` on a machine with network access, or put the models "
+        f"into a folder and set {FOLDER_VARIABLE} to it"
     )
 
 
 def _obtain_checkpoint(path: Path) -> None:
-    """Have the published checkpoint at a path, fetched if it is not there."""
+    """Download the published checkpoint to a path unless it is there; check its SHA-256."""
     from huggingface_hub.constants import is_offline_mode
 
-    advice = f"fetch {CHECKPOINT_URL} where there is a network and put it there, or set {FOLDER_VARIABLE}"
+    advice = f"download {CHECKPOINT_URL} on a machine with network access and copy it there, or set {FOLDER_VARIABLE}"
     if not path.is_file():
         if is_offline_mode():
             raise UsageError(
-                f"FENSE and DATE need the fluency detector: there is no {path}, and HF_HUB_OFFLINE is set; {advice}"
+                f"FENSE and DATE need the fluency detector: {path} is missing and HF_HUB_OFFLINE is set; {advice}"
             )
         try:
             _download(CHECKPOINT_URL, path)
         except OSError as error:
             raise UsageError(
-                f"FENSE and DATE need the fluency detector: there is no {path}, and it cannot be fetched "
+                f"FENSE and DATE need the fluency detector: {path} is missing and cannot be downloaded "
                 f"({_one_line(error)}); {advice}"
             ) from error
     digest = file_digest(path)
     if digest != CHECKPOINT_SHA256:
         raise UsageError(
-            f"the fluency detector {path} is damaged or another: its SHA-256 is {digest}, expected "
-            f"{CHECKPOINT_SHA256}; remove it, and it is fetched again"
+            f"the fluency detector {path} is damaged or a different file: its SHA-256 is {digest}, expected "
+            f"{CHECKPOINT_SHA256}; delete it to download it again"
         )
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch a file, whole or not at all, once for all processes.
+    """Download a file atomically, once for all processes.
 
     Raises:
-        OSError: It cannot be fetched, breaks off, or cannot be written.
+        OSError: The download fails or is incomplete, or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -260,12 +259,12 @@ def _download(url: str, path: Path) -> None:
                 num_bytes += file.write(chunk)
         expected = response.headers["Content-Length"]
         if expected is not None and num_bytes != int(expected):
-            raise OSError(f"{url} broke off after {num_bytes} of {expected} bytes")
+            raise OSError(f"the download of {url} ended after {num_bytes} of {expected} bytes")
         part.replace(path)
 
 
 def _missing_of_sentence_model(folder: Path) -> str:
-    """Name of the first file that a sentence encoder lacks, "" if it is whole."""
+    """Name of the first file that a sentence encoder's folder lacks, "" if it is complete."""
     if not (folder / "modules.json").is_file():
         return "modules.json"
     with readable("sentence encoder", folder):
@@ -285,10 +284,10 @@ def _missing_of_tokenizer(folder: Path) -> str:
 
 
 def _module_paths(folder: Path) -> dict[str, str]:
-    """Paths inside a sentence encoder's folder by kind of module, of the kinds that a mean over tokens needs.
+    """Paths of the modules Transformer and Pooling inside a sentence encoder's folder, by kind.
 
     Raises:
-        ValueError: It has other parts.
+        ValueError: It has other modules.
     """
     modules = [
         (str(module["type"]).rpartition(".")[2], str(module["path"])) for module in _read_json(folder / "modules.json")
@@ -299,18 +298,18 @@ def _module_paths(folder: Path) -> dict[str, str]:
 
 
 def _check_pooling(config: dict[str, Any]) -> None:
-    """Refuse every way from token outputs to a sentence but their mean.
+    """Check that sentence embeddings are means over token outputs.
 
     Raises:
-        ValueError: It is another one.
+        ValueError: The config names another pooling mode.
     """
-    # Newer files name the mode, older ones have a switch per mode.
+    # Newer configs name the mode, older ones have a flag per mode.
     modes = [
         name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on
     ]
     mode = config.get("pooling_mode", modes)
     if mode not in ("mean", ["mean"], ["mean_tokens"]):
-        raise ValueError(f"1_Pooling says {mode}, expected the mean over tokens")
+        raise ValueError(f"the pooling mode is {mode}, expected the mean over tokens")
 
 
 def _read_json(path: Path) -> Any:

@@ -1,8 +1,9 @@
-"""The judges of captions: a sentence encoder and a fluency detector, which FENSE and DATE are computed from.
+"""The judges: a sentence encoder and a fluency detector, from which FENSE and DATE are computed.
 
-Texts in, numbers out; the formulas are in `formulas`, the models' files in `files`. Every figure is that of the
-package mecat 1.1.0 for the same texts, before it rounds. In the shapes, N are texts, B texts of a batch, L tokens, D
-the width of an embedding, and V the different word pieces of all texts.
+The formulas are in `formulas`, the models' files in `files`. All values equal those of the package mecat 1.1.0 for the
+same texts, before it rounds them.
+
+Shapes: N texts, B texts of a batch, L tokens, D width of an embedding, V different word pieces of all texts.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ _BLOCK_WORDS = 512
 
 
 def check_available() -> None:
-    """Load the judges, after fetching what is missing and may be fetched, so that nothing is left to fail later.
+    """Download and load the judges, so that scoring does not fail later.
 
     Raises:
-        UsageError: A model is absent or cannot be used.
+        UsageError: A model is missing or unusable.
     """
     load_judges()
 
 
 def load_judges() -> Judges:
-    """The judges, loaded on the first call and kept in main memory.
+    """Return the judges, loaded on the first call and cached in main memory.
 
     Raises:
-        UsageError: A model is absent or cannot be used.
+        UsageError: A model is missing or unusable.
     """
     return _load(locate())
 
 
 def fense_row_values(references: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
-    """FENSE of every row, of normalised texts.
+    """Return FENSE of every row of normalised texts.
 
     Raises:
-        UsageError: A model is absent or cannot be used.
+        UsageError: A model is missing or unusable.
     """
     judging = load_judges()
     with judging.on_device():
@@ -60,10 +61,10 @@ def fense_row_values(references: Sequence[str], hypotheses: Sequence[str]) -> li
 
 
 def date_row_values(references: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
-    """DATE of every row among all rows, of normalised texts.
+    """Return DATE of every row among all rows of normalised texts.
 
     Raises:
-        UsageError: A model is absent or cannot be used.
+        UsageError: A model is missing or unusable.
     """
     judging = load_judges()
     with judging.on_device():
@@ -76,9 +77,9 @@ def date_row_values(references: Sequence[str], hypotheses: Sequence[str]) -> lis
 
 
 class Judges:
-    """Sentence encoder and fluency detector in float32 and eval mode, on the CPU but inside `on_device`.
+    """Sentence encoder and fluency detector, in float32 and eval mode, on the CPU except inside `on_device`.
 
-    A text's figures do not depend on the other texts, except where it is said; the same text is computed once.
+    A text's values do not depend on the other texts, except in `weighted_embeddings`; equal texts are computed once.
     """
 
     def __init__(self, sentence_encoder: _Bert, detector: _Bert, detector_head: nn.Linear) -> None:
@@ -90,12 +91,12 @@ class Judges:
 
     @contextlib.contextmanager
     def on_device(self, device: torch.device | str | None = None) -> Iterator[None]:
-        """Have the judges on a device for the time of the block and back on the CPU after it.
+        """Move the judges to a device inside the block, and back to the CPU after it.
 
-        Inside another such block they stay where that one put them.
+        A nested block does nothing: the outer one decides.
 
         Args:
-            device: None for a GPU where there is one, else the CPU.
+            device: None for a GPU if there is one, else the CPU.
         """
         if self._device is not None:
             yield
@@ -111,7 +112,7 @@ class Judges:
             self._device = None
 
     def embeddings(self, texts: Sequence[str]) -> Array:
-        """Sentence embeddings of unit length, `[N, D]`."""
+        """Return sentence embeddings of unit length, `[N, D]`."""
         bert = self._sentence_encoder
 
         def embed(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Judges:
         return self._of_unique_texts(bert, texts, embed)
 
     def weighted_embeddings(self, texts: Sequence[str]) -> Array:
-        """Sentence embeddings of unit length over weighted word pieces, `[N, D]`; they depend on all of the texts.
+        """Return sentence embeddings of unit length from weighted word pieces, `[N, D]`; they depend on all texts.
 
         For DATE, mecat multiplies a text's word embeddings by weights before they enter the encoder: `tf_i * idf_i`,
         divided by its mean over the text's word pieces. Similar words count in part, by the squared cosine `s_ij` of
@@ -140,20 +141,20 @@ class Judges:
         return self._of_unique_texts(bert, texts, embed)
 
     def error_probabilities(self, texts: Sequence[str]) -> Array:
-        """The detector's probability that a text has an error of fluency of any kind, `[N]`."""
+        """Return the probability that a text has a fluency error of any kind, `[N]`."""
         bert = self._detector
 
         def detect(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
             first_BD = bert.outputs(bert.word_embeddings(ids_BL), mask_BL)[:, 0]
-            # The last class is "any error", after the single kinds.
+            # The last class is "any error"; the others are single kinds of error.
             return torch.sigmoid(self._detector_head(first_BD))[:, -1]
 
-        # The detector was trained without any punctuation, also beyond ASCII.
+        # The detector was trained on texts without punctuation, non-ASCII included.
         return self._of_unique_texts(bert, [re.sub(r"[^\w\s]", "", text).lower() for text in texts], detect)
 
     @torch.inference_mode()
     def _of_unique_texts(self, bert: _Bert, texts: Sequence[str], compute: Callable[[Tensor, Tensor], Tensor]) -> Array:
-        """`compute(ids [B, L], mask [B, L])` of all texts, each once, in batches of texts of similar length."""
+        """`compute(ids [B, L], mask [B, L])` of all texts: equal texts once, in batches of similar length."""
         unique = sorted(set(texts))
         rows: list[Tensor] = [torch.empty(0)] * len(unique)
         for indices, ids_BL, mask_BL in bert.batches(bert.tokens(unique)):
@@ -174,7 +175,7 @@ class _Bert:
     """A BERT with its tokeniser.
 
     Attributes:
-        max_length: Tokens that a text is cut to, first and last ones included.
+        max_length: Tokens to truncate a text to, including the first and last special tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -182,7 +183,7 @@ class _Bert:
     max_length: int
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token ids per text, with the first and the last one that the model expects."""
+        """Token ids per text, with the special tokens that the model expects."""
         ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         return ids
 
@@ -197,7 +198,7 @@ class _Bert:
             yield indices, torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
     def word_embeddings(self, ids: Tensor) -> Tensor:
-        """Static embeddings of tokens, one more dimension of width D."""
+        """Static embeddings of tokens, with one more dimension of width D."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
@@ -214,7 +215,7 @@ class _Bert:
 
     @property
     def pad_id(self) -> int:
-        """The token that fills a batch up."""
+        """The padding token."""
         return int(self.tokenizer.pad_token_id)
 
     @property
@@ -235,14 +236,14 @@ def _word_weights(bert: _Bert, ids: list[list[int]], counts: list[int]) -> Calla
     Args:
         bert: The sentence encoder.
         ids: Tokens of each different text.
-        counts: How many times each of them occurs; every time counts in the idf.
+        counts: How often each of them occurs; repeated texts count repeatedly in the idf.
     """
     device = bert.model.device
     special = {bert.pad_id, bert.first_id, bert.last_id}
     vocabulary = sorted(set(itertools.chain.from_iterable(ids)) - special)
     num_words = len(vocabulary)
     static_VD = bert.word_embeddings(torch.tensor(vocabulary, dtype=torch.long, device=device))
-    # Rounded to half precision, computed with in single precision, which gives the same on every device.
+    # Rounded to half precision but computed in single precision, which gives the same values on every device.
     unit_VD = functional.normalize(static_VD.half(), dim=-1).float()
 
     position = {word: index for index, word in enumerate(vocabulary)}
@@ -251,14 +252,14 @@ def _word_weights(bert: _Bert, ids: list[list[int]], counts: list[int]) -> Calla
     text_starts = torch.tensor([0, *itertools.accumulate(map(len, words))][:-1], dtype=torch.long, device=device)
     counts_N = torch.tensor(counts, dtype=torch.float32, device=device)
     blocks = [torch.empty(0, device=device)]
-    # By blocks of words: V x V cosines of a large vocabulary would take gigabytes.
+    # In blocks of words: V x V cosines of a large vocabulary would take gigabytes.
     for start in range(0, num_words, _BLOCK_WORDS):
         squares = (unit_VD @ unit_VD[start : start + _BLOCK_WORDS].T).half().square().float()
         sums = functional.embedding_bag(flat, squares, text_starts, mode="sum")
         blocks.append(counts_N @ sums.half().clamp(max=1).float())
     idf_V = torch.log((sum(counts) + 1) / (torch.cat(blocks) + 1)) + 1
 
-    # One more row of zeros stands for the tokens that are no words.
+    # One more row of zeros, for tokens that are not words.
     unit_VD = torch.cat([unit_VD, unit_VD.new_zeros(1, unit_VD.shape[1])])
     idf_V = torch.cat([idf_V, torch.zeros(1, device=device)])
     index_of_id = torch.full((len(bert.tokenizer),), num_words, device=device)
@@ -284,7 +285,7 @@ def _word_weights(bert: _Bert, ids: list[list[int]], counts: list[int]) -> Calla
 
 @functools.lru_cache(maxsize=1)
 def _load(files: JudgeFiles) -> Judges:
-    # Loading a model may draw random numbers, and a training that follows must not notice.
+    # Loading a model can draw random numbers, which must not change the training that follows.
     with torch.random.fork_rng(devices=[]):
         detector, head = _load_detector(files)
         return Judges(_load_sentence_encoder(files), detector, head)
@@ -302,14 +303,14 @@ def _load_sentence_encoder(files: JudgeFiles) -> _Bert:
 
 
 def _load_detector(files: JudgeFiles) -> tuple[_Bert, nn.Linear]:
-    """The detector's BERT and its last layer, which says for every kind of error whether the text has it."""
+    """The detector's BERT and its last layer, which predicts each kind of error."""
     with readable("fluency detector", files.checkpoint):
         content = read_checkpoint(files.checkpoint)
         config = AutoConfig.from_pretrained(files.detector_base, local_files_only=True)
         model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         head = nn.Linear(config.hidden_size, content["num_classes"])
         loaded = nn.ModuleDict({"encoder": model, "clf": head}).load_state_dict(content["state_dict"], strict=False)
-        # Older versions of transformers kept the positions 0, 1, 2, ... among the weights.
+        # Older versions of transformers saved the positions 0, 1, 2, ... with the weights.
         surplus = set(loaded.unexpected_keys) - {"encoder.embeddings.position_ids"}
         _check_loaded(sorted({*loaded.missing_keys, *surplus}))
         max_length = min(_DETECTOR_MAX_LENGTH, config.max_position_embeddings)
@@ -327,7 +328,9 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_loaded(wrong: list[str]) -> None:
-    """Refuse weights that would be left at random values; the pooler's may be, as nothing here reads it."""
+    """Raise ValueError if weights do not match the config; the pooler's may, as nothing here reads it."""
     wrong = [name for name in wrong if not name.removeprefix("encoder.").startswith("pooler.")]
     if wrong:
-        raise ValueError(f"the weights do not fit the config, from {wrong[0]} on ({len(wrong)} in all)")
+        raise ValueError(
+            f"{len(wrong)} weights are missing, unexpected or of another size than in the config, such as {wrong[0]}"
+        )
