@@ -40,7 +40,7 @@ def bounded(program: str, *arguments: object) -> subprocess.CompletedProcess[str
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
         cwd=REPOSITORY,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (ALLOWED_BYTES, ALLOWED_BYTES)),
     )
@@ -100,7 +100,7 @@ def test_headers_of_headers_are_refused(tmp_path: Path) -> None:
     header = tarfile.TarInfo("pax")
     header.type = tarfile.XHDTYPE
     (tmp_path / "s.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 5000)
-    with pytest.raises(DataError, match=r"s\.tar: damaged archive: headers of headers"):
+    with pytest.raises(DataError, match=r"s\.tar: damaged archive: endless headers"):
         list(read_samples(shard_at(tmp_path / "s.tar")))
 
 
@@ -108,7 +108,7 @@ def test_endless_zeros_behind_the_end_are_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("xares_bench.datasets.shards._MAX_MEMBER_BYTES", 1 << 20)
     with gzip.open(tmp_path / "s.tar.gz", "wb") as file:
         file.write(bytes(4 << 20))
-    with pytest.raises(DataError, match="zeros behind the mark"):
+    with pytest.raises(DataError, match="zeros after the end mark"):
         list(read_samples(shard_at(tmp_path / "s.tar.gz")))
 
 

@@ -143,7 +143,7 @@ def _download(options: argparse.Namespace) -> None:
     if options.no_models and options.decoder:
         raise UsageError(f"--decoder={options.decoder} and --no-models contradict each other; give one of them")
     folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
-    home = DataHome(folder, revisions, keep=not options.dry_run)
+    home = DataHome(folder, revisions, write=not options.dry_run)
     shards = home.survey(wanted)
     _say(f"shards   {shards.summary}")
     _say(f"         in {folder}")
@@ -152,7 +152,7 @@ def _download(options: argparse.Namespace) -> None:
     surveys = [shards]
     decoder, at, revision = (options.decoder or catalogue.preset.decoder).partition("@")
     if not options.no_models:
-        model = survey_model(decoder, revision=revision if at else None, data_home=folder, keep=not options.dry_run)
+        model = survey_model(decoder, revision=revision if at else None, data_home=folder, write=not options.dry_run)
         _say(f"decoder  {decoder}: {model.summary}")
         surveys.append(model)
     if options.dry_run:
@@ -165,7 +165,7 @@ def _download(options: argparse.Namespace) -> None:
     if not options.no_models and options.split != "train":
         _fetch_judges(datasets)
     _check(home, wanted)
-    _say("all there")
+    _say("all present")
 
 
 def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
@@ -202,7 +202,7 @@ def _fetch_judges(datasets: Iterable[Dataset]) -> None:
     """
     for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].needs_models}):
         metric_identity(metric)
-        _say(f"judges   of {metric}: there")
+        _say(f"judges   of {metric}: present")
 
 
 def _splits(dataset: Dataset, split: str | None) -> list[Split]:

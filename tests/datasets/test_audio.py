@@ -70,9 +70,9 @@ def test_every_usual_kind_of_wav(subtype: str) -> None:
 def test_channels_are_averaged() -> None:
     left, right = tone(0.1, 300.0, amplitude=0.8), tone(0.1, 700.0, amplitude=0.2)
     waveform = read(encode(np.stack([left, right], axis=1), subtype="FLOAT"))
-    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-6)
     six = read(encode(np.stack([left, right, left, right, 0 * left, 0 * left], axis=1), subtype="FLOAT"))
-    np.testing.assert_allclose(six, (left + right) / 3, atol=1e-7)
+    np.testing.assert_allclose(six, (left + right) / 3, atol=1e-6)
 
 
 def test_opposite_channels_cancel_to_silence() -> None:

@@ -150,7 +150,7 @@ def test_what_another_living_process_uses_stays_and_what_a_dead_one_used_does_no
         if end == "killed":
             user.send_signal(signal.SIGKILL)
         else:
-            user.communicate(timeout=30)
+            user.communicate(timeout=900)
     assert user.returncode == (-signal.SIGKILL if end == "killed" else 0)
     assert len(list((store.root / KIND / "leases").iterdir())) == 3, "two locks and the keys of the dead one"
     assert budget.reserve(100)

@@ -85,7 +85,7 @@ def run(pytester: pytest.Pytester, folder: Path, decoder_folder: str) -> Run:
 def undisturbed(folder: Path, decoder_folder: str) -> Path:
     """The runs folder of a session that nothing happened to."""
     runs = folder / "undisturbed"
-    start(folder, runs, decoder_folder).communicate(timeout=120)
+    start(folder, runs, decoder_folder).communicate(timeout=900)
     return runs
 
 
@@ -204,7 +204,7 @@ def test_a_disk_full_of_features_ends_their_keeping_and_not_the_run(
     runs = tmp_path / "runs"
     # A training shard has 1.5 MB of features; all that is trained has 0.3 MB.
     process = start(folder, runs, decoder_folder, max_file_bytes=1_000_000)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     (said,) = warnings_of(output)
     assert said.startswith("features are not cached: ")

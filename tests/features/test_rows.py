@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeClips
-from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
-from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, check_first_samples, targets_of
 from xares_bench.features.encoding import Clip
 from xares_bench.features.rows import SampleCount, read_clip_batches
 from xares_bench.scores.records import DroppedSample
@@ -83,30 +81,3 @@ def test_no_sample_at_all_is_an_error_at_the_end_only() -> None:
     sample_count().check(complete=False)
     with pytest.raises(DataError, match="mine: its shards contain no samples"):
         sample_count().check(complete=True)
-
-
-def test_fallback_keys_are_the_published_ones() -> None:
-    assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
-    assert targets_of({"text": "x", "caption": "y"}, SPLIT) == ("y",)
-    assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
-
-
-def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "xares_bench.datasets.targets.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
-    )
-    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
-    apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))
-    check_first_samples(DATASET, SPLIT, [good])
-    with pytest.raises(DataError, match=r"^mine: b of apple\.tar: install it$"):
-        check_first_samples(DATASET, SPLIT, [good, apple])
-
-
-def test_shards_without_any_usable_first_sample_are_refused(tmp_path: Path) -> None:
-    members: list[tuple[str, bytes]] = [("a.wav", encode(tone(0.1))), ("a.json", b'{"other": "x"}')]
-    nameless = shard_at(write_members(tmp_path / "nameless.tar", list(members)))
-    empty = shard_at(write_members(tmp_path / "empty.tar", []))
-    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
-    check_first_samples(DATASET, SPLIT, [nameless, empty, good])
-    with pytest.raises(DataError, match=r"^mine: a of nameless\.tar: none of the keys .*; the same of 1 more shards"):
-        check_first_samples(DATASET, SPLIT, [nameless, empty])

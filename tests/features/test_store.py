@@ -510,7 +510,7 @@ def test_processes_at_once_read_the_same_and_neither_waits_for_the_other(
     processes = [start_reader(tmp_path, store, order, pause_s=0.02) for order in orders]
     for process in processes:
         tell(process)
-    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=900)[0].split() for process in processes]
     digests = [[line for line in output if line != "clip"] for output in outputs]
     assert digests == [plain, plain[::-1]]
     assert len(store.entries("features")) == 3

@@ -130,7 +130,7 @@ class Machine:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     result: dict[str, Any] = json.loads(output)
     result["stderr"] = errors

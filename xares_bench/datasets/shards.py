@@ -2,6 +2,10 @@
 
 A sample is a run of neighbouring members that share a key: `KEY.flac` (or another audio suffix) beside `KEY.json`.
 Nothing is ever extracted to disk. An archive that is damaged anywhere is an error, never a shorter archive.
+
+Every shard has a SHA-256 before it is used, since the cache keys of features, LALMs and scores contain it. Local shards
+are digested when a session locates them; shards of the hub when they are downloaded, so that their keys are known
+without reading them, and even without having them.
 """
 
 from __future__ import annotations
@@ -23,15 +27,15 @@ from xares_bench.core.errors import DataError
 from xares_bench.core.parsing import parse_json
 from xares_bench.datasets.audio import AUDIO_SUFFIXES
 from xares_bench.hub import DataHome
-from xares_bench.hub.digest_memory import DigestMemory
+from xares_bench.hub.digest_cache import DigestCache
 
 MANIFEST_NAME = "manifest.json"
-# Bounds of what a shard may hold; far beyond any of the published ones, and small enough to be read.
+# Limits on members of a shard: far above those of any published shard, and small enough to be read into memory.
 _MAX_MEMBER_BYTES = 1 << 30
 _MAX_JSON_BYTES = 64 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# Raised by tarfile at the zero block that ends an archive; its type stubs do not know it.
+# Raised by tarfile at the zero block that ends an archive; missing from its type stubs.
 _END_MARK: type[HeaderError] = getattr(tarfile, "EOFHeaderError")  # noqa: B009
 
 
@@ -40,10 +44,10 @@ class Shard:
     """A tar file on disk.
 
     Attributes:
-        path: Where it is.
-        name: What to call it in messages and results.
+        path: Path of the file.
+        name: Its name in messages and results.
         digest: SHA-256 of its bytes.
-        status: Size and time of the last change, in bytes and ns, of the file that was digested; None: never digested.
+        status: Size in bytes and modification time in ns of the file when it was digested; None: not checked.
     """
 
     path: Path
@@ -52,7 +56,7 @@ class Shard:
     status: tuple[int, int] | None = None
 
     def check_status(self, file: IO[bytes]) -> None:
-        """Refuse bytes of another file than the one that was digested.
+        """Check that an open file is still the one that was digested.
 
         Raises:
             DataError: The file was replaced or written to since.
@@ -61,20 +65,20 @@ class Shard:
         if self.status is not None and found != self.status:
             raise DataError(
                 f"{self.path}: changed while it was in use ({found[0]} bytes, before {self.status[0]}); "
-                "leave the data alone while a session runs, and give the command again"
+                "do not change the data while a session runs, and run the command again"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample of a shard, not yet decoded.
+    """One sample of a shard, as stored.
 
     Attributes:
         key: The members' common name, e.g. `esc-50_train_0007`.
-        audio: The encoded audio; None where something is wrong.
-        suffix: The audio member's extension, e.g. `flac`; empty where something is wrong.
-        fields: The JSON object; empty where something is wrong.
-        problem: What is wrong with it, or None.
+        audio: Bytes of the audio file; None if the sample is unusable.
+        suffix: Extension of the audio member, e.g. `flac`; empty if the sample is unusable.
+        fields: The JSON object; empty if the sample is unusable.
+        problem: Why the sample is unusable; None: it is usable as far as is known.
     """
 
     key: str
@@ -85,37 +89,37 @@ class Sample:
 
 
 class ShardFolder:
-    """A folder of shards, with the digests that its manifest (if it has one) promises."""
+    """A folder of shards, verified against the folder's manifest if it has one."""
 
     def __init__(self, folder: Path, digests_folder: Path | None = None) -> None:
         """Read the folder's manifest.
 
         Args:
-            folder: Where shards lie whose paths are relative.
-            digests_folder: Where digests of the others, which may be large, are remembered; None: nowhere.
+            folder: Folder that relative paths of shards start at.
+            digests_folder: Caches digests of shards with absolute paths, which may be large; None: not cached.
 
         Raises:
-            DataError: There is a manifest and it cannot be read.
+            DataError: The manifest cannot be read.
         """
         self.folder = folder
-        self._memory = None
+        self._digests = None
         if digests_folder is not None:
-            self._memory = DigestMemory(folder=Path("/"), keep=True, cache=digests_folder)
+            self._digests = DigestCache(folder=Path("/"), write=True, cache_folder=digests_folder)
         self._shards: dict[str, Shard] = {}
-        self._promised: dict[str, str] | None = None
+        self._expected: dict[str, str] | None = None
         manifest = folder / MANIFEST_NAME
         if manifest.is_file():
             try:
                 listed = parse_json(manifest.read_text(encoding="utf-8"))["shards"]
-                self._promised = {name: entry["sha256"] for name, entry in listed.items()}
+                self._expected = {name: entry["sha256"] for name, entry in listed.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as cause:
                 raise DataError(f"{manifest}: not a manifest of shards ({cause!r}); restore it or delete it") from None
 
     def locate(self, split: Split) -> tuple[Shard, ...]:
-        """The shards of a split, each read in full to digest it, unless its digest is remembered.
+        """The shards of a split, with their digests. A shard is read in full, unless its digest is cached.
 
         Raises:
-            DataError: A shard is missing, or is not the one that the manifest promises.
+            DataError: A shard is missing, or differs from the manifest.
         """
         return tuple(self._locate(name) for name in split.shards)
 
@@ -123,34 +127,35 @@ class ShardFolder:
         if name not in self._shards:
             path = self.folder / name
             if not path.is_file():
-                raise DataError(f"{path}: this shard is missing; restore the file, or name the right --data-home")
+                raise DataError(f"{path}: this shard is missing; restore the file, or pass another --data-home")
             inside = not Path(name).is_absolute()
             status = _status(path.stat())
-            # A memory of the folder's own shards would outlive the manifest that they are compared with.
-            digest = file_digest(path) if inside or self._memory is None else self._memory.sha256(name.lstrip("/"))
-            if inside and self._promised is not None and digest != self._promised.get(name):
-                promised = f"says {str(self._promised[name])[:12]}..." if name in self._promised else "does not list it"
+            # The folder's own shards (the small mini corpus) are read at every start: a digest from the cache could not
+            # tell whether they still match the manifest.
+            digest = file_digest(path) if inside or self._digests is None else self._digests.sha256(name.lstrip("/"))
+            if inside and self._expected is not None and digest != self._expected.get(name):
+                expected = f"has {str(self._expected[name])[:12]}..." if name in self._expected else "does not list it"
                 raise DataError(
-                    f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} {promised}; "
-                    "the shard is damaged or was changed: restore it, or build the corpus and its manifest anew"
+                    f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} {expected}; "
+                    "the shard is damaged or was changed: restore it, or rebuild the corpus and its manifest"
                 )
             self._shards[name] = Shard(path=path, name=name, digest=digest, status=status)
         return self._shards[name]
 
 
 class ShardSource:
-    """Finds the shards of every split: in a local folder, or in the data home where a hub repository holds them."""
+    """Finds the shards of every split: in a local folder, or in the data home if they come from a hub repository."""
 
     def __init__(self, local: ShardFolder, home: DataHome) -> None:
-        """Keep both places."""
+        """Nothing is located yet."""
         self._local = local
         self._home = home
 
     def digests(self, split: Split, repository: str | None) -> tuple[str, ...]:
-        """SHA-256 of every shard; those of a repository need not be on disk.
+        """SHA-256 of every shard; shards of a repository need not be on disk.
 
         Raises:
-            DataError: A shard is missing, or is not the one that was promised.
+            DataError: A local shard is missing or differs from the manifest, or the digest of a hub's shard is unknown.
         """
         if repository is None:
             return tuple(shard.digest for shard in self._local.locate(split))
@@ -160,7 +165,7 @@ class ShardSource:
         """The shards, all of them on disk.
 
         Raises:
-            DataError: A shard is missing, or is not the one that was promised.
+            DataError: A shard is missing, or differs from the manifest or from the hub's listing.
         """
         if repository is None:
             return self._local.locate(split)
@@ -172,7 +177,7 @@ class ShardSource:
 
 
 def read_samples(shard: Shard) -> Iterator[Sample]:
-    """The samples of a shard in order, the unusable ones included with their problem.
+    """The samples of a shard in order; unusable ones come with their problem.
 
     Raises:
         DataError: The archive is damaged.
@@ -186,13 +191,13 @@ def read_samples(shard: Shard) -> Iterator[Sample]:
         yield sample
 
 
-def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
-    members = dict(parts)
+def _make_sample(key: str, found: Sequence[tuple[str, bytes]]) -> Sample:
+    members = dict(found)
     audio = [suffix for suffix in members if suffix in AUDIO_SUFFIXES]
     problem = None
     fields: Any = {}
-    if len(members) < len(parts):
-        problem = f"{len(parts)} members in a row share this key and a suffix (a key ends at the first dot of a name)"
+    if len(members) < len(found):
+        problem = f"{len(found)} members in a row share this key and a suffix (a key ends at the first dot of a name)"
     elif not audio:
         problem = f"no audio member (found {', '.join(sorted(members))}; expected one of {', '.join(AUDIO_SUFFIXES)})"
     elif len(audio) > 1:
@@ -207,7 +212,7 @@ def _make_sample(key: str, parts: Sequence[tuple[str, bytes]]) -> Sample:
         except ValueError as cause:
             problem = f"unreadable .json member: {cause}"
         if problem is None and not isinstance(fields, dict):
-            problem = "the .json member holds no object"
+            problem = "the .json member is not an object"
     if problem is not None:
         return Sample(key=key, audio=None, fields={}, problem=problem)
     return Sample(key=key, audio=members[audio[0]], suffix=audio[0], fields=fields)
@@ -224,7 +229,7 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                         raise ReadError(f"{member.name!r} is a link; store the file itself")
                     if not member.isfile():
                         continue
-                    # A name that is not UTF-8 comes with half characters, which no result file could hold.
+                    # A name that is not UTF-8 comes with lone surrogates, which cannot be written to a result file.
                     path = PurePosixPath(member.name.encode("utf-8", "backslashreplace").decode())
                     stem, dot, suffix = path.name.partition(".")
                     if not stem or not dot:
@@ -234,22 +239,22 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
                     data = content.read()
                     shard.check_status(file)
                     yield str(path.with_name(stem)), suffix.rpartition(".")[2].lower(), data
-            # To the end, where gzip keeps its checksum; tarfile would ignore a second archive behind the end mark.
+            # Read to the end: gzip's checksum is there, and tarfile would ignore a second archive after the end mark.
             num_rest = 0
             while rest := stream.read(1 << 20):
                 num_rest += len(rest)
                 if rest.strip(b"\0"):
-                    raise ReadError("there is data behind the mark that ends the archive")
+                    raise ReadError("there is data after the end mark of the archive")
                 if num_rest > _MAX_MEMBER_BYTES:
-                    raise ReadError(f"more than {_MAX_MEMBER_BYTES} zeros behind the mark that ends the archive")
+                    raise ReadError(f"more than {_MAX_MEMBER_BYTES} zeros after the end mark of the archive")
     except RecursionError:
-        raise DataError(f"{shard.path}: damaged archive: headers of headers without end; fetch it anew") from None
+        raise DataError(f"{shard.path}: damaged archive: endless headers; fetch or build this shard again") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
-        raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard anew") from None
+        raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard again") from None
 
 
 def _unpacked(file: BinaryIO) -> IO[bytes]:
-    """The archive in a file that may be compressed."""
+    """The archive in a file that may be compressed with gzip."""
     compressed = file.read(2) == _GZIP_MAGIC
     file.seek(0)
     return cast(IO[bytes], gzip.open(file, "rb")) if compressed else file
@@ -260,7 +265,7 @@ def _status(status: os.stat_result) -> tuple[int, int]:
 
 
 class _Bounded:
-    """A stream of which nobody reads more at once than a member may have; a few kilobytes can unpack to any size."""
+    """A stream that refuses reads larger than a member may be: a few kilobytes of gzip can unpack to any size."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -273,7 +278,7 @@ class _Bounded:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Ends an archive only at its end mark; the base class takes any damaged header for the end."""
+    """Ends an archive only at its end mark; the base class takes a damaged header for the end, too."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:

@@ -1,12 +1,12 @@
-"""The hub: shards into a data folder, decoders into huggingface_hub's cache, each at a commit that is written down.
+"""The hub: downloads shards into a data folder and decoders into huggingface_hub's cache, at pinned commits.
 
-home      a data folder: what is there, what is missing, fetching it
-models    a decoder's files
-pins      which commit a repository is at, and what its files are; kept in the lock file
-survey    how much is wanted, how much is there
-client    talking to the hub: requests, waits, resumed transfers
-lock      the lock file's form
-digest_memory  digests of large files, remembered
+home          a data folder: which files are there, which are missing; downloads and verifies them
+models        the files of a decoder
+pins          the commit of every repository and the digests of its files, from the lock file or the hub
+survey        how many files and bytes are needed, and how many are there
+client        requests to the hub: retries, waiting, resumed transfers
+lock          reads and writes the lock file
+digest_cache  cached digests of large files
 """
 
 from xares_bench.hub.home import DataHome

@@ -1,8 +1,8 @@
-"""What is asked of the hub: commits, promises, bytes. Through huggingface_hub's own session, tokens and endpoint.
+"""Requests to the hub: commits, file listings, files. They use huggingface_hub's session, token and endpoint.
 
-huggingface_hub (2.4) starts a cut transfer of `hf_hub_download` from its first byte when the process has died or given
-up, gives up at once on a 503 during a transfer, and waits for ever on some stalled calls. So the transfers of large
-files are here: every wait has an end, a `Retry-After` is obeyed, and bytes that came are never asked for again.
+huggingface_hub (2.4) restarts an interrupted `hf_hub_download` from its first byte if the process died or gave up,
+gives up at once on a 503 during a transfer, and waits forever on some stalled calls. So large files are transferred
+here: every wait has a limit, `Retry-After` is respected, and received bytes are never requested again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Advance
-from xares_bench.hub.lock import Promise, Repository
+from xares_bench.hub.lock import FileInfo, Repository
 
 if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
 
-# Failures in a row, without a new byte, after which the hub is given up: 31 seconds of waiting and the timeouts.
+# Give up after this many failures in a row without a new byte: 31 seconds of waiting, plus the timeouts.
 _MAX_FAILURES = 6
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 900.0
@@ -35,25 +35,25 @@ _PATHS_PER_CALL = 500
 
 
 class UnreachableError(DataError):
-    """The hub did not answer for as long as we were willing to wait."""
+    """The hub did not answer within all retries."""
 
 
 class Stopped(Exception):
-    """The transfer was told to stop; what came so far is kept."""
+    """The transfer was told to stop; the bytes received so far stay on disk."""
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids every call."""
+    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids requests."""
     from huggingface_hub import is_offline_mode
 
     return bool(is_offline_mode())
 
 
 def resolve(repository: Repository, revision: str) -> str:
-    """The commit that a branch, tag or commit of a repository is now.
+    """The commit that a branch, tag or commit of a repository points to now.
 
     Raises:
-        DataError: The hub does not say.
+        DataError: The hub does not answer, or refuses.
     """
 
     def ask() -> str:
@@ -61,20 +61,20 @@ def resolve(repository: Repository, revision: str) -> str:
         assert isinstance(info.sha, str), repository
         return info.sha
 
-    return persist(ask, f"{repository.name} at revision {revision}")
+    return retry(ask, f"{repository.name} at revision {revision}")
 
 
-def model_files(name: str, commit: str) -> dict[str, Promise]:
-    """The promises of all files of a model.
+def model_files(name: str, commit: str) -> dict[str, FileInfo]:
+    """Sizes and digests of all files of a model.
 
     Raises:
-        DataError: The hub does not say.
+        DataError: The hub does not answer, or refuses.
     """
 
-    def ask() -> dict[str, Promise]:
+    def ask() -> dict[str, FileInfo]:
         info = _api().repo_info(name, revision=commit, files_metadata=True, timeout=_timeout_s())
         return {
-            file.rfilename: Promise(
+            file.rfilename: FileInfo(
                 size_bytes=file.size,
                 sha256=file.lfs.sha256 if file.lfs else None,
                 git_sha1=None if file.lfs else file.blob_id,
@@ -82,19 +82,19 @@ def model_files(name: str, commit: str) -> dict[str, Promise]:
             for file in info.siblings or ()
         }
 
-    return persist(ask, f"{name} at commit {commit}")
+    return retry(ask, f"{name} at commit {commit}")
 
 
-def promises(repository: Repository, commit: str, paths: Sequence[str]) -> dict[str, Promise]:
-    """The promises of some files at a commit; a file that the repository does not have is left out.
+def file_infos(repository: Repository, commit: str, paths: Sequence[str]) -> dict[str, FileInfo]:
+    """Sizes and digests of some files at a commit; files that the repository does not have are left out.
 
     Raises:
-        DataError: The hub does not say.
+        DataError: The hub does not answer, or refuses.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    # HfApi.get_paths_info asks the same, but without any timeout.
+    # HfApi.get_paths_info sends the same request, but without a timeout.
     url = f"{constants.ENDPOINT}/api/{repository.kind}s/{repository.name}/paths-info/{commit}"
 
     def ask(batch: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,9 +106,9 @@ def promises(repository: Repository, commit: str, paths: Sequence[str]) -> dict[
     found = {}
     for start in range(0, len(paths), _PATHS_PER_CALL):
         batch = paths[start : start + _PATHS_PER_CALL]
-        for entry in persist(functools.partial(ask, batch), f"{repository.name} at commit {commit}"):
+        for entry in retry(functools.partial(ask, batch), f"{repository.name} at commit {commit}"):
             lfs = entry.get("lfs")
-            found[entry["path"]] = Promise(
+            found[entry["path"]] = FileInfo(
                 size_bytes=lfs["size"] if lfs else entry["size"],
                 sha256=lfs["oid"] if lfs else None,
                 git_sha1=None if lfs else entry["oid"],
@@ -116,16 +116,16 @@ def promises(repository: Repository, commit: str, paths: Sequence[str]) -> dict[
     return found
 
 
-def persist(action: Callable[[], T], what: str, max_failures: int | None = None) -> T:
-    """What an action on the hub returns, tried again while failures may pass.
+def retry(action: Callable[[], T], what: str, max_failures: int | None = None) -> T:
+    """The result of a request, retried after failures that may be temporary.
 
     Args:
-        action: What to do; raises what huggingface_hub raises.
-        what: What to call it in messages.
-        max_failures: Failures in a row after which to give up, where it is not as everywhere.
+        action: Sends the request; raises the exceptions of huggingface_hub.
+        what: Names the request in messages.
+        max_failures: Failures in a row after which to give up; None: the default.
 
     Raises:
-        DataError: It did not work; says why and what to do.
+        DataError: The request failed; the message says why and what to do.
     """
     patience = _Patience(what, threading.Event(), max_failures)
     while True:
@@ -139,25 +139,28 @@ def download(
     repository: Repository,
     commit: str,
     path: str,
-    promise: Promise,
+    info: FileInfo,
     part: Path,
     advance: Advance,
     stop: threading.Event,
 ) -> None:
     """Fetch the bytes of a file that are not yet in `part`; the digest is not checked.
 
+    Resuming needs no record besides `part`: its length is the offset of the next byte. This is safe because a commit's
+    file never changes, and because the caller names `part` after the digest, so it never starts with another file.
+
     Args:
-        repository: Where the file is.
-        commit: At which commit.
-        path: Its path in the repository.
-        promise: Its size.
-        part: Receives the bytes; what it holds already is taken for the file's beginning.
-        advance: Told how many bytes came, or, with a negative number, were thrown away.
+        repository: Repository of the file.
+        commit: Commit of the repository.
+        path: Path in the repository.
+        info: Expected size of the file.
+        part: Receives the bytes; bytes that are there already are taken for the beginning of the file.
+        advance: Called with the number of bytes received, or a negative number if bytes were discarded.
         stop: Ends the transfer when it is set.
 
     Raises:
-        DataError: The hub does not give the file, or gives one of another size.
-        Stopped: It was told to stop.
+        DataError: The hub does not send the file, or sends one of another size.
+        Stopped: `stop` was set.
         OSError: The bytes cannot be written.
     """
     import httpx2
@@ -165,45 +168,45 @@ def download(
 
     url = hf_hub_url(repository.name, path, repo_type=repository.kind, revision=commit)
     what = f"{path} of {repository.name} at commit {commit[:12]}"
-    assert promise.size_bytes is not None, path
+    assert info.size_bytes is not None, path
     patience = _Patience(what, stop)
     most_bytes = _size(part)
-    if promise.size_bytes == 0:
+    if info.size_bytes == 0:
         part.touch()
-    while _size(part) != promise.size_bytes:
+    while _size(part) != info.size_bytes:
         try:
-            _receive(url, what, promise.size_bytes, part, advance, stop)
+            _receive(url, what, info.size_bytes, part, advance, stop)
             cause: Exception = httpx2.RemoteProtocolError("the connection ended before the file did")
         except _failures() as error:
             cause = error
-        if _size(part) == promise.size_bytes:
+        if _size(part) == info.size_bytes:
             break
         if _size(part) > most_bytes:
             most_bytes = _size(part)
-            patience.renew()
+            patience.renew()  # a slow hub is waited for as long as each attempt brings something
         patience.wait(cause)
 
 
 def _receive(url: str, what: str, size_bytes: int, part: Path, advance: Advance, stop: threading.Event) -> None:
-    """One request for what `part` lacks of a file; returns early if the server throws `part` back to its start."""
+    """One request for the missing bytes of `part`; returns early if the server's answer means to start over."""
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     if _size(part) > size_bytes:
         _discard(part, advance)
-    num_held = _size(part)
+    num_present = _size(part)
     headers = {**_headers(), "Accept-Encoding": "identity"}
-    if num_held:
-        headers["Range"] = f"bytes={num_held}-"
+    if num_present:
+        headers["Range"] = f"bytes={num_present}-"
     request = get_session().stream("GET", url, headers=headers, timeout=_timeout_s(), follow_redirects=True)
     with request as response:
-        if num_held and response.status_code == 416:
+        if num_present and response.status_code == 416:
             _discard(part, advance)
             return
         hf_raise_for_status(response)
         start, announced_bytes = _extent(response)
         if announced_bytes is not None and announced_bytes != size_bytes:
             raise _wrong_size(what, announced_bytes, size_bytes)
-        if start != num_held:  # it ignored the range, or answered another one
+        if start != num_present:  # the server ignored the range, or sent another one
             _discard(part, advance)
             if start:
                 return
@@ -220,7 +223,7 @@ def _receive(url: str, what: str, size_bytes: int, part: Path, advance: Advance,
 
 
 def _extent(response: httpx2.Response) -> tuple[int, int | None]:
-    """First byte of an answer, and the whole file's size if it says so."""
+    """Offset of the first byte of a response, and the size of the whole file if the response states it."""
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if match is None:
@@ -242,13 +245,13 @@ def _size(part: Path) -> int:
 
 def _wrong_size(what: str, found_bytes: int, expected_bytes: int) -> DataError:
     return DataError(
-        f"{what}: the hub sends {found_bytes} bytes or more where its listing promises {expected_bytes}; "
-        "the repository or a proxy is at fault: try again later, or another --data-revision"
+        f"{what}: the hub sends {found_bytes} bytes or more, its listing says {expected_bytes}; "
+        "the repository or a proxy is faulty: try again later, or choose another --data-revision"
     )
 
 
 class _Patience:
-    """Waits after failures that may pass, and gives up after too many in a row."""
+    """Waits after temporary failures, and gives up after too many in a row."""
 
     def __init__(self, what: str, stop: threading.Event, max_failures: int | None = None) -> None:
         self._what = what
@@ -257,15 +260,15 @@ class _Patience:
         self._num_failures = 0
 
     def renew(self) -> None:
-        """Count from zero again."""
+        """Start counting from zero."""
         self._num_failures = 0
 
     def wait(self, cause: Exception) -> None:
-        """Wait before another try.
+        """Wait before the next attempt.
 
         Raises:
-            DataError: Another try is of no use.
-            Stopped: It was told to stop.
+            DataError: Another attempt is pointless.
+            Stopped: `stop` was set.
         """
         self._num_failures += 1
         asked_s = _asked_wait_s(cause)
@@ -278,7 +281,7 @@ class _Patience:
 
 
 def explain(cause: BaseException, what: str) -> str:
-    """One line on a failed call: what happened, what to do."""
+    """One line about a failed request: what happened, and what to do."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -292,37 +295,37 @@ def explain(cause: BaseException, what: str) -> str:
 
     hub = f"the hub ({constants.ENDPOINT})"
     if isinstance(cause, OfflineModeIsEnabled):
-        return f"{what}: not here, and HF_HUB_OFFLINE forbids to fetch it; fetch it on a machine with network"
+        return f"{what}: not on this machine, and HF_HUB_OFFLINE is set; download it on a machine with network"
     if isinstance(cause, HfHubHTTPError):
         status = cause.response.status_code
         if isinstance(cause, GatedRepoError):
-            advice = f"{hub} gives it only to those who accepted its terms; do so on its page, and set HF_TOKEN"
+            advice = f"{hub} requires you to accept its terms; do so on its page, and set HF_TOKEN"
         elif status in (401, 403):
-            advice = f"{hub} refuses it ({status}); check the name, and set HF_TOKEN to a token that may read it"
+            advice = f"{hub} refuses access ({status}); check the name, and set HF_TOKEN to a token with read access"
         elif isinstance(cause, RevisionNotFoundError):
-            advice = f"{hub} knows no such revision; check the revision that was asked for"
+            advice = f"{hub} has no such revision; check the requested revision"
         elif isinstance(cause, RemoteEntryNotFoundError):
-            advice = f"{hub} has no such file at that commit; check the name, or ask for another revision"
+            advice = f"{hub} has no such file at this commit; check the name, or request another revision"
         elif status == 404:
-            advice = f"{hub} knows no such repository; check its name, and HF_TOKEN if it is private"
+            advice = f"{hub} has no such repository; check its name, and HF_TOKEN if it is private"
         elif status == 429:
-            advice = f"{hub} limits how often it is asked (429); try again later, or set HF_TOKEN for a higher limit"
+            advice = f"{hub} limits the rate of requests (429); try again later, or set HF_TOKEN for a higher limit"
         else:
             advice = f"{hub} answers {status}; try again later"
         return f"{what}: {advice}"
     if isinstance(cause, FileMetadataError):
-        return f"{what}: {hub} does not answer as a hub does; check HF_ENDPOINT and the proxy"
+        return f"{what}: {hub} does not answer like a hub; check HF_ENDPOINT and the proxy"
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, httpx2.TimeoutException):
-        reason = f"no byte for {_timeout_s()} seconds; HF_HUB_DOWNLOAD_TIMEOUT changes that"
+        reason = f"no data for {_timeout_s()} seconds; set HF_HUB_DOWNLOAD_TIMEOUT to wait longer"
     return (
-        f"{what}: {hub} cannot be reached, or breaks off ({reason}); check network, proxy and HF_ENDPOINT "
-        "(HF_HUB_OFFLINE=1 uses the files that are there)"
+        f"{what}: {hub} cannot be reached, or the connection broke ({reason}); check network, proxy and HF_ENDPOINT "
+        "(HF_HUB_OFFLINE=1 uses the files that are present)"
     )
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises when a call fails."""
+    """The exceptions that huggingface_hub raises when a request fails."""
     import httpx2
     from huggingface_hub.errors import FileMetadataError, OfflineModeIsEnabled
 
@@ -340,7 +343,7 @@ def _is_transient(cause: Exception) -> bool:
 
 
 def _asked_wait_s(cause: Exception) -> float | None:
-    """Seconds that the hub asks to wait, or None."""
+    """Seconds that the hub asks the client to wait, or None."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import parse_ratelimit_headers
 
@@ -370,7 +373,7 @@ def _headers() -> Mapping[str, str]:
 
 
 def _timeout_s() -> int:
-    """Seconds without a byte after which a connection is given up."""
+    """Seconds without data after which a connection is given up."""
     from huggingface_hub import constants
 
     return int(constants.HF_HUB_DOWNLOAD_TIMEOUT)

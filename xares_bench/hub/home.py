@@ -1,7 +1,8 @@
-"""A data folder that is filled from the hub: what is there, what is missing, and fetching it.
+"""A data folder with files of the hub: surveys what is present and what is missing, downloads and verifies it.
 
-Files lie in it under their paths in their repositories, so that a folder filled by `hf download` is used as it is. A
-file counts only when its size and SHA-256 are those that the hub promised; until then it lies in the folder's cache.
+A file has the same path as in its repository, so a folder filled by `hf download` works without changes. A file under
+its final name always has the size and SHA-256 that the hub lists: bytes gather in a `.part` file in the folder's cache,
+which is renamed only after it was verified and flushed to the disk.
 """
 
 from __future__ import annotations
@@ -18,50 +19,50 @@ from pathlib import Path, PurePosixPath
 from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.progress import Advance, Progress
 from xares_bench.hub import client
-from xares_bench.hub.digest_memory import DigestMemory
-from xares_bench.hub.lock import CACHE_FOLDER, Promise, Repository, is_writable
+from xares_bench.hub.digest_cache import DigestCache
+from xares_bench.hub.lock import CACHE_FOLDER, FileInfo, Repository, is_writable
 from xares_bench.hub.pins import DataPins
 from xares_bench.hub.survey import HubFile, Survey, free_bytes, size_on_disk, total_bytes
 
 _NUM_THREADS = 8
-# Files in a row that the hub gives no byte of, after which the rest is not tried.
+# After this many files in a row without a byte from the hub, the others are not tried.
 _MAX_UNREACHABLE = 8
 _LOCK_POLL_S = 0.2
 
 
 class DataHome:
-    """A folder that holds files of hub dataset repositories under their paths in the repository."""
+    """A folder with files of the hub's dataset repositories, under their paths in the repository."""
 
-    def __init__(self, folder: Path, revisions: Mapping[str | None, str] | None = None, *, keep: bool = True) -> None:
-        """Nothing is read, made or asked before it is needed.
+    def __init__(self, folder: Path, revisions: Mapping[str | None, str] | None = None, *, write: bool = True) -> None:
+        """Nothing is read, created or requested before it is needed.
 
         Args:
-            folder: Where the files lie, or will.
+            folder: Contains the files, or will.
             revisions: Branch, tag or commit to use from now on, per repository; under None for all others.
-            keep: Whether to write down commits and digests; False to look only.
+            write: Whether to write the lock file and cached digests.
         """
         self.folder = folder.absolute()
-        keep = keep and is_writable(self.folder)
-        self._pins = DataPins(self.folder, revisions or {}, keep=keep)
-        self._memory = DigestMemory(folder=self.folder, keep=keep)
+        write = write and is_writable(self.folder)
+        self._pins = DataPins(self.folder, revisions or {}, write=write)
+        self._digests = DigestCache(folder=self.folder, write=write)
         self._failures: dict[tuple[str, str], str] = {}
 
-    def survey(self, wanted: Mapping[str, Sequence[str]]) -> Survey:
-        """What of the wanted files is there.
+    def survey(self, needed: Mapping[str, Sequence[str]]) -> Survey:
+        """Which of the needed files are present.
 
-        The hub is asked only for what neither the lock file nor the records of `hf download` know, and never when
+        The hub is asked only for what is neither in the lock file nor in the metadata of `hf download`, and never if
         HF_HUB_OFFLINE is set. No shard is read.
 
         Args:
-            wanted: Paths per repository.
+            needed: Paths per repository.
 
         Raises:
-            UsageError: A path leads out of the folder, or a revision of `--data-revision` is not known.
-            DataError: The hub does not answer, or does not give this repository or revision.
+            UsageError: A path leads out of the folder, or a revision of `--data-revision` is unknown.
+            DataError: The hub does not answer, or does not have this repository or revision.
         """
         present: list[HubFile] = []
         unchecked, missing, absent = [], [], []
-        for repository, paths in wanted.items():
+        for repository, paths in needed.items():
             for path in paths:
                 if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                     raise UsageError(f"{path}: expected a path inside the repository {repository}")
@@ -80,7 +81,7 @@ class DataHome:
         for file in absent:
             self._failures[file.repository, file.path] = (
                 f"{file.path}: {file.repository} has no such file at commit {self.commit(file.repository) or ''}; "
-                "check the name, or name another --data-revision"
+                "check the name, or choose another --data-revision"
             )
         return Survey(
             folder=self.folder,
@@ -97,13 +98,13 @@ class DataHome:
         )
 
     def fetch(self, survey: Survey, progress: Progress) -> None:
-        """Check what is there, fetch what is missing or damaged.
+        """Verify present files, and fetch missing or damaged ones.
 
-        What cannot be had is remembered and raised by `file`, so that the other files come all the same. Offline,
-        nothing is fetched.
+        The error of a file that cannot be fetched is stored and raised by `file`, so that it costs only the datasets
+        that need the file. Offline, nothing is fetched.
 
         Raises:
-            UsageError: The disk has too little room for it.
+            UsageError: The disk has too little room.
             DataError: The hub does not answer.
         """
         damaged = self._find_damaged(survey.unchecked, progress)
@@ -127,23 +128,23 @@ class DataHome:
         _run("fetching shards", work, files, progress, batch.stop)
 
     def digest(self, repository: str, path: str) -> str:
-        """SHA-256 of a file: what the hub promises, or that of the file on disk where nothing is promised.
+        """SHA-256 of a file: the one that the hub lists, or that of the file on disk if none is known.
 
         Raises:
-            DataError: Nothing is promised, and the file is not there.
+            DataError: No digest is known, and the file is missing.
         """
-        promise = self._pins.promise(repository, path)
-        if promise is not None and promise.sha256 is not None:
-            return promise.sha256
+        info = self._pins.info(repository, path)
+        if info is not None and info.sha256 is not None:
+            return info.sha256
         if not (self.folder / path).is_file():
             raise DataError(self._failures.get((repository, path)) or self._not_there(path))
-        return self._memory.sha256(path)
+        return self._digests.sha256(path)
 
     def file(self, repository: str, path: str) -> Path:
-        """A file that is what the hub promises, or simply there where nothing is promised.
+        """The path of a file that has the size and digest that the hub lists, if they are known.
 
         Raises:
-            DataError: It is not; says why and what to do.
+            DataError: The file is missing or differs; the message says what to do.
         """
         target = self.folder / path
         failure = self._failures.get((repository, path))
@@ -151,67 +152,67 @@ class DataHome:
             raise DataError(failure)
         if not target.is_file():
             raise DataError(self._not_there(path))
-        promise = self._pins.promise(repository, path)
-        if promise is not None and not self._memory.check(path, promise):
+        info = self._pins.info(repository, path)
+        if info is not None and not self._digests.check(path, info):
             found_bytes, commit = target.stat().st_size, self.commit(repository) or ""
-            found, expected = f"{found_bytes} bytes", f"{promise.size_bytes} bytes"
-            if promise.size_bytes in (None, found_bytes):
+            found, expected = f"{found_bytes} bytes", f"{info.size_bytes} bytes"
+            if info.size_bytes in (None, found_bytes):
                 found, expected = (
-                    f"SHA-256 {self._memory.sha256(path)[:12]}...",
-                    f"{(promise.sha256 or 'another')[:12]}...",
+                    f"SHA-256 {self._digests.sha256(path)[:12]}...",
+                    f"{(info.sha256 or 'another')[:12]}...",
                 )
             raise DataError(
                 f"{target}: damaged or of another commit: {found}, {repository} at {commit[:12]} has {expected}; "
-                "fetch it anew with `python -m xares_bench download`"
+                "fetch it again with `python -m xares_bench download`"
             )
         return target
 
     def commit(self, repository: str) -> str | None:
-        """The commit of a repository that is in use; None where neither lock file, records nor hub say."""
+        """The commit of a repository that is in use; None if it is not known."""
         pin = self._pins.pin(repository)
         return None if pin is None else pin.commit
 
     def _describe(self, repository: str, path: str) -> HubFile:
-        promise = self._pins.promise(repository, path)
-        size_bytes = None if promise is None else promise.size_bytes
+        info = self._pins.info(repository, path)
+        size_bytes = None if info is None else info.size_bytes
         if size_bytes is None and (self.folder / path).is_file():
             size_bytes = size_on_disk(self.folder / path)
         return HubFile(repository=repository, path=path, size_bytes=size_bytes)
 
     def _is_absent(self, file: HubFile) -> bool:
-        """Whether the hub was asked and does not have the file."""
-        return self._pins.promise(file.repository, file.path) is None and not client.is_offline()
+        """Whether the repository does not have the file, according to the hub."""
+        return self._pins.info(file.repository, file.path) is None and not client.is_offline()
 
     def _is_whole(self, file: HubFile) -> bool | None:
-        """Whether a file is there and what was promised; None if that takes reading it."""
+        """Whether a file is present and has the expected digest; None: it would have to be read to tell."""
         if not (self.folder / file.path).is_file():
             return False
-        promise = self._pins.promise(file.repository, file.path)
-        return True if promise is None else self._memory.keeps(file.path, promise)
+        info = self._pins.info(file.repository, file.path)
+        return True if info is None else self._digests.matches(file.path, info)
 
     def _not_there(self, path: str) -> str:
-        advice = "fetch it with `python -m xares_bench download`, or name the right --data-home"
+        advice = "fetch it with `python -m xares_bench download`, or pass another --data-home"
         if client.is_offline():
-            advice = "HF_HUB_OFFLINE forbids to fetch it: put it there, name the right --data-home, or go online"
+            advice = "HF_HUB_OFFLINE is set: put the file there, pass another --data-home, or go online"
         return f"{self.folder / path}: this shard is missing; {advice}"
 
     def _part(self, file: HubFile) -> Path:
-        """Where the bytes of a file gather. Its name has the digest, so that no other content is ever continued."""
-        promise = self._pins.promise(file.repository, file.path)
-        digest = "" if promise is None else promise.sha256 or promise.git_sha1 or ""
+        """Receives the bytes of a file. Named after the digest, so that a transfer never resumes with other content."""
+        info = self._pins.info(file.repository, file.path)
+        digest = "" if info is None else info.sha256 or info.git_sha1 or ""
         return self.folder / CACHE_FOLDER / f"{file.path}.{digest[:16]}.part"
 
     def _find_damaged(self, files: Sequence[HubFile], progress: Progress) -> list[HubFile]:
-        """Those of some files that are not what the hub promises."""
+        """The files whose digest differs from the hub's listing."""
         damaged: list[HubFile] = []
         stop = threading.Event()
 
         def work(file: HubFile, advance: Advance) -> None:
-            promise = self._pins.promise(file.repository, file.path)
-            if stop.is_set() or promise is None:
+            info = self._pins.info(file.repository, file.path)
+            if stop.is_set() or info is None:
                 return
             try:
-                if not self._memory.check(file.path, promise):
+                if not self._digests.check(file.path, info):
                     damaged.append(file)
             except OSError as cause:
                 self._failures[file.repository, file.path] = (
@@ -223,18 +224,18 @@ class DataHome:
         return damaged
 
     def _fetch_file(self, file: HubFile, advance: Advance, batch: _Batch) -> None:
-        """Bring one file, or remember why not."""
-        promise = self._pins.promise(file.repository, file.path)
-        assert promise is not None, file
+        """Fetch one file, or store why it cannot be fetched."""
+        info = self._pins.info(file.repository, file.path)
+        assert info is not None, file
         target, part = self.folder / file.path, self._part(file)
         failure: str | None = None
         try:
             with _lock(self.folder / CACHE_FOLDER / f"{file.path}.lock", batch.stop):
-                if target.is_file() and self._memory.check(file.path, promise):
-                    advance(file.size_bytes or 0)  # another process brought it while we waited
+                if target.is_file() and self._digests.check(file.path, info):
+                    advance(file.size_bytes or 0)  # another process fetched it while this one waited for the lock
                 else:
                     advance(size_on_disk(part))
-                    self._transfer(file, promise, part, advance, batch.stop)
+                    self._transfer(file, info, part, advance, batch.stop)
             batch.renew()
         except client.Stopped:
             failure = f"{target}: not fetched, because another transfer failed: {batch.reason}"
@@ -244,42 +245,43 @@ class DataHome:
                 batch.lose(failure)
         except OSError as cause:
             part.unlink(missing_ok=True)
-            failure = f"{target}: {cause.strerror}; check the disk, or name another --data-home"
+            failure = f"{target}: {cause.strerror}; check the disk, or choose another --data-home"
             if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                failure = f"{target}: {cause.strerror}; make room, or name a --data-home on another disk"
+                failure = f"{target}: {cause.strerror}; make room, or choose a --data-home on another disk"
                 batch.end(failure)
         if failure is not None:
             self._failures[file.repository, file.path] = failure
         else:
             self._failures.pop((file.repository, file.path), None)
 
-    def _transfer(self, file: HubFile, promise: Promise, part: Path, advance: Advance, stop: threading.Event) -> None:
-        """Receive a file, compare it with its promise, and only then put it in its place."""
+    def _transfer(self, file: HubFile, info: FileInfo, part: Path, advance: Advance, stop: threading.Event) -> None:
+        """Receive a file, verify it, and only then give it its final name."""
         commit = self.commit(file.repository)
         assert commit is not None, file
         repository = Repository(name=file.repository)
         for other in part.parent.glob(f"{glob.escape(PurePosixPath(file.path).name)}.*.part"):
             if other != part:
                 other.unlink()  # the beginning of another revision's file
-        client.download(repository, commit, file.path, promise, part, advance, stop)
-        received = DigestMemory(folder=part.parent, keep=False)
-        if not received.check(part.name, promise):
+        client.download(repository, commit, file.path, info, part, advance, stop)
+        received = DigestCache(folder=part.parent, write=False)
+        if not received.check(part.name, info):
             digest = received.sha256(part.name)
             part.unlink()
             raise DataError(
-                f"{self.folder / file.path}: the hub sent SHA-256 {digest[:12]}..., its listing promises "
-                f"{(promise.sha256 or 'another')[:12]}...; thrown away: try again, and check the proxy if it recurs"
+                f"{self.folder / file.path}: the hub sent SHA-256 {digest[:12]}..., its listing says "
+                f"{(info.sha256 or 'another')[:12]}...; the file was discarded: try again, and check the proxy if "
+                "it recurs"
             )
         with part.open("rb") as content:
-            os.fsync(content.fileno())
+            os.fsync(content.fileno())  # before the rename: a file under its final name is trusted by its cached digest
         target = self.folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
-        self._memory.remember(file.path, promise)
+        self._digests.add(file.path, info)
 
 
 class _Batch:
-    """What the transfers of one fetch share: they all end when going on has become pointless."""
+    """State that the transfers of one fetch share: all of them stop when further attempts are pointless."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -287,17 +289,17 @@ class _Batch:
         self._num_lost = 0
 
     def renew(self) -> None:
-        """A file came."""
+        """A file was fetched: start counting from zero."""
         self._num_lost = 0
 
     def lose(self, reason: str) -> None:
-        """The hub gave nothing of a file; too many of these in a row end it all."""
+        """The hub sent nothing of a file; too many of these in a row stop all transfers."""
         self._num_lost += 1
         if self._num_lost >= _MAX_UNREACHABLE:
             self.end(reason)
 
     def end(self, reason: str) -> None:
-        """End it all."""
+        """Stop all transfers."""
         self.reason = reason
         self.stop.set()
 
@@ -309,7 +311,7 @@ def _run(
     progress: Progress,
     stop: threading.Event,
 ) -> None:
-    """Do the same work on all files, several at a time, with one bar of bytes; `stop` is set if it is interrupted."""
+    """Call `work` on all files, on threads, with one progress bar; sets `stop` if interrupted."""
     if not files:
         return
     from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -327,7 +329,7 @@ def _run(
 
 @contextlib.contextmanager
 def _lock(path: Path, stop: threading.Event) -> Iterator[None]:
-    """Keep other processes from a file; while another has it, wait."""
+    """Lock a file against other processes; waits for one that has it. Polls, so that `stop` ends the wait."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)

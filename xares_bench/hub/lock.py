@@ -1,7 +1,7 @@
-"""The lock file of a data folder: the commits of the hub repositories used there, and what is promised of their files.
+"""The lock file of a data folder: commits of the hub's repositories, with sizes and digests of their files.
 
-A branch moves; results must not move with it. So a revision is resolved to a commit once, written down here beside the
-data, and used by every later run there until `--data-revision` says otherwise.
+A branch moves; results must not move with it. So a revision is resolved to a commit once, written to the lock file
+beside the data, and used by every later run with this folder, unless `--data-revision` requests another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
 
 LOCK_NAME = "xares-bench.lock.json"
-# What we keep beside the data for ourselves: locks, unfinished transfers, remembered digests.
+# Our own files in a data folder: locks, unfinished transfers, cached digests.
 CACHE_FOLDER = Path(".cache") / "xares-bench"
 _SCHEMA = 1
 
@@ -29,7 +29,7 @@ class Repository:
     """A repository of the hub.
 
     Attributes:
-        kind: What the hub keeps in it.
+        kind: Its kind of repository on the hub.
         name: Its owner and name, e.g. `mispeech/xares_llm_data`.
     """
 
@@ -38,18 +38,18 @@ class Repository:
 
     @property
     def key(self) -> str:
-        """What the lock file calls it, e.g. `datasets/mispeech/xares_llm_data`."""
+        """Its key in the lock file, e.g. `datasets/mispeech/xares_llm_data`."""
         return f"{self.kind}s/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise:
-    """What the hub says of a file at a commit.
+class FileInfo:
+    """Size and digest of a file at a commit, as the hub lists them.
 
     Attributes:
-        size_bytes: Its size; None where only the digest is known, from the records of an earlier download.
-        sha256: SHA-256 of its bytes; None for a small file that the hub keeps in Git itself.
-        git_sha1: Its Git object id, where there is no SHA-256.
+        size_bytes: Its size; None if only the digest is known, from the metadata of an earlier `hf download`.
+        sha256: SHA-256 of its bytes; None for a small file that the hub stores in Git itself.
+        git_sha1: Its Git object id; None if the SHA-256 is known.
     """
 
     size_bytes: int | None
@@ -59,21 +59,21 @@ class Promise:
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """The commit of a repository that this folder holds files of.
+    """The commit of a repository that a data folder uses.
 
     Attributes:
-        revision: The branch, tag or commit that was asked for; None where the commit was found beside the files.
-        commit: The commit that it was then.
-        files: Promises of those of its files that were asked for, by path.
+        revision: The requested branch, tag or commit; None if the commit was found in the metadata of `hf download`.
+        commit: The commit that the revision was resolved to.
+        files: Size and digest of every file that was needed so far, by path.
     """
 
     revision: str | None
     commit: str
-    files: Mapping[str, Promise]
+    files: Mapping[str, FileInfo]
 
 
 def read_pins(folder: Path) -> dict[str, Pin]:
-    """The pins of a data folder by `Repository.key`; empty if it has no lock file.
+    """The pins of a data folder, by `Repository.key`; empty if it has no lock file.
 
     Raises:
         DataError: The lock file cannot be read.
@@ -91,26 +91,29 @@ def read_pins(folder: Path) -> dict[str, Pin]:
 
 
 @contextlib.contextmanager
-def edit_pins(folder: Path, *, keep: bool) -> Iterator[dict[str, Pin]]:
-    """The pins of a data folder to change, while no other process does; written when the block ends well.
+def edit_pins(folder: Path, *, write: bool) -> Iterator[dict[str, Pin]]:
+    """The pins of a data folder, to be changed in the block; written at its end unless it raises.
+
+    No other process can change them meanwhile. They are read again under the lock: another process may have added pins
+    since this one last looked.
 
     Args:
         folder: The data folder.
-        keep: False: nothing is written, and so nothing is locked.
+        write: Whether to write changes; if not, nothing is locked either.
 
     Raises:
         DataError: The lock file cannot be read, or the folder cannot be written to.
     """
-    if not keep:
+    if not write:
         yield read_pins(folder)
         return
-    from filelock import FileLock  # deferred: a run that knows everything locks nothing
+    from filelock import FileLock  # deferred: not needed if every pin is known
 
     try:
         (folder / CACHE_FOLDER).mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / CACHE_FOLDER / f"{LOCK_NAME}.lock").acquire()
     except OSError as cause:
-        raise DataError(f"{folder}: cannot be written to ({cause.strerror}); name another --data-home") from None
+        raise DataError(f"{folder}: cannot be written to ({cause.strerror}); choose another --data-home") from None
     with lock:
         pins = read_pins(folder)
         before = dict(pins)
@@ -120,14 +123,14 @@ def edit_pins(folder: Path, *, keep: bool) -> Iterator[dict[str, Pin]]:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which may have to be made itself."""
+    """Whether files can be created in a folder, which need not exist yet."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return os.access(existing, os.W_OK | os.X_OK)
 
 
 def _read_pin(value: Any) -> Pin:
     files = {
-        str(path): Promise(size_bytes=file["size"], sha256=file.get("sha256"), git_sha1=file.get("git_sha1"))
+        str(path): FileInfo(size_bytes=file["size"], sha256=file.get("sha256"), git_sha1=file.get("git_sha1"))
         for path, file in value["files"].items()
     }
     return Pin(revision=value["revision"], commit=value["commit"], files=files)
@@ -137,8 +140,8 @@ def _to_json(pins: Mapping[str, Pin]) -> str:
     repositories = {}
     for key, pin in sorted(pins.items()):
         files = {}
-        for path, promise in sorted(pin.files.items()):
-            digests = {"sha256": promise.sha256, "git_sha1": promise.git_sha1}
-            files[path] = {"size": promise.size_bytes, **{name: value for name, value in digests.items() if value}}
+        for path, info in sorted(pin.files.items()):
+            digests = {"sha256": info.sha256, "git_sha1": info.git_sha1}
+            files[path] = {"size": info.size_bytes, **{name: value for name, value in digests.items() if value}}
         repositories[key] = {"revision": pin.revision, "commit": pin.commit, "files": files}
     return json.dumps({"schema": _SCHEMA, "repositories": repositories}, indent=1) + "\n"

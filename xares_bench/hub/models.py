@@ -1,6 +1,6 @@
-"""The files of a causal language model: in a folder, or in huggingface_hub's own cache, fetched if need be.
+"""The files of a decoder (a causal language model): in a folder, or in huggingface_hub's cache, fetched if missing.
 
-The cache is the one that transformers uses, so that a model that is there already is not fetched a second time.
+The cache is the one that transformers uses, so a model that it has fetched is not fetched again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from xares_bench.core.digests import digest_of, file_digest
 from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.progress import Progress
 from xares_bench.hub import client
-from xares_bench.hub.lock import Pin, Promise, Repository, edit_pins, is_writable, read_pins
+from xares_bench.hub.lock import FileInfo, Pin, Repository, edit_pins, is_writable, read_pins
 from xares_bench.hub.survey import HubFile, Survey, free_bytes, total_bytes
 
 _CONFIG_FILE = "config.json"
-# Weights in order of preference; further copies, in other formats or subfolders, are left where they are.
+# Weights in order of preference; copies in other formats or in subfolders are not fetched.
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin")
 _TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
@@ -28,30 +28,30 @@ class Model:
     """The files of a model on disk.
 
     Attributes:
-        folder: Holds its config, tokeniser and weights.
-        commit: The hub's commit that they are of; None for a folder of the user's own.
+        folder: Contains config, tokeniser and weights.
+        commit: Their commit on the hub; None for a folder that the user named.
     """
 
     folder: Path
     commit: str | None
 
 
-def survey_model(name: str, *, revision: str | None, data_home: Path, keep: bool = True) -> Survey:
-    """What of a model is there; the hub is asked only for what neither lock file nor cache know.
+def survey_model(name: str, *, revision: str | None, data_home: Path, write: bool = True) -> Survey:
+    """Which files of a model are present; the hub is asked only for what is neither in the lock file nor in the cache.
 
     Args:
         name: A folder, or the name of a hub repository.
         revision: Branch, tag or commit to use from now on; None: the one of the lock file, else `main`.
-        data_home: The data folder, whose lock file keeps the commit.
-        keep: Whether to write the commit down.
+        data_home: The data folder, whose lock file stores the commit.
+        write: Whether to write the commit to the lock file.
 
     Raises:
-        UsageError: The name is neither, or the revision is not known offline.
-        DataError: The hub does not answer, or the repository holds no model to load.
+        UsageError: The name is neither, or the revision is unknown offline.
+        DataError: The hub does not answer, or the repository does not contain a model.
     """
     if Path(name).is_dir():
         return _survey(_folder(name, revision), [], [])
-    pin = _pin(name, revision, data_home, keep=keep)
+    pin = _pin(name, revision, data_home, write=write)
     if pin is None:
         return _survey(_cached_folder(name, revision), [], [])
     files = _files(name, pin)
@@ -59,21 +59,21 @@ def survey_model(name: str, *, revision: str | None, data_home: Path, keep: bool
 
 
 def fetch_model(name: str, *, revision: str | None, data_home: Path, progress: Progress | None = None) -> Model:
-    """A model with all its files on disk: config, tokeniser and weights, as safetensors where there are such.
+    """A model with all its files on disk: config, tokeniser and weights, as safetensors if it has them.
 
     Args:
         name: A folder, or the name of a hub repository.
         revision: Branch, tag or commit to use from now on; None: the one of the lock file, else `main`.
-        data_home: The data folder, whose lock file keeps the commit.
-        progress: Shows huggingface_hub's own bars where somebody watches.
+        data_home: The data folder, whose lock file stores the commit.
+        progress: Shows huggingface_hub's own bars on a terminal.
 
     Raises:
-        UsageError: The name is neither, the revision is not known offline, or there is too little disk.
-        DataError: The hub does not answer, a file is damaged, or the repository holds no model to load.
+        UsageError: The name is neither, the revision is unknown offline, or the disk has too little room.
+        DataError: The hub does not answer, a file is damaged, or the repository does not contain a model.
     """
     if Path(name).is_dir():
         return Model(folder=_folder(name, revision), commit=None)
-    pin = _pin(name, revision, data_home, keep=True)
+    pin = _pin(name, revision, data_home, write=True)
     if pin is None:
         folder = _cached_folder(name, revision)
         return Model(folder=folder, commit=folder.name)
@@ -90,12 +90,12 @@ def fetch_model(name: str, *, revision: str | None, data_home: Path, progress: P
 
 def _folder(name: str, revision: str | None) -> Path:
     if revision is not None:
-        raise UsageError(f"--decoder={name}@{revision}: {name} is a folder, and a folder has no revision; leave it out")
+        raise UsageError(f"--decoder={name}@{revision}: {name} is a folder, which has no revision; omit it")
     return Path(name).absolute()
 
 
-def _pin(name: str, revision: str | None, data_home: Path, *, keep: bool) -> Pin | None:
-    """The commit to use and its files; None where the hub may not be asked and was not asked before."""
+def _pin(name: str, revision: str | None, data_home: Path, *, write: bool) -> Pin | None:
+    """The commit to use and its files; None: the lock file does not have it, and the hub may not be asked."""
     from huggingface_hub.errors import HFValidationError
 
     key = Repository(kind="model", name=name).key
@@ -105,7 +105,7 @@ def _pin(name: str, revision: str | None, data_home: Path, *, keep: bool) -> Pin
         return pin
     if offline:
         return None
-    with edit_pins(data_home, keep=keep and is_writable(data_home)) as pins:
+    with edit_pins(data_home, write=write and is_writable(data_home)) as pins:
         pin = pins.get(key)
         if pin is None or revision is not None:
             try:
@@ -118,8 +118,8 @@ def _pin(name: str, revision: str | None, data_home: Path, *, keep: bool) -> Pin
     return pin
 
 
-def _choose(name: str, files: dict[str, Promise]) -> dict[str, Promise]:
-    """The files that loading a causal language model takes.
+def _choose(name: str, files: dict[str, FileInfo]) -> dict[str, FileInfo]:
+    """The files that are needed to load a causal language model.
 
     Raises:
         DataError: There is no config, or there are no weights.
@@ -129,15 +129,15 @@ def _choose(name: str, files: dict[str, Promise]) -> dict[str, Promise]:
         if weights:
             break
     else:
-        raise DataError(f"{name}: holds neither *.safetensors nor *.bin weights; name another model with --decoder")
+        raise DataError(f"{name}: has neither *.safetensors nor *.bin weights; choose another model with --decoder")
     if _CONFIG_FILE not in files:
-        raise DataError(f"{name}: holds no {_CONFIG_FILE}; name another model with --decoder")
+        raise DataError(f"{name}: has no {_CONFIG_FILE}; choose another model with --decoder")
     texts = [path for path in files if "/" not in path and any(fnmatch(path, pattern) for pattern in _TEXTS)]
     return {path: files[path] for path in sorted({*weights, *texts})}
 
 
 def _files(name: str, pin: Pin) -> list[HubFile]:
-    return [HubFile(repository=name, path=path, size_bytes=promise.size_bytes) for path, promise in pin.files.items()]
+    return [HubFile(repository=name, path=path, size_bytes=info.size_bytes) for path, info in pin.files.items()]
 
 
 def _survey(folder: Path, files: Iterable[HubFile], missing: Iterable[HubFile]) -> Survey:
@@ -155,10 +155,10 @@ def _survey(folder: Path, files: Iterable[HubFile], missing: Iterable[HubFile]) 
 
 
 def _fetch(file: HubFile, pin: Pin) -> None:
-    """Fetch a file into the cache and compare it with its promise.
+    """Fetch a file into the cache and verify it.
 
     Raises:
-        DataError: It cannot be had, or is damaged.
+        DataError: It cannot be fetched, or is damaged.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -169,24 +169,24 @@ def _fetch(file: HubFile, pin: Pin) -> None:
         return Path(hf_hub_download(file.repository, file.path, revision=pin.commit, library_name="xares-bench"))
 
     try:
-        path = client.persist(download, what, max_failures=3)  # each of which is several of the library's own
-    except LocalEntryNotFoundError as cause:  # it has tried long enough itself
+        path = client.retry(download, what, max_failures=3)  # the library itself retries within each
+    except LocalEntryNotFoundError as cause:  # the library has retried already
         raise DataError(client.explain(cause.__cause__ or cause, what)) from cause
     except OSError as cause:  # a full disk, or fewer bytes than the hub announced
         reason = " ".join((cause.strerror or str(cause)).split())
         raise DataError(f"{what}: {reason}; check the disk of {_cache_folder()}, and try again") from cause
-    promise = pin.files[file.path]
-    if promise.sha256 is not None and (digest := file_digest(path)) != promise.sha256:
+    info = pin.files[file.path]
+    if info.sha256 is not None and (digest := file_digest(path)) != info.sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise DataError(
-            f"{what}: the hub sent SHA-256 {digest[:12]}..., its listing promises {promise.sha256[:12]}...; "
-            "thrown away: try again, and check the proxy if it recurs"
+            f"{what}: the hub sent SHA-256 {digest[:12]}..., its listing says {info.sha256[:12]}...; "
+            "the file was discarded: try again, and check the proxy if it recurs"
         )
 
 
 def _cached(file: HubFile, commit: str) -> Path | None:
-    """A file in the cache; None if it is not there with its size."""
+    """A file in the cache; None if it is missing or has another size."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(file.repository, file.path, revision=commit)
@@ -196,10 +196,10 @@ def _cached(file: HubFile, commit: str) -> Path | None:
 
 
 def _cached_folder(name: str, revision: str | None) -> Path:
-    """The cache's folder of a model that the lock file does not know, used as it is.
+    """The folder in the cache of a model that is not in the lock file.
 
     Raises:
-        DataError: There is none, or it lacks config or weights.
+        DataError: There is none, or config or weights are missing.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -211,7 +211,7 @@ def _cached_folder(name: str, revision: str | None) -> Path:
     if isinstance(config, str) and any(any(Path(config).parent.glob(pattern)) for pattern in _WEIGHTS):
         return Path(config).parent
     raise DataError(
-        f"{name}: not in the cache {_cache_folder()}, and HF_HUB_OFFLINE forbids to fetch it; "
+        f"{name}: not in the cache {_cache_folder()}, and HF_HUB_OFFLINE is set; "
         f"fetch it on a machine with network with `python -m xares_bench download --decoder {name}`"
     )
 
@@ -227,10 +227,10 @@ class Decoder:
     """A causal language model in the Hugging Face format.
 
     Attributes:
-        name: As the preset or `--decoder` names it.
-        folder: Where its files are.
-        commit: Of its hub repository; None for a folder.
-        digest: Of its files, or of its name and commit.
+        name: Its name in the preset or in `--decoder`.
+        folder: Contains its files.
+        commit: Commit of its repository on the hub; None for a folder.
+        digest: Digest of its files, or of its name and commit.
     """
 
     name: str
@@ -240,15 +240,15 @@ class Decoder:
 
 
 def locate_decoder(name: str, data_home: Path, progress: Progress) -> Decoder:
-    """The decoder of that name, fetched now if need be.
+    """The decoder of a name, fetched now if it is missing.
 
     Args:
-        name: A folder, or `OWNER/NAME` of the hub with or without `@REVISION`.
-        data_home: Holds the lock file that says which commit `main` is.
-        progress: Shows what is fetched.
+        name: A folder, or `OWNER/NAME` on the hub, optionally with `@REVISION`.
+        data_home: The data folder, whose lock file stores the commit.
+        progress: Shows the download.
 
     Raises:
-        UsageError: There is no such model, or too little disk.
+        UsageError: There is no such model, or the disk has too little room.
         DataError: The hub does not answer, or a file is damaged.
     """
     folder = Path(name)

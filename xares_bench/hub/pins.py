@@ -1,4 +1,4 @@
-"""Which commits a data folder holds files of, and what is promised of the files: asked once, then known."""
+"""Pins: the commit of every repository in a data folder, with sizes and digests of its files; requested only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xares_bench.core.errors import UsageError
 from xares_bench.hub import client
-from xares_bench.hub.lock import LOCK_NAME, Pin, Promise, Repository, edit_pins, read_pins
+from xares_bench.hub.lock import LOCK_NAME, FileInfo, Pin, Repository, edit_pins, read_pins
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -18,27 +18,27 @@ _REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 class DataPins:
-    """The commits of the dataset repositories of a data folder, and the promises of their files.
+    """The commits of the dataset repositories of a data folder, with sizes and digests of their files.
 
-    What is not in the folder's lock file is taken from the records of `hf download`, else asked of the hub.
+    They come from the folder's lock file, else from the metadata that `hf download` left, else from the hub.
     """
 
-    def __init__(self, folder: Path, revisions: Mapping[str | None, str], *, keep: bool) -> None:
-        """Nothing is read or asked before it is needed.
+    def __init__(self, folder: Path, revisions: Mapping[str | None, str], *, write: bool) -> None:
+        """Nothing is read or requested before it is needed.
 
         Args:
             folder: The data folder.
             revisions: Branch, tag or commit to use from now on, per repository; under None for all others.
-            keep: Whether to write down what the hub said.
+            write: Whether to write the hub's answers to the lock file.
         """
         self._folder = folder
         self._revisions = dict(revisions)
-        self._keep = keep
+        self._write = write
         self._pins: dict[str, Pin] | None = None
         self._resolved: set[str] = set()
 
     def pin(self, repository: str) -> Pin | None:
-        """What is known of a repository.
+        """The pin of a repository, or None.
 
         Raises:
             DataError: The lock file cannot be read.
@@ -47,30 +47,30 @@ class DataPins:
             self._pins = read_pins(self._folder)
         return self._pins.get(Repository(name=repository).key)
 
-    def promise(self, repository: str, path: str) -> Promise | None:
-        """What is known of a file."""
+    def info(self, repository: str, path: str) -> FileInfo | None:
+        """Size and digest of a file, or None."""
         pin = self.pin(repository)
         return None if pin is None else pin.files.get(path)
 
     def learn(self, repository: str, paths: Sequence[str], *, sizes: bool = False) -> None:
-        """Get to know the commit of a repository and the promises of files, as far as it can be known.
+        """Find the commit of a repository, and sizes and digests of files; the hub is asked only for unknown ones.
 
         Args:
-            repository: Which one.
-            paths: Its files.
-            sizes: Ask for sizes that are not known also where the file is there.
+            repository: Owner and name.
+            paths: Files of the repository.
+            sizes: Whether to request unknown sizes even of files that are present.
 
         Raises:
-            UsageError: Offline, a revision is asked for that is not known.
-            DataError: The hub does not answer, or does not give this repository or revision.
+            UsageError: Offline, an unknown revision is requested.
+            DataError: The hub does not answer, or does not have this repository or revision.
         """
 
         def unknown(pin: Pin) -> list[str]:
             return [
                 path
                 for path in paths
-                if (promise := pin.files.get(path)) is None
-                or (promise.size_bytes is None and (sizes or not (self._folder / path).is_file()))
+                if (info := pin.files.get(path)) is None
+                or (info.size_bytes is None and (sizes or not (self._folder / path).is_file()))
             ]
 
         pin = self.pin(repository)
@@ -78,25 +78,25 @@ class DataPins:
             return
         key = Repository(name=repository).key
         records = self._records(paths)
-        if client.is_offline() and not records:  # nothing to learn, but a revision may be one that is not known
+        if client.is_offline() and not records:  # nothing can be found; raises if the requested revision is unknown
             self._settle(repository, pin, None)
             return
-        with edit_pins(self._folder, keep=self._keep) as pins:
+        with edit_pins(self._folder, write=self._write) as pins:
             commits = {commit for commit, _ in records.values()}
             pin = self._settle(repository, pins.get(key), commits.pop() if len(commits) == 1 else None)
             if pin is None:
                 return
-            recorded = {path: promise for path, (commit, promise) in records.items() if commit == pin.commit}
+            recorded = {path: info for path, (commit, info) in records.items() if commit == pin.commit}
             pin = dataclasses.replace(pin, files={**recorded, **pin.files})
             if not client.is_offline() and (asked := unknown(pin)):
-                found = client.promises(Repository(name=repository), pin.commit, asked)
+                found = client.file_infos(Repository(name=repository), pin.commit, asked)
                 pin = dataclasses.replace(pin, files={**pin.files, **found})
             pins[key] = pin
         assert self._pins is not None
         self._pins[key] = pin
 
     def _is_settled(self, repository: str, pin: Pin) -> bool:
-        """Whether a pin is at the revision that was asked for in this run."""
+        """Whether a pin is at the requested revision, resolved in this run or by its commit."""
         asked = self._asked(repository)
         return asked is None or asked == pin.commit or repository in self._resolved
 
@@ -104,7 +104,7 @@ class DataPins:
         return self._revisions.get(repository, self._revisions.get(None))
 
     def _settle(self, repository: str, pin: Pin | None, recorded: str | None) -> Pin | None:
-        """The pin to use: the asked revision's, else the lock file's, else the recorded commit's, else main's."""
+        """The pin to use: of the requested revision, else the lock file, else `hf download`'s metadata, else `main`."""
         if pin is not None and self._is_settled(repository, pin):
             return pin
         asked = self._asked(repository)
@@ -113,10 +113,10 @@ class DataPins:
         if client.is_offline():
             if asked is None or (pin is not None and pin.revision == asked):
                 return pin
-            held = "nothing of it" if pin is None else f"{pin.revision or 'an earlier download'} ({pin.commit[:12]})"
+            known = "no commit" if pin is None else f"only {pin.revision or 'an earlier download'} ({pin.commit[:12]})"
             raise UsageError(
-                f"--data-revision={asked}: HF_HUB_OFFLINE is set, and of {repository} {self._folder / LOCK_NAME} "
-                f"knows {held}; go online once, or leave the option out"
+                f"--data-revision={asked}: HF_HUB_OFFLINE is set, and {self._folder / LOCK_NAME} has {known} of "
+                f"{repository}; go online once, or omit the option"
             )
         revision = asked or "main"
         commit = revision if _COMMIT.fullmatch(revision) else client.resolve(Repository(name=repository), revision)
@@ -124,26 +124,26 @@ class DataPins:
         files = pin.files if pin is not None and pin.commit == commit else {}
         return Pin(revision=revision, commit=commit, files=files)
 
-    def _records(self, paths: Iterable[str]) -> dict[str, tuple[str, Promise]]:
-        """Commit and promise of the files that `hf download --local-dir` brought, which notes both for each file."""
+    def _records(self, paths: Iterable[str]) -> dict[str, tuple[str, FileInfo]]:
+        """Commit and SHA-256 of files that `hf download --local-dir` fetched, from its metadata files."""
         records = {}
         for path in paths:
             note = self._folder / ".cache" / "huggingface" / "download" / f"{path}.metadata"
             with contextlib.suppress(OSError, ValueError):
                 commit, digest, *_ = note.read_text(encoding="utf-8").splitlines()
                 if (self._folder / path).is_file() and _COMMIT.fullmatch(commit) and _SHA256.fullmatch(digest):
-                    records[path] = commit, Promise(size_bytes=None, sha256=digest)
+                    records[path] = commit, FileInfo(size_bytes=None, sha256=digest)
         return records
 
 
 def parse_data_revisions(texts: Sequence[str]) -> Mapping[str | None, str]:
-    """What the values of `--data-revision=[OWNER/NAME@]REVISION` ask for, per repository; under None for all others.
+    """The revisions that `--data-revision=[OWNER/NAME@]REVISION` requests, by repository; under None for all others.
 
     >>> parse_data_revisions(["v1", "mispeech/MECAT-Caption@refs/pr/1"])
     {None: 'v1', 'mispeech/MECAT-Caption': 'refs/pr/1'}
 
     Raises:
-        UsageError: A value has another form, or two are for the same repository.
+        UsageError: A value is malformed, or two are for the same repository.
     """
     revisions: dict[str | None, str] = {}
     for text in texts:
@@ -155,7 +155,7 @@ def parse_data_revisions(texts: Sequence[str]) -> Mapping[str | None, str]:
             )
         if repository in revisions:
             raise UsageError(
-                f"--data-revision={text}: {revisions[repository]} is already asked for; give one per repository"
+                f"--data-revision={text}: {revisions[repository]} is already requested; pass one per repository"
             )
         revisions[repository] = revision
     return revisions

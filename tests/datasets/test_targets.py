@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
+from xares_bench.config.catalogue import Dataset, Split
+from xares_bench.core.errors import DataError
+from xares_bench.datasets.targets import (
+    FALLBACK_TARGET_KEYS,
+    check_first_samples,
+    find_targets,
+    target_problem,
+    targets_of,
+)
+
+SPLIT = Split(shards=(), target_keys=("label",))
+DATASET = Dataset(
+    name="mine", task="custom", prompts=("?",), metric="Accuracy", metric_arguments={}, train=None, eval=SPLIT
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "keys", "expected"),
+    [
+        ({"label": "dog"}, ("label",), ("dog",)),
+        ({"label": "狗 叫"}, ("label",), ("狗 叫",)),
+        ({"n": 3}, ("n",), ("3",)),
+        ({"n": 0}, ("n",), ("0",)),
+        ({"n": -1}, ("n",), ("-1",)),
+        ({"n": 2.5}, ("n",), ("2.5",)),
+        ({"n": 10**400}, ("n",), (str(10**400),)),
+        ({"captions": ["a dog", "barking"]}, ("captions",), ("a dog", "barking")),
+        ({"captions": ["a", 2]}, ("captions",), ("a", "2")),
+        ({"captions": ["same", "same"]}, ("captions",), ("same", "same")),
+        ({"labels": "a;b"}, ("labels",), ("a;b",)),
+        ({"a": "1", "b": "2"}, ("b", "a"), ("2",)),
+        ({"a": "1"}, ("b", "a"), ("1",)),
+        ({"text": "t", "caption": "c"}, ("label", "captions", "caption", "text"), ("c",)),
+    ],
+)
+def test_targets(fields: dict[str, Any], keys: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert find_targets(json.loads(json.dumps(fields)), keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "none of the keys label, text (found no key)"),
+        ({"lable": "dog", "id": 3}, "none of the keys label, text (found id, lable)"),
+        ({"label": True}, "key 'label' holds 'True', expected text, a number or a list of them"),
+        ({"label": None}, "key 'label' holds 'None', expected text"),
+        ({"label": None, "text": "dog"}, "key 'label' holds 'None', expected text"),
+        ({"label": {"name": "dog"}}, "key 'label' holds "),
+        ({"label": []}, "key 'label' holds '[]', expected text"),
+        ({"label": ["a", None]}, "key 'label' holds "),
+        ({"label": [["a"]]}, "key 'label' holds "),
+        ({"label": ["a", False]}, "key 'label' holds "),
+        ({"label": float("nan")}, "key 'label' holds 'nan', expected"),
+        ({"label": [1.0, float("inf")]}, "key 'label' holds "),
+        ({"label": "\ud800"}, r"key 'label' holds '\ud800', expected"),
+        ({"label": ""}, "key 'label' holds an empty text"),
+        ({"label": " \n"}, "key 'label' holds an empty text"),
+        ({"label": ["a", ""]}, "key 'label' holds an empty text"),
+    ],
+)
+def test_targets_that_cannot_be_used(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"^(key|none)") as caught:
+        find_targets(fields, ("label", "text"))
+    message = str(caught.value)
+    assert message.startswith(said)
+    assert len(message) < 200
+    message.encode()
+
+
+def test_fallback_keys_are_the_published_ones() -> None:
+    assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
+    assert targets_of({"text": "x", "caption": "y"}, SPLIT) == ("y",)
+    assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
+
+
+def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "xares_bench.datasets.targets.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
+    )
+    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
+    apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))
+    check_first_samples(DATASET, SPLIT, [good])
+    with pytest.raises(DataError, match=r"^mine: b of apple\.tar: install it$"):
+        check_first_samples(DATASET, SPLIT, [good, apple])
+
+
+def test_shards_without_any_usable_first_sample_are_refused(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes]] = [("a.wav", encode(tone(0.1))), ("a.json", b'{"other": "x"}')]
+    nameless = shard_at(write_members(tmp_path / "nameless.tar", list(members)))
+    empty = shard_at(write_members(tmp_path / "empty.tar", []))
+    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
+    check_first_samples(DATASET, SPLIT, [nameless, empty, good])
+    with pytest.raises(DataError, match=r"^mine: a of nameless\.tar: none of the keys .*; the same of 1 more shards"):
+        check_first_samples(DATASET, SPLIT, [nameless, empty])
+
+
+def test_damaged_and_empty_shards_alone_are_no_reason_to_stop_early(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.tar"
+    damaged.write_bytes(b"x" * 2000)
+    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
+    check_first_samples(DATASET, SPLIT, [])
+    check_first_samples(DATASET, SPLIT, [shard_at(damaged)])
+    check_first_samples(DATASET, SPLIT, [shard_at(damaged), good])
+    empty = shard_at(write_members(tmp_path / "empty.tar", []))
+    with pytest.raises(DataError, match=r"^mine: empty\.tar is empty; fix the shards, or name their key$"):
+        check_first_samples(DATASET, SPLIT, [shard_at(damaged), empty])
+
+
+def test_a_problem_is_the_message_of_the_error() -> None:
+    assert target_problem({"label": "x"}, SPLIT) is None
+    problem = target_problem({"other": "x"}, SPLIT)
+    assert problem == "none of the keys label, captions, caption, text (found other)"
+    with pytest.raises(ValueError, match=r"^none of the keys") as caught:
+        targets_of({"other": "x"}, SPLIT)
+    assert str(caught.value) == problem
