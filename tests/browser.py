@@ -17,7 +17,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NO_BROWSER = "no chromium on this machine (Debian: apt-get install chromium)"
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 300.0
 
 
 class Page:

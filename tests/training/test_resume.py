@@ -297,7 +297,7 @@ class Sessions:
 
     def run(self, runs: Path, *options: str) -> str:
         process = self.start(runs, *options)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
         return output
 
@@ -340,7 +340,7 @@ def test_an_interrupted_session_goes_on(
     process = sessions.start(runs)
     wait_for_step(process, runs, 40)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 2, output
     assert "training clotho was interrupted after step" in output
     step = step_of(runs)
