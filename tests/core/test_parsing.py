@@ -133,7 +133,7 @@ def test_the_value_found_is_shown_and_cut(read: Read) -> None:
     ],
     ids=["text", "texts", "integer", "number", "section"],
 )
-def test_a_missing_key_is_said_to_be_missing(read: Read, call: Callable[[Section], object]) -> None:
+def test_a_missing_key_is_reported_as_missing(read: Read, call: Callable[[Section], object]) -> None:
     assert message_of(lambda: call(read("outer: {x: 1}").section("outer"))).endswith("some.yaml: outer.absent: missing")
 
 

@@ -23,14 +23,14 @@ def work(progress: Progress) -> None:
             advance(note=f"loss {step}")
 
 
-def test_it_is_silent_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_is_drawn_unless_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     work(Progress())
     assert stream.getvalue() == ""
 
 
-def test_it_shows_what_is_done_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")

@@ -126,7 +126,7 @@ def test_other_members_of_a_sample_are_no_problem(written: Callable[..., Path]) 
         ([("k.1.wav", b"1"), ("k.1.json", b"{}"), ("k.2.wav", b"2"), ("k.2.json", b"{}")], "4 members in a row share"),
     ],
 )
-def test_a_sample_that_cannot_be_used_is_named_among_the_others(
+def test_an_unusable_sample_is_named_among_the_others(
     written: Callable[..., Path], members: list[tuple[str, bytes]], said: str
 ) -> None:
     before = [("a.wav", b"1"), ("a.json", b"{}")]
@@ -274,7 +274,7 @@ def test_an_overwritten_header_is_damage_wherever_it_is(whole: bytes, tmp_path: 
         assert_damaged(tmp_path / "shard.tar", zeros)
 
 
-def test_data_behind_the_end_is_damage(whole: bytes, tmp_path: Path) -> None:
+def test_data_after_the_end_is_damage(whole: bytes, tmp_path: Path) -> None:
     assert_damaged(tmp_path / "shard.tar", whole + whole)
     assert_damaged(tmp_path / "shard.tar.gz", gzip.compress(whole) + gzip.compress(whole))
     assert_damaged(tmp_path / "shard.tar.gz", gzip.compress(whole) + b"garbage")
@@ -379,7 +379,7 @@ def test_a_malformed_manifest_is_an_error(folder: Path, text: str | bytes) -> No
     assert "\n" not in message
 
 
-def test_shards_from_elsewhere_are_not_held_against_the_manifest(folder: Path, tmp_path: Path) -> None:
+def test_shards_from_elsewhere_are_not_compared_with_the_manifest(folder: Path, tmp_path: Path) -> None:
     write_manifest(folder)
     own = write_members(tmp_path / "own" / "mine.tar", [("k.wav", b"1"), ("k.json", b"{}")])
     (shard,) = ShardFolder(folder).locate(split_of(str(own)))

@@ -67,7 +67,7 @@ def test_targets(fields: dict[str, Any], keys: tuple[str, ...], expected: tuple[
         ({"label": ["a", ""]}, "key 'label' holds an empty text"),
     ],
 )
-def test_targets_that_cannot_be_used(fields: dict[str, Any], said: str) -> None:
+def test_unusable_targets(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"^(key|none)") as caught:
         find_targets(fields, ("label", "text"))
     message = str(caught.value)
@@ -82,7 +82,7 @@ def test_fallback_keys_are_the_published_ones() -> None:
     assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
 
 
-def test_a_missing_extra_is_told_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "xares_bench.datasets.targets.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
     )

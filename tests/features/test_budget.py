@@ -49,7 +49,7 @@ def kept(store: Store) -> str:
     return "".join(entry.folder.name for entry in store.entries(KIND))
 
 
-def test_what_was_used_longest_ago_goes_first(store: Store) -> None:
+def test_the_least_recently_used_entry_is_evicted_first(store: Store) -> None:
     keep(store, *"cabd")
     another = FeatureBudget(Store(root=store.root), 400)
     assert another.use("c") is not None  # by a process that is over by now
@@ -70,7 +70,7 @@ def test_an_entry_that_is_used_is_the_newest_and_stays(store: Store) -> None:
     assert kept(store) == "a"
 
 
-def test_where_giving_up_everything_would_not_do_nothing_is_given_up(store: Store) -> None:
+def test_where_evicting_everything_would_not_do_nothing_is_evicted(store: Store) -> None:
     keep(store, *"abc")
     budget = FeatureBudget(store, 300)
     assert not budget.reserve(301)
@@ -121,7 +121,7 @@ def test_without_a_number_it_is_a_share_of_what_is_free_or_theirs_already(
     assert budget.max_bytes == DEFAULT_SHARE * 12_000, "the same as long as the process lives"
 
 
-def test_looking_creates_nothing(store: Store) -> None:
+def test_finding_nothing_creates_nothing(store: Store) -> None:
     budget = FeatureBudget(store, None)
     assert budget.use("a") is None
     assert budget.max_bytes > 0

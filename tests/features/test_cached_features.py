@@ -134,7 +134,7 @@ def test_another_seed_another_decoder_and_another_recipe_call_the_encoder_not_on
     assert num_calls(folder) > before, "what is kept is all of a shard, or another entry"
 
 
-def test_what_is_kept_and_how_many_threads_decode_changes_nothing_but_the_calls(
+def test_the_budget_and_the_number_of_threads_change_nothing_but_the_calls(
     run: Run, folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     plain = outcome(undisturbed)
@@ -156,7 +156,7 @@ def test_what_is_kept_and_how_many_threads_decode_changes_nothing_but_the_calls(
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 @pytest.mark.parametrize("kind", ["features", "lalms", "scores"])
-def test_damage_is_found_said_and_mended_with_the_same_scores(
+def test_damage_is_found_reported_and_recomputed_to_the_same_scores(
     kind: str, damage: str, run: Run, undisturbed: Path, tmp_path: Path
 ) -> None:
     runs = shutil.copytree(undisturbed, tmp_path / "runs")
@@ -176,7 +176,7 @@ def test_damage_is_found_said_and_mended_with_the_same_scores(
     assert not warnings_of(run(runs).stdout.str())
 
 
-def test_a_run_killed_while_features_are_written_leaves_nothing_to_trust_and_ends_the_same(
+def test_a_run_killed_while_features_are_written_leaves_nothing_unfinished_in_use_and_ends_the_same(
     run: Run, folder: Path, undisturbed: Path, decoder_folder: str, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -198,7 +198,7 @@ def test_a_run_killed_while_features_are_written_leaves_nothing_to_trust_and_end
     assert outcome(runs) == outcome(undisturbed)
 
 
-def test_a_disk_full_of_features_ends_their_keeping_and_not_the_run(
+def test_a_disk_full_of_features_ends_the_caching_and_not_the_run(
     folder: Path, undisturbed: Path, decoder_folder: str, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"

@@ -1,4 +1,4 @@
-"""What `FeatureStore` writes while features are used: the awkward ends of a shard, of a disk, of a process."""
+"""Files of cached features: written and read back, and the awkward ends of a shard, of a disk, of a process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from xares_bench.config.catalogue import Dataset, Split, make_mix
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
-from xares_bench.datasets.shards import Shard
+from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.budget import KIND, FeatureBudget
+from xares_bench.features.cached_shard import CachedShardWriter, read_cached_shard
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
 from xares_bench.features.rows import SampleCount
 from xares_bench.features.store import FeatureStore
+from xares_bench.scores.records import DroppedSample
 from xares_bench.training.sampler import Draw, TrainingData, draws
 
 ENCODER = """
@@ -100,10 +102,82 @@ def same_draws(first: Sequence[Draw], second: Sequence[Draw]) -> bool:
     )
 
 
+def a_clip(key: str, num_frames: int) -> Clip:
+    features = torch.arange(4.0 * num_frames).reshape(num_frames, 4) + ord(key)
+    fields = {"label": key}
+    return Clip(key=key, shard="a.tar", duration_s=0.1, num_frames=num_frames, fields=fields, features=features)
+
+
+def a_sample(key: str, problem: str | None = None) -> Sample:
+    return Sample(key=key, audio=None, fields={} if problem else {"label": key}, problem=problem)
+
+
+def a_writer(store: Store, max_bytes: int, reasons: list[str]) -> CachedShardWriter:
+    unfinished = store.begin(KIND, "0" * 64, wait=False)
+    assert unfinished is not None
+    return CachedShardWriter(unfinished, "a.tar", FeatureBudget(store, max_bytes), reasons.append)
+
+
+def test_chunks_that_arrive_out_of_order_are_read_back_in_the_order_of_the_shard(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 100)  # several files
+    chunks = [[a_clip("a", 3), a_clip("b", 5)], [a_clip("c", 2)], [a_clip("d", 4), a_clip("e", 1)]]
+    writer = a_writer(store, PLENTY_BYTES, [])
+    for number in (1, 0):
+        writer.add(number, [a_sample(clip.key) for clip in chunks[number]], chunks[number])
+    writer.expect(3)
+    assert store.find(KIND, "0" * 64) is None, "a chunk is missing"
+    writer.add(2, [a_sample(clip.key) for clip in chunks[2]], chunks[2])
+    entry = store.find(KIND, "0" * 64)
+    assert entry is not None
+    read = list(read_cached_shard(entry, Shard(path=Path("none"), name="a.tar", digest="")))
+    assert [clip.key for clip in read if isinstance(clip, Clip)] == list("abcde")
+    for clip, written in zip(read, itertools.chain(*chunks), strict=True):
+        assert isinstance(clip, Clip)
+        assert torch.equal(clip.frames(), written.frames())
+        assert (clip.num_frames, clip.fields) == (written.num_frames, written.fields)
+    assert len(list(entry.folder.glob("*.safetensors"))) > 1
+
+
+def test_windows_and_unusable_samples_come_back_as_what_is_to_be_done_with_them(tmp_path: Path, store: Store) -> None:
+    shard = shard_at(write_shard(tmp_path / "a.tar", [(key, tone(0.1), {"label": key}) for key in "abc"]))
+    samples = [*read_samples(shard), a_sample("d", "no .json member")]
+    window = AudioClip(key="b", shard="a.tar", fields={}, waveform=tone(0.05), is_window=True)
+    silent = DroppedSample(shard="a.tar", clip="c", reason="silence")
+    keyless = DroppedSample(shard="a.tar", clip="d", reason="no .json member")
+    writer = a_writer(store, PLENTY_BYTES, [])
+    writer.add(0, samples, [a_clip("a", 3), window, silent, keyless])
+    writer.expect(1)
+    entry = store.find(KIND, "0" * 64)
+    assert entry is not None
+    clip, again, unusable, dropped = read_cached_shard(entry, shard_at(shard.path))
+    assert isinstance(clip, Clip)
+    assert again == samples[1], "the whole sample, of which another window is drawn"
+    assert unusable == Sample(key="c", audio=None, fields={"label": "c"}, problem="silence"), (
+        "drawn, then found unusable"
+    )
+    assert isinstance(dropped, DroppedSample), "never drawn"
+
+
+def test_a_writer_without_room_gives_its_reason_and_leaves_nothing(store: Store) -> None:
+    reasons: list[str] = []
+    writer = a_writer(store, 100, reasons)
+    writer.add(0, [a_sample("a")], [a_clip("a", 10)])
+    assert not writer.is_open
+    assert reasons == ["the features' budget is used up (--feature-budget)"]
+    writer.add(1, [a_sample("b")], [a_clip("b", 1)])
+    writer.expect(2)
+    writer.abandon()
+    assert len(reasons) == 1
+    assert not (store.root / KIND / ("0" * 64)).exists()
+    assert store.begin(KIND, "0" * 64, wait=False) is not None, "the lock was released"
+
+
 @pytest.mark.parametrize("num_threads", [0, 2])
 @pytest.mark.parametrize("useless", [slice(0, 2), slice(2, 4), slice(4, 5), slice(0, 4)], ids=str)
 @pytest.mark.parametrize("fault", ["no target", "no audio"])
-def test_a_shard_is_kept_although_nothing_of_a_whole_chunk_can_be_used(
+def test_a_shard_is_cached_although_all_of_a_chunk_is_unusable(
     tmp_path: Path,
     store: Store,
     features: Callable[..., FeatureStore],
@@ -131,7 +205,7 @@ def test_a_shard_is_kept_although_nothing_of_a_whole_chunk_can_be_used(
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_a_disk_that_is_full_when_a_shard_ends_stops_the_keeping_and_not_the_training(
+def test_a_disk_that_is_full_when_a_shard_ends_stops_the_caching_and_not_the_training(
     tmp_path: Path, store: Store, features: Callable[..., FeatureStore], num_threads: int
 ) -> None:
     clips = [(f"c{i}", tone(2.0, 200 + 20 * i), {"label": "x"}) for i in range(8)]
@@ -151,7 +225,7 @@ def test_a_disk_that_is_full_when_a_shard_ends_stops_the_keeping_and_not_the_tra
     assert not list((store.root / KIND).glob("*/*.safetensors")), "nothing half-written stays"
 
 
-def test_a_session_does_not_give_up_what_it_has_just_written(
+def test_a_session_does_not_evict_what_it_has_just_written(
     tmp_path: Path, store: Store, features: Callable[..., FeatureStore]
 ) -> None:
     shards = [
@@ -170,7 +244,7 @@ def test_a_session_does_not_give_up_what_it_has_just_written(
     assert len(ENCODED) == 2 * 10 + 2 * 10 * 10
 
 
-def test_what_a_killed_process_has_left_unfinished_goes_when_room_is_looked_for(
+def test_what_a_killed_process_left_unfinished_is_removed_when_room_is_needed(
     tmp_path: Path, store: Store, features: Callable[..., FeatureStore]
 ) -> None:
     killed = tmp_path / "killed.py"
@@ -237,7 +311,7 @@ def test_the_header_counts_only_shards_that_a_limit_reaches_and_says_what_featur
     assert 0 < results["lalms"][0]["feature_bytes"] <= kept_bytes
 
 
-def test_results_say_why_features_are_not_kept(own_data: Path) -> None:
+def test_results_say_why_features_are_not_cached(own_data: Path) -> None:
     lines = session(own_data, "--feature-budget=0")
     assert "features: 0 bytes kept, 0 bytes allowed" in lines
     results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())

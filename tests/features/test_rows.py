@@ -37,7 +37,7 @@ def sample_count(max_dropped_share: float = 0.5) -> SampleCount:
     return SampleCount(dataset="mine", max_dropped_share=max_dropped_share)
 
 
-def test_rows_are_clips_times_targets_and_samples_that_are_of_no_use_are_named(make_clips: MakeClips) -> None:
+def test_rows_are_clips_times_targets_and_unusable_samples_are_named(make_clips: MakeClips) -> None:
     first, second, third = make_clips([1, 1, 1])
     object.__setattr__(first, "fields", {"captions": ["a", "b"]})
     object.__setattr__(second, "fields", {"other": "x"})
@@ -53,7 +53,7 @@ def test_rows_are_clips_times_targets_and_samples_that_are_of_no_use_are_named(m
     assert "other" in counted.dropped[1].reason
 
 
-def test_parts_hold_a_bounded_number_of_clips_and_seconds(
+def test_batches_have_a_bounded_number_of_clips_and_seconds(
     make_clips: MakeClips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = make_clips([10, 10, 50, 10, 10])  # of 1 s, 1 s, 5 s, 1 s, 1 s

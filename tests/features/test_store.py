@@ -161,7 +161,9 @@ def test_every_clip_has_the_features_of_the_clip_alone(
         assert calls(encoder) == [((3, 4800), False), ((1, 1936), False), ((1, 800), False)]
 
 
-def test_features_are_made_once_and_follow_everything_they_depend_on(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_features_are_computed_once_and_follow_everything_they_depend_on(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
     store = Store(root=tmp_path / "store")
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2])
     first = read(store, encoder, shard)
@@ -180,7 +182,7 @@ def test_features_are_made_once_and_follow_everything_they_depend_on(encoder: Fr
     assert not read(store, edited, moved).reused
 
 
-def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_kept(
+def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_cached(
     encoder: FrozenEncoder, tmp_path: Path
 ) -> None:
     ramp = np.linspace(0, 0.9, 16_000, dtype=np.float32)
@@ -208,7 +210,7 @@ def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_kept(
     assert entry.manifest["files"]["00000.safetensors"]["size_bytes"] < 30 * 2 * 4 + 200, "30 frames and a header"
 
 
-def test_a_kept_shard_is_opened_again_only_for_windows(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_a_cached_shard_is_opened_again_only_for_windows(encoder: FrozenEncoder, tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.4])
     features = FeatureStore(Store(root=tmp_path / "store"), ClipEncoder(encoder=encoder, honours_mask=False))
     for max_audio_s in (0.2, 0.5):
@@ -224,7 +226,7 @@ def test_what_is_read_is_never_cropped(encoder: FrozenEncoder, tmp_path: Path) -
     assert [clip.num_frames for clip in read(Store(root=tmp_path / "s"), encoder, shard).clips] == [50, 10]
 
 
-def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_unusable_samples_are_named_and_the_others_cached(encoder: FrozenEncoder, tmp_path: Path) -> None:
     members = [
         ("good.wav", encode(tone(0.1))),
         ("good.json", b'{"label": "x"}'),
@@ -251,7 +253,7 @@ def test_unusable_samples_are_named_and_the_others_kept(encoder: FrozenEncoder, 
         assert "no audio member" in reasons[2]
 
 
-def test_a_clip_that_breaks_the_encoder_is_named_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_clip_that_breaks_the_encoder_is_named_and_nothing_is_cached(tmp_path: Path) -> None:
     encoder = load(tmp_path, ENCODER.replace("BROKEN = False", "BROKEN = True"))
     clips = [("fine", tone(0.1), {"label": "x"}), ("loud", tone(0.2, amplitude=0.95), {"label": "x"})]
     shard = shard_at(write_shard(tmp_path / "a.tar", clips))
@@ -313,7 +315,7 @@ def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
-def test_features_are_the_same_bits_made_or_kept_whatever_the_threads(
+def test_features_are_the_same_bits_computed_or_cached_whatever_the_threads(
     num_threads: int, encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
 ) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1 + 0.013 * i for i in range(7)])
@@ -345,7 +347,7 @@ def test_float16_takes_half_the_bytes(encoder: FrozenEncoder, tmp_path: Path) ->
 
 @pytest.mark.parametrize("file", ["00001.safetensors", SAMPLES_FILE])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_damaged_features_are_found_said_and_made_anew(
+def test_damaged_features_are_found_reported_and_recomputed(
     damage: str, file: str, encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
 ) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.15])
@@ -367,7 +369,7 @@ def test_damaged_features_are_found_said_and_made_anew(
     assert read(store, encoder, shard).reused
 
 
-def test_a_used_up_budget_is_said_once_and_leaves_nothing_half_written(
+def test_a_used_up_budget_warns_once_and_leaves_nothing_half_written(
     encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
 ) -> None:
     shards = [shard_of(tmp_path / f"{i}.tar", [0.1 + 0.01 * i, 0.2, 0.3, 0.2]) for i in range(3)]
@@ -392,7 +394,7 @@ def test_a_used_up_budget_is_said_once_and_leaves_nothing_half_written(
     assert files_of(store) == ["00000.safetensors", "00001.safetensors", MANIFEST, SAMPLES_FILE]
 
 
-def test_a_budget_of_nothing_keeps_nothing_and_is_no_reason_to_warn(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_a_budget_of_nothing_caches_nothing_and_does_not_warn(encoder: FrozenEncoder, tmp_path: Path) -> None:
     store = Store(root=tmp_path / "store")
     with warnings.catch_warnings(action="error"):
         assert len(read(store, encoder, shard_of(tmp_path / "a.tar", [0.1]), max_bytes=0).clips) == 1
@@ -413,7 +415,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("room_bytes", "failing"), [(300, "the first frames"), (1200, "the list of samples"), (2600, "the manifest")]
 )
-def test_a_full_disk_ends_the_keeping_and_not_the_run(
+def test_a_full_disk_ends_the_caching_and_not_the_run(
     room_bytes: int, failing: str, encoder: FrozenEncoder, tmp_path: Path
 ) -> None:
     shard = tmp_path / "a.tar"
@@ -481,7 +483,7 @@ def tell(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_a_process_killed_while_writing_leaves_nothing_to_trust(
+def test_a_process_killed_while_writing_leaves_nothing_in_use(
     encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
 ) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1 + 0.01 * i for i in range(6)])
@@ -517,7 +519,7 @@ def test_processes_at_once_read_the_same_and_neither_waits_for_the_other(
     assert read(store, encoder, shards[0]).reused
 
 
-def test_two_readers_of_a_shard_in_turns_are_both_right_and_one_of_them_keeps(
+def test_two_readers_of_a_shard_in_turns_are_both_right_and_one_of_them_caches(
     encoder: FrozenEncoder, tmp_path: Path, chunks_of_two: None
 ) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.25, 0.1])

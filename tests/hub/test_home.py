@@ -244,7 +244,7 @@ def test_hf_download_finds_what_was_fetched(machine: Machine, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("damage", [DATA[:-1], DATA[:-1] + b"?"], ids=["size", "digest"])
-def test_a_changed_file_is_fetched_anew_and_offline_an_error(machine: Machine, damage: bytes) -> None:
+def test_a_changed_file_is_fetched_again_and_offline_an_error(machine: Machine, damage: bytes) -> None:
     machine.run(SHARD)
     (machine.folder / SHARD).write_bytes(damage)
     offline = machine.run(SHARD, HF_HUB_OFFLINE="1")
@@ -307,7 +307,7 @@ def test_a_server_that_ignores_the_range_is_no_trap(machine: Machine, hub: Hub) 
     assert_fetched(machine, machine.run(SHARD))
 
 
-def test_bytes_of_an_earlier_transfer_that_the_server_refuses_to_continue_are_thrown_away(
+def test_bytes_of_an_earlier_transfer_that_the_server_refuses_to_resume_are_discarded(
     machine: Machine, hub: Hub
 ) -> None:
     hub.faults[LARGE] = [Fault(cut_after=200_000), Fault(status=416)]
@@ -361,7 +361,7 @@ def test_a_file_of_another_size_does_not_count(machine: Machine, hub: Hub, body:
     assert_fetched(machine, machine.run(SHARD))
 
 
-def test_a_listing_that_promises_another_size_is_an_error(machine: Machine, repository: Repository) -> None:
+def test_a_listing_with_another_size_is_an_error(machine: Machine, repository: Repository) -> None:
     repository.promised[SHARD] = 600_001
     assert "600000 bytes or more, its listing says 600001" in machine.run(SHARD)["files"][SHARD]
     assert_not_there(machine)
@@ -389,7 +389,7 @@ def test_a_file_that_has_gone_since_it_was_listed_is_an_error(machine: Machine, 
     assert_not_there(machine)
 
 
-def test_what_is_wrong_with_a_repository_is_said_before_anything_is_fetched(
+def test_what_is_wrong_with_a_repository_is_an_error_before_anything_is_fetched(
     machine: Machine, repository: Repository
 ) -> None:
     assert "has no such repository" in machine.run(SHARD, name="owner/nothing")["error"]
@@ -411,7 +411,7 @@ def test_a_proxy_is_used_and_a_broken_one_is_named(machine: Machine, hub: Hub) -
     assert hub.requests == []
 
 
-def test_a_stalled_transfer_is_given_up_and_its_bytes_are_kept(machine: Machine, hub: Hub) -> None:
+def test_a_stalled_transfer_is_given_up_and_its_bytes_stay(machine: Machine, hub: Hub) -> None:
     hub.faults[LARGE] = [Fault(stall_after=100_000), *[Fault(stall_after=0)] * 10]
     start = time.monotonic()
     result = machine.run(SHARD, HF_HUB_DOWNLOAD_TIMEOUT="1", max_failures=2)
@@ -443,7 +443,7 @@ def test_a_dead_hub_is_not_tried_for_every_file(machine: Machine, hub: Hub, repo
 # --- disks
 
 
-def test_too_little_free_disk_is_said_before_anything_is_fetched(
+def test_too_little_free_disk_is_an_error_before_anything_is_fetched(
     machine: Machine, hub: Hub, repository: Repository
 ) -> None:
     repository.promised[SHARD] = 10**17
@@ -503,7 +503,7 @@ def test_two_processes_that_want_the_same_shard_make_one_transfer(machine: Machi
     assert len(hub.gets("/revision/main")) == 1
 
 
-def test_a_process_killed_in_mid_file_leaves_bytes_to_go_on_from(machine: Machine, hub: Hub) -> None:
+def test_a_process_killed_in_mid_file_leaves_bytes_to_resume_from(machine: Machine, hub: Hub) -> None:
     hub.faults[LARGE] = [Fault(pause_after=300_000)]
     process = machine.start(SHARD)
     wait_until(lambda: (part := machine.part()) and part.stat().st_size == 300_000)
@@ -517,7 +517,7 @@ def test_a_process_killed_in_mid_file_leaves_bytes_to_go_on_from(machine: Machin
     assert hub.num_sent == {sha256(DATA): len(DATA)}
 
 
-def test_bytes_of_another_revision_are_not_gone_on_from(machine: Machine, hub: Hub, repository: Repository) -> None:
+def test_bytes_of_another_revision_are_not_resumed_from(machine: Machine, hub: Hub, repository: Repository) -> None:
     hub.faults[LARGE] = [Fault(cut_after=300_000), *[Fault(status=503)] * 6]
     assert "503" in machine.run(SHARD)["files"][SHARD]
     assert machine.part() is not None
@@ -556,7 +556,7 @@ def test_a_file_that_was_never_compared_is_compared(machine: Machine, hub: Hub) 
 # --- words
 
 
-def test_a_revision_that_is_not_known_offline_is_refused(machine: Machine) -> None:
+def test_an_unknown_revision_is_refused_offline(machine: Machine) -> None:
     machine.run(SHARD)
     error = machine.run(SHARD, revision="v1", HF_HUB_OFFLINE="1")["error"]
     assert error.startswith("UsageError: --data-revision=v1: HF_HUB_OFFLINE is set")

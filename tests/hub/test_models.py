@@ -158,7 +158,7 @@ def test_weights_of_another_size_do_not_count(machine: Machine, hub: Hub) -> Non
     assert_whole(machine.run(model=NAME)["model"], NEEDED)
 
 
-def test_too_little_free_disk_is_said_before_anything_is_fetched(
+def test_too_little_free_disk_is_an_error_before_anything_is_fetched(
     machine: Machine, hub: Hub, repository: Repository
 ) -> None:
     repository.promised["model.safetensors"] = 10**17
