@@ -1,4 +1,4 @@
-"""YAML files: whatever is wrong with one is said in one line with file, key, what was found and what was expected."""
+"""YAML files: every error is one line with file, key, what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_the_error_is_of_the_type_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a: 1\na: 2\n", "the key 'a' is repeated"),
         ("outer:\n  x: 1\n  y: 2\n  x: 1\n", "the key 'x' is repeated"),
@@ -168,10 +168,10 @@ def test_the_error_is_of_the_type_asked_for(tmp_path: Path) -> None:
         ("- {x: 1, x: 2}\n", "the key 'x' is repeated"),
     ],
 )
-def test_a_repeated_key_is_an_error(read: Read, text: str, said: str) -> None:
+def test_a_repeated_key_is_an_error(read: Read, text: str, expected: str) -> None:
     message = message_of(lambda: read(text))
     assert "some.yaml: not a valid YAML file" in message
-    assert said in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_kinds_and_keys_are_kept_apart(store: Store) -> None:
     assert store.find("scores", KEY) is None
 
 
-def test_looking_creates_nothing(store: Store) -> None:
+def test_finding_nothing_creates_nothing(store: Store) -> None:
     store.find("features", KEY)
     assert not store.root.exists()
 
@@ -105,15 +105,15 @@ def test_looking_creates_nothing(store: Store) -> None:
     ],
     ids=["none", "empty", "truncated", "without key", "of another key", "a list", "a text", "not UTF-8"],
 )
-def test_a_folder_without_its_own_manifest_is_made_anew(store: Store, manifest: str | bytes | None) -> None:
+def test_a_folder_without_its_own_manifest_is_recomputed(store: Store, manifest: str | bytes | None) -> None:
     folder = store.root / "features" / KEY
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "left_over.bin").write_bytes(b"from an earlier life")
     if manifest is not None:
         (folder / MANIFEST).write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
     assert store.find("features", KEY) is None
-    said = nullcontext() if manifest is None else pytest.warns(CacheWarning, match="manifest.json is damaged")
-    with said:
+    warned = nullcontext() if manifest is None else pytest.warns(CacheWarning, match="manifest.json is damaged")
+    with warned:
         assert_made_anew(store)
 
 
@@ -126,16 +126,16 @@ def test_a_manifest_cut_anywhere_is_not_trusted(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_a_damaged_file_is_found_said_and_the_entry_made_anew(store: Store, damage: str) -> None:
+def test_a_damaged_file_is_found_and_the_entry_recomputed(store: Store, damage: str) -> None:
     file = assert_made_anew(store).folder / "good.bin"
     if damage == "missing":
         file.unlink()
     else:
         file.write_bytes(b"gold" if damage == "flipped" else b"goo")
     another = Store(root=store.root)  # of the next session
-    with pytest.warns(CacheWarning, match=r"good\.bin is damaged; it is recomputed$") as said:
+    with pytest.warns(CacheWarning, match=r"good\.bin is damaged; it is recomputed$") as warned:
         assert_made_anew(another)
-    assert len(said) == 1
+    assert len(warned) == 1
     assert another.obtain("features", KEY, make_good).reused
 
 
@@ -153,7 +153,7 @@ def test_a_sessions_own_work_is_read_once(store: Store, monkeypatch: pytest.Monk
     assert read == [entry.folder / "good.bin"]
 
 
-def test_what_another_process_makes_anew_is_not_taken_away(store: Store) -> None:
+def test_what_another_process_recomputes_is_not_removed(store: Store) -> None:
     entry = assert_made_anew(store)
     (entry.folder / "good.bin").unlink()
     unfinished = Store(root=store.root).begin("features", KEY, wait=False)

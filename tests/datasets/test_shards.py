@@ -109,7 +109,7 @@ def test_other_members_of_a_sample_are_no_problem(written: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "expected"),
     [
         ([("k.json", b"{}")], "no audio member (found json; expected one of flac, mp3, wav, ogg, opus, m4a, wma)"),
         ([("k.aac", b"1"), ("k.json", b"{}")], "no audio member (found aac, json; expected one of"),
@@ -127,7 +127,7 @@ def test_other_members_of_a_sample_are_no_problem(written: Callable[..., Path]) 
     ],
 )
 def test_an_unusable_sample_is_named_among_the_others(
-    written: Callable[..., Path], members: list[tuple[str, bytes]], said: str
+    written: Callable[..., Path], members: list[tuple[str, bytes]], expected: str
 ) -> None:
     before = [("a.wav", b"1"), ("a.json", b"{}")]
     after = [("z.wav", b"1"), ("z.json", b"{}")]
@@ -136,7 +136,7 @@ def test_an_unusable_sample_is_named_among_the_others(
     (bad,) = samples[1:-1]
     assert bad.key == "k"
     assert bad.problem is not None
-    assert bad.problem.startswith(said)
+    assert bad.problem.startswith(expected)
     assert "\n" not in bad.problem
     assert bad.audio is None
     assert bad.fields == {}

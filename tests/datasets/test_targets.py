@@ -47,7 +47,7 @@ def test_targets(fields: dict[str, Any], keys: tuple[str, ...], expected: tuple[
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({}, "none of the keys label, text (found no key)"),
         ({"lable": "dog", "id": 3}, "none of the keys label, text (found id, lable)"),
@@ -67,11 +67,11 @@ def test_targets(fields: dict[str, Any], keys: tuple[str, ...], expected: tuple[
         ({"label": ["a", ""]}, "key 'label' holds an empty text"),
     ],
 )
-def test_unusable_targets(fields: dict[str, Any], said: str) -> None:
+def test_unusable_targets(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=r"^(key|none)") as caught:
         find_targets(fields, ("label", "text"))
     message = str(caught.value)
-    assert message.startswith(said)
+    assert message.startswith(expected)
     assert len(message) < 200
     message.encode()
 

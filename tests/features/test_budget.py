@@ -1,4 +1,4 @@
-"""The features' budget: what goes first, what nobody may take, and how much there is."""
+"""The budget of features: what is evicted first, what is never evicted, and how much there is."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
     return Store(root=tmp_path / "root")
 
 
-def keep(store: Store, *keys: str, size_bytes: int = 100) -> None:
+def cache(store: Store, *keys: str, size_bytes: int = 100) -> None:
     """Finished features of some keys, the first one used longest ago."""
     for age, key in enumerate(reversed(keys)):
 
@@ -45,38 +45,38 @@ def keep(store: Store, *keys: str, size_bytes: int = 100) -> None:
         os.utime(entry.folder / "manifest.json", (1_000_000 - age, 1_000_000 - age))
 
 
-def kept(store: Store) -> str:
+def cached(store: Store) -> str:
     return "".join(entry.folder.name for entry in store.entries(KIND))
 
 
 def test_the_least_recently_used_entry_is_evicted_first(store: Store) -> None:
-    keep(store, *"cabd")
+    cache(store, *"cabd")
     another = FeatureBudget(Store(root=store.root), 400)
     assert another.use("c") is not None  # by a process that is over by now
     del another
     budget = FeatureBudget(store, 400)
     for size_bytes, left in ((0, "abcd"), (1, "bcd"), (99, "bcd"), (1, "cd"), (150, "c")):
         assert budget.reserve(size_bytes)
-        assert kept(store) == left
+        assert cached(store) == left
 
 
 def test_an_entry_that_is_used_is_the_newest_and_stays(store: Store) -> None:
-    keep(store, *"abc")
+    cache(store, *"abc")
     budget = FeatureBudget(store, 300)
     assert budget.use("a") is not None
     assert budget.reserve(200)
-    assert kept(store) == "a"
-    assert not budget.reserve(1), "what this process uses is not given up"
-    assert kept(store) == "a"
+    assert cached(store) == "a"
+    assert not budget.reserve(1), "what this process uses is not evicted"
+    assert cached(store) == "a"
 
 
 def test_where_evicting_everything_would_not_do_nothing_is_evicted(store: Store) -> None:
-    keep(store, *"abc")
+    cache(store, *"abc")
     budget = FeatureBudget(store, 300)
     assert not budget.reserve(301)
     assert budget.use("b") is not None
     assert not budget.reserve(201)
-    assert kept(store) == "abc"
+    assert cached(store) == "abc"
 
 
 def test_what_is_reserved_counts_until_it_is_released(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_what_is_reserved_counts_until_it_is_released(store: Store) -> None:
     assert not budget.reserve(41)
     assert budget.reserve(40)
     budget.release(300)
-    keep(store, "a")
+    cache(store, "a")
     assert budget.cached_bytes == 100
     assert budget.use("a") is not None
     assert not budget.reserve(201)
@@ -101,18 +101,18 @@ def test_features_that_another_process_has_kept_meanwhile_are_seen(
 ) -> None:
     budget = FeatureBudget(store, 300)
     assert budget.reserve(10)
-    keep(store, *"ab")
+    cache(store, *"ab")
     assert budget.reserve(150), "for a while nobody looks"
-    assert kept(store) == "ab"
+    assert cached(store) == "ab"
     monkeypatch.setattr("xares_bench.features.budget._MEASURE_AGAIN_S", 0.0)
     assert budget.reserve(10)
-    assert kept(store) == "b"
+    assert cached(store) == "b"
 
 
 def test_without_a_number_it_is_a_share_of_what_is_free_or_theirs_already(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep(store, "a", size_bytes=5000)
+    cache(store, "a", size_bytes=5000)
     free_bytes = 7000
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free_bytes}))
     budget = FeatureBudget(store, None)
@@ -140,13 +140,13 @@ def start_user(store: Store, *keys: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("end", ["killed", "ended"])
 def test_what_another_living_process_uses_stays_and_what_a_dead_one_used_does_not(end: str, store: Store) -> None:
-    keep(store, *"abc")
+    cache(store, *"abc")
     budget = FeatureBudget(store, 300)
     with start_user(store, "a", "b") as user:
         assert budget.reserve(100)
-        assert kept(store) == "ab", "not a, which was made first"
+        assert cached(store) == "ab", "not a, which was made first"
         assert not budget.reserve(101)
-        assert kept(store) == "ab"
+        assert cached(store) == "ab"
         if end == "killed":
             user.send_signal(signal.SIGKILL)
         else:
@@ -154,5 +154,5 @@ def test_what_another_living_process_uses_stays_and_what_a_dead_one_used_does_no
     assert user.returncode == (-signal.SIGKILL if end == "killed" else 0)
     assert len(list((store.root / KIND / "leases").iterdir())) == 3, "two locks and the keys of the dead one"
     assert budget.reserve(100)
-    assert kept(store) == "b"
+    assert cached(store) == "b"
     assert [path.suffix for path in (store.root / KIND / "leases").iterdir()] == [".lock"], "the dead one's is gone"

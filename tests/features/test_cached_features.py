@@ -48,7 +48,7 @@ FEW_STEPS = ["--set", "steps=3", "--set", "batch_size=4", "--set", "shuffle_buff
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two training shards and one to test on, the two YAML files, and the encoder."""
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("cached")
     for number, name in enumerate(("train0", "train1", "test")):
         clips = [
             (f"{name}-{i}", tone(0.6 + 0.04 * (i % 3), 150 + 40 * i + 13 * number), {"label": f"word {i % 4}"})
@@ -114,7 +114,7 @@ def outcome(runs: Path) -> dict[str, bytes]:
 
 
 def warnings_of(text: str) -> list[str]:
-    """The warnings that a session shows of what was kept."""
+    """The warnings that a session shows about the cache."""
     return re.findall(r"CacheWarning: (.*)", text)
 
 
@@ -131,7 +131,7 @@ def test_another_seed_another_decoder_and_another_recipe_call_the_encoder_not_on
         assert num_calls(folder) == before
         assert len(list(runs.glob("store/scores/*/manifest.json"))) == number + 2
     run(runs, "--limit=5")
-    assert num_calls(folder) > before, "what is kept is all of a shard, or another entry"
+    assert num_calls(folder) > before, "an entry is all of a shard; a limit needs another one"
 
 
 def test_the_budget_and_the_number_of_threads_change_nothing_but_the_calls(
@@ -145,12 +145,12 @@ def test_the_budget_and_the_number_of_threads_change_nothing_but_the_calls(
         before = num_calls(folder)
         result = run(runs, f"--feature-budget={budget}", f"--train={tmp_path / 'train.yaml'}")
         assert outcome(runs) == plain, (budget, threads)
-        said = warnings_of(result.stdout.str())
-        assert len(said) == (budget == "4MB")
+        warned = warnings_of(result.stdout.str())
+        assert len(warned) == (budget == "4MB")
         kept_bytes = sum(file.stat().st_size for file in runs.glob("store/features/*/*.safetensors"))
         assert {"0": kept_bytes == 0, "4MB": 1e6 < kept_bytes < 4e6, "1GB": kept_bytes > 4e6}[budget]
-        if said:
-            assert said[0].startswith("the features' budget is used up (--feature-budget); ")
+        if warned:
+            assert warned[0].startswith("the features' budget is used up (--feature-budget); ")
         assert num_calls(folder) > before
 
 
@@ -206,16 +206,16 @@ def test_a_disk_full_of_features_ends_the_caching_and_not_the_run(
     process = start(folder, runs, decoder_folder, max_file_bytes=1_000_000)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
-    (said,) = warnings_of(output)
-    assert said.startswith("features are not cached: ")
+    (warned,) = warnings_of(output)
+    assert warned.startswith("features are not cached: ")
     assert not [path for path in runs.glob("store/features/*/*") if path.suffix not in (".lock", ".keys")]
     assert outcome(runs) == outcome(undisturbed)
 
 
 def test_half_the_disk_is_a_deviation_and_scores_are_there(run: Run, undisturbed: Path, tmp_path: Path) -> None:
     result = run(tmp_path, "--set", "feature_dtype=float16")
-    kept = [runs.glob("store/features/*/*.safetensors") for runs in (undisturbed, tmp_path)]
-    sizes = [sum(file.stat().st_size for file in files) for files in kept]
+    cached = [runs.glob("store/features/*/*.safetensors") for runs in (undisturbed, tmp_path)]
+    sizes = [sum(file.stat().st_size for file in files) for files in cached]
     assert sizes[1] / sizes[0] == pytest.approx(0.5, abs=0.001)
     (file,) = tmp_path.glob("*/results.json")
     results = json.loads(file.read_text())

@@ -268,7 +268,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     shard = shard_at(write_shard(tmp_path / "a.tar", [("c", tone(0.2), {"label": "x"})]))
     list(features().read(shard, max_clips=None, num_threads=0))
     assert not left.exists()
-    assert open_elsewhere.folder.is_dir(), "what somebody is filling just now stays"
+    assert open_elsewhere.folder.is_dir(), "a folder that is being filled stays"
     assert len(store.entries(KIND)) == 1
     open_elsewhere.abandon()
 

@@ -321,12 +321,12 @@ def test_features_are_the_same_bits_computed_or_cached_whatever_the_threads(
     shard = shard_of(tmp_path / "a.tar", [0.1 + 0.013 * i for i in range(7)])
     store = Store(root=tmp_path / "store")
     expected_digest = digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard, num_threads=0).clips)
-    unkept, made, kept = (
+    uncached, computed, cached = (
         read(store, encoder, shard, max_bytes=max_bytes, num_threads=num_threads, honours_mask=False)
         for max_bytes in (0, None, None)
     )
-    assert (unkept.reused, made.reused, kept.reused) == (False, False, True)
-    assert {digest_of_frames(result.clips) for result in (unkept, made, kept)} == {expected_digest}
+    assert (uncached.reused, computed.reused, cached.reused) == (False, False, True)
+    assert {digest_of_frames(result.clips) for result in (uncached, computed, cached)} == {expected_digest}
 
 
 def test_float16_takes_half_the_bytes(encoder: FrozenEncoder, tmp_path: Path) -> None:
@@ -334,11 +334,11 @@ def test_float16_takes_half_the_bytes(encoder: FrozenEncoder, tmp_path: Path) ->
     sizes = []
     for name, half_precision in (("whole", False), ("half", True)):
         store = Store(root=tmp_path / name)
-        made, kept = (read(store, encoder, shard, half_precision=half_precision) for _ in range(2))
-        assert kept.reused
+        computed, cached = (read(store, encoder, shard, half_precision=half_precision) for _ in range(2))
+        assert cached.reused
         dtype = torch.float16 if half_precision else torch.float32
-        assert made.clips[0].frames().dtype == kept.clips[0].frames().dtype == dtype
-        torch.testing.assert_close(kept.clips[0].frames().float(), expected(0, 2.0), rtol=2e-3, atol=0.03)
+        assert computed.clips[0].frames().dtype == cached.clips[0].frames().dtype == dtype
+        torch.testing.assert_close(cached.clips[0].frames().float(), expected(0, 2.0), rtol=2e-3, atol=0.03)
         (entry,) = store.entries("features")
         sizes.append((entry.folder / "00000.safetensors").stat().st_size)
     num_values = 200 * 2
@@ -361,9 +361,9 @@ def test_damaged_features_are_found_reported_and_recomputed(
         path.unlink()
     else:
         path.write_bytes(bytes(content) if damage == "flipped" else content[:-1])
-    with pytest.warns(CacheWarning, match=rf"{file} is damaged; it is recomputed$") as said:
+    with pytest.warns(CacheWarning, match=rf"{file} is damaged; it is recomputed$") as warned:
         again = read(store, encoder, shard)
-    assert len(said) == 1
+    assert len(warned) == 1
     assert not again.reused
     assert digest_of_frames(again.clips) == made
     assert read(store, encoder, shard).reused
@@ -379,7 +379,7 @@ def test_a_used_up_budget_warns_once_and_leaves_nothing_half_written(
     store = Store(root=tmp_path / "store")
     budget = FeatureBudget(store, int(1.5 * smallest))
     features = FeatureStore(store, ClipEncoder(encoder=encoder, honours_mask=False), budget)
-    with pytest.warns(CacheWarning, match="the features' budget is used up") as said:
+    with pytest.warns(CacheWarning, match="the features' budget is used up") as warned:
         digests = [
             digest_of_frames(
                 [clip for clip in features.read(shard, max_clips=None, num_threads=0) if isinstance(clip, Clip)]
@@ -387,7 +387,7 @@ def test_a_used_up_budget_warns_once_and_leaves_nothing_half_written(
             for _ in range(2)
             for shard in shards
         ]
-    assert len(said) == 1
+    assert len(warned) == 1
     assert digests == expected_digests * 2
     assert [entry.manifest["shard"] for entry in store.entries("features")] == ["0.tar"]
     assert budget.cached_bytes <= budget.max_bytes
@@ -424,9 +424,9 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(
     write_shard(shard, [(f"c{i}", tone(0.2, 200 + 30 * i), fields) for i in range(5)])
     store = Store(root=tmp_path / "store")
     plain = digest_of_frames(read(Store(root=tmp_path / "plain"), encoder, shard_at(shard)).clips)
-    with files_of_at_most(room_bytes), pytest.warns(CacheWarning, match="features are not cached: ") as said:
+    with files_of_at_most(room_bytes), pytest.warns(CacheWarning, match="features are not cached: ") as warned:
         made = read(store, encoder, shard_at(shard))
-    assert len(said) == 1
+    assert len(warned) == 1
     assert digest_of_frames(made.clips) == plain
     assert files_of(store) == [], failing
     assert not read(store, encoder, shard_at(shard)).reused

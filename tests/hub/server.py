@@ -1,6 +1,6 @@
 """A hub on the loopback interface: answers what huggingface_hub asks, and misbehaves on request.
 
-Like the real one it keeps large files apart: `resolve` sends the client on to another origin (the same server under
+Like the real one, it stores large files elsewhere: `resolve` sends the client to another origin (the same server under
 another name), which knows nothing of repositories and must never see a token.
 """
 
@@ -68,7 +68,7 @@ class Repository:
         branches: Commit of every branch.
         token: Only who shows this token may read; None: everybody.
         gated: Nobody may read before accepting terms.
-        in_git: Files that are not kept as large files.
+        in_git: Files that are stored in Git, not as large files.
         promised: Sizes that the listing states instead of the true ones.
     """
 

@@ -97,16 +97,16 @@ def test_pickled_weights_are_fetched_only_where_there_are_no_others(machine: Mac
 
 
 @pytest.mark.parametrize(
-    ("lacking", "said"),
+    ("lacking", "expected"),
     [({"model.safetensors", "pytorch_model.bin"}, "has neither *.safetensors nor"), ({"config.json"}, "config.json")],
 )
 def test_a_repository_without_a_model_is_refused(
-    machine: Machine, repository: Repository, lacking: set[str], said: str
+    machine: Machine, repository: Repository, lacking: set[str], expected: str
 ) -> None:
     repository.commit({path: data for path, data in FILES.items() if path not in lacking})
     error = machine.run(model=NAME)["error"]
     assert error.startswith(f"DataError: {NAME}: ")
-    assert said in error
+    assert expected in error
 
 
 def test_a_cache_that_others_filled_is_used_offline(machine: Machine, hub: Hub, repository: Repository) -> None:
