@@ -80,7 +80,7 @@ def test_a_metric_added_as_described_reaches_every_report(
     result = pytester.runpytest_inprocess(
         *(REPOSITORY / "bench", "-p", "no:cacheprovider", "--preset=mini", f"--encoder={ENCODER}"),
         *(f"--data-home={tmp_path / 'data'}", f"--runs-dir={tmp_path}", f"--train={name}", "-k", f"dataset and {name}"),
-        *("--set", "steps=60", "--set", "batch_size=4", "--set", "max_new_tokens=6", "--set", "warmup_steps=5"),
+        *("--set", "steps=30", "--set", "batch_size=4", "--set", "max_new_tokens=6", "--set", "warmup_steps=5"),
     )
     result.assert_outcomes(passed=1, deselected=41)
     *_, line = (line for line in result.outlines if line.startswith("results: "))

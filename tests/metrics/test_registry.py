@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import random
 import subprocess
@@ -160,6 +161,15 @@ def test_the_sums_over_all_rows_give_the_score(name: str) -> None:
         assert metric.of_sums(sums_1P, **ARGUMENTS[name]) == pytest.approx([result.score], abs=1e-12)
         twice_BP = sums_1P.repeat(2, axis=0) * [[1.0], [3.0]]
         assert metric.of_sums(twice_BP, **ARGUMENTS[name]) == pytest.approx([result.score] * 2, abs=1e-12)
+
+
+def test_no_other_module_names_a_metric() -> None:
+    package = REPOSITORY / "xares_bench"
+    for file in package.rglob("*.py"):
+        if not file.is_relative_to(package / "metrics"):
+            nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+            constants = {node.value for node in nodes if isinstance(node, ast.Constant)}
+            assert not METRICS.keys() & constants, f"{file} names a metric"
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))

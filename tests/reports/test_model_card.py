@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from tests.reports.test_report import COMPLETE, results, scored
+from xares_bench.metrics import METRICS, Metric
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Results
 
@@ -53,6 +54,13 @@ def test_scores_that_cannot_be_compared_are_left_out_or_marked() -> None:
     found = read(results(scored("esc-50", math.nan), scored("gtzan", 0.5, partial=True)))
     assert [result.dataset_config for result in found] == ["gtzan"]
     assert "clips left out" in found[0].dataset_name
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: str(metric.name))
+def test_every_metric_has_the_names_of_its_definition(metric: Metric) -> None:
+    (found,) = read(results(scored("esc-50", 0.5, metric=metric.name)))
+    assert (found.task_type, found.task_name) == (metric.hub_task, metric.task)
+    assert (found.metric_type, found.metric_name) == (metric.hub_name, metric.description)
 
 
 def test_without_a_score_there_is_no_index() -> None:
