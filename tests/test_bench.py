@@ -512,7 +512,7 @@ def test_losses_and_scores_reach_a_tracker(run: Run, tmp_path: Path) -> None:
 def test_a_tracker_whose_package_is_not_there_is_a_usage_error(run: Run) -> None:
     result = run(f"--encoder={ENCODER}", "-k", "clotho", "--track=trackio")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--track=trackio needs a package that is not there: pip install trackio"])
+    result.stderr.fnmatch_lines(["*--track=trackio needs a package that is not installed: pip install trackio"])
 
 
 def test_what_numbers_depend_on_is_written_down(run: Run, shared: Path, tmp_path: Path) -> None:

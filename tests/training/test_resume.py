@@ -35,7 +35,7 @@ from xares_bench.features.store import FeatureStore
 from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
-from xares_bench.runtime.signals import put_off
+from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.training.checkpoints import Checkpoint
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
@@ -234,7 +234,7 @@ def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
 
 @pytest.mark.usefixtures("heeded")
 def test_the_second_signal_acts_at_once() -> None:
-    with put_off() as is_asked:
+    with defer_interrupts() as is_asked:
         assert not is_asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert is_asked()
@@ -245,7 +245,7 @@ def test_the_second_signal_acts_at_once() -> None:
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with put_off() as is_asked:
+        with defer_interrupts() as is_asked:
             os.kill(os.getpid(), signal.SIGINT)
             assert not is_asked()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -253,11 +253,11 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_in_another_thread_nothing_is_put_off() -> None:
+def test_in_another_thread_interrupts_are_not_deferred() -> None:
     answers = []
 
     def work() -> None:
-        with put_off() as is_asked:
+        with defer_interrupts() as is_asked:
             answers.append(is_asked())
 
     thread = threading.Thread(target=work)

@@ -19,7 +19,7 @@ from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, read_audio
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
-from xares_bench.runtime.memory import in_halves
+from xares_bench.runtime.memory import split_on_out_of_memory
 from xares_bench.scores.records import DroppedSample
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # The largest batch: samples of audio, padding included (2 minutes), and clips. Fixed, not fitted to the memory at hand:
-# the batches that clips share are the same on every machine. Where memory is short, `in_halves` splits them.
+# the batches that clips share are the same on every machine. `split_on_out_of_memory` splits those that are too large.
 _BATCH_SAMPLES = 120 * SAMPLE_RATE_HZ
 _BATCH_CLIPS = 32
 
@@ -128,7 +128,7 @@ class ClipEncoder:
         algorithms = deterministic_algorithms(wanted=True, required=False)
         with seeded(int(digest_of(seed)[:15], 16), self.encoder.device), algorithms:
             for batch in self._batches(audio_clips):
-                encoded = in_halves(self._encode, [audio_clips[i] for i in batch], "encoding")
+                encoded = split_on_out_of_memory(self._encode, [audio_clips[i] for i in batch], "encoding")
                 for index, features_TD in zip(batch, encoded, strict=True):
                     audio = audio_clips[index]
                     clips[index] = Clip(

@@ -21,7 +21,7 @@ from xares_bench.lalm.attention import Cache, NextPositions, pack
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.hf_generation import generate_padded
 from xares_bench.lalm.model import LALM
-from xares_bench.runtime.memory import go_on_with_fewer, is_shortage
+from xares_bench.runtime.memory import is_out_of_memory, prepare_smaller_batches
 
 # Positions that are read at once when clips get their rows.
 _MAX_POSITIONS_READ = 4096
@@ -80,7 +80,7 @@ def _generate_packed(
             )
             continue
         except Exception as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             if num_rows == 1:
                 raise OutOfMemory(f"{error}: not enough memory for generation of one clip") from None
@@ -88,7 +88,7 @@ def _generate_packed(
         waiting.extend(sorted(((row.index, row.prompt) for row in rows.in_use), reverse=True))
         del rows
         most = num_rows // 2
-        go_on_with_fewer("generation", num_rows)
+        prepare_smaller_batches("generation", num_rows)
 
 
 def _generate_in(rows: _Rows, waiting: list[tuple[int, Utterance]], shortest: int) -> Iterator[tuple[int, list[int]]]:

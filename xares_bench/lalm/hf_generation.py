@@ -13,7 +13,7 @@ from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.lalm.attention import pack
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import LALM
-from xares_bench.runtime.memory import in_halves
+from xares_bench.runtime.memory import split_on_out_of_memory
 
 
 def generate_padded(
@@ -35,7 +35,7 @@ def generate_padded(
         return _generate_batch(lalm, batch, tokenizer, recipe, device)
 
     for indices in _batches(prompts, recipe.generation_batch_size, group_by_length):
-        token_ids = in_halves(generate_batch, [prompts[index] for index in indices], "generation")
+        token_ids = split_on_out_of_memory(generate_batch, [prompts[index] for index in indices], "generation")
         yield from zip(indices, token_ids, strict=True)
 
 

@@ -1,4 +1,4 @@
-"""Determinism: torch's random numbers and algorithms, fixed for a block and left as they were."""
+"""Determinism: random seeds and deterministic algorithms for the length of a block; torch's state is restored after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of the CPU and of a device from this seed on; afterwards from where they were."""
+    """Seed torch's generators of the CPU and the device for the block; afterwards restore their state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -19,15 +19,17 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic_algorithms(*, wanted: bool, required: bool) -> Iterator[None]:
-    """Deterministic algorithms, or explicitly none, for the block.
+    """Turn deterministic algorithms on or off for the block.
 
     Args:
         wanted: Whether to use them.
-        required: Whether an operation that has none is an error. If not, torch warns and uses what it has.
+        required: Whether an operation without a deterministic algorithm is an error. If not, torch warns and uses the
+            algorithm it has.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
-        # cuBLAS is deterministic only with a fixed workspace.
+        # cuBLAS is reproducible only with a workspace of fixed size. It reads the variable once, at its first use, so
+        # it stays set after the block. A value that the user has set is left alone.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted, warn_only=not required)
     try:

@@ -1,7 +1,7 @@
-"""Device and precision: where everything computes, as accelerate finds it.
+"""Device and precision from accelerate, experiment trackers, and the environment that a run records.
 
-Apart from the training, because sessions that find everything finished ask for them, too: accelerate is imported in a
-tenth of a second, what the training imports besides takes many times that.
+A module apart from training: sessions that find everything cached need it, too. accelerate imports in a tenth of a
+second; training's other imports take many times that.
 """
 
 from __future__ import annotations
@@ -19,47 +19,46 @@ from accelerate import Accelerator
 from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, library_versions
 from xares_bench.core.errors import UsageError
 
-# What `accelerate launch --mixed-precision` may ask for.
+# Values of `accelerate launch --mixed-precision` that are supported.
 _PRECISIONS = ("no", "bf16", "fp16")
 
-
-# What losses and scores can be sent to, and the packages that each takes, one of which is enough.
+# Trackers that losses and scores can be sent to, and the packages that provide each; one is enough.
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
 
 def open_accelerator(tracker: str | None = None) -> Accelerator:
-    """Device and precision, as `accelerate launch` or its configuration asks for them.
+    """Open accelerate with the device and precision of `accelerate launch` or its configuration file.
 
     Args:
-        tracker: One of `TRACKERS`, to be started by `start_tracker`.
+        tracker: One of `TRACKERS`; `start_tracker` starts it.
 
     Raises:
-        UsageError: This machine has no such precision, or not the tracker's package.
+        UsageError: This machine does not support the precision, or the tracker's package is not installed.
     """
     if tracker is not None and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
-        raise UsageError(f"--track={tracker} needs a package that is not there: pip install {TRACKERS[tracker][0]}")
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    advice = f"--mixed-precision={asked}: expected one of {', '.join(_PRECISIONS)}"
-    if asked not in _PRECISIONS:
+        raise UsageError(f"--track={tracker} needs a package that is not installed: pip install {TRACKERS[tracker][0]}")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    advice = f"--mixed-precision={precision}: expected one of {', '.join(_PRECISIONS)}"
+    if precision not in _PRECISIONS:
         raise UsageError(advice)
     try:
         accelerator = Accelerator(log_with=tracker, project_dir=None if tracker is None else ".")
     except ValueError as error:
         raise UsageError(f"{advice}; {' '.join(str(error).split())}") from error
-    # Some versions of accelerate take the word, compute in float32 and let the results say fp16.
+    # Some versions of accelerate accept fp16 without a GPU, compute in float32 and still report fp16.
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
     return accelerator
 
 
 def start_tracker(accelerator: Accelerator, folder: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Let what is logged from here on reach the tracker of the accelerator.
+    """Start the accelerator's tracker; values logged from now on reach it.
 
     Args:
-        accelerator: Was opened with a tracker.
-        folder: Where a tracker that writes files puts them.
-        name: Of the run.
-        values: What the run is made of; what is no number and no text is shown as text.
+        accelerator: Opened with a tracker.
+        folder: For trackers that write files.
+        name: Name of the run.
+        values: Settings of the run to show; everything but numbers is shown as text.
     """
     accelerator.project_configuration.logging_dir = str(folder)
     plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in values.items()}
@@ -71,7 +70,7 @@ _LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIB
 
 
 def environment_of(accelerator: Accelerator) -> dict[str, Any]:
-    """Device, precision, processes, threads, processor with the instructions that torch uses of it, and versions."""
+    """What can affect results: device, precision, processes, threads, processor and instruction set, and versions."""
     device = accelerator.device
     return {
         "device": str(device),
@@ -88,7 +87,7 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """What it calls itself; Python knows only its kind."""
+    """The processor's model name; `platform` knows only its architecture on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory that does not suffice, the device's or the host's: less at a time, where that makes no difference."""
+"""Running out of memory, on the device or the host: retry with smaller batches where results do not change."""
 
 from __future__ import annotations
 
@@ -14,39 +14,49 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-def is_shortage(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that memory does not suffice."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that memory ran out."""
     if error is None:
         return False
     is_one = isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
-    return is_one or is_shortage(error.__cause__)
+    return is_one or is_out_of_memory(error.__cause__)
 
 
-def in_halves(
+def split_on_out_of_memory(
     work: Callable[[Sequence[ItemT]], list[ResultT]], items: Sequence[ItemT], description: str
 ) -> list[ResultT]:
-    """The results of work on items: all at once, or half of them at a time where memory does not suffice.
+    """Call `work` on all items at once, or on halves, quarters and so on where memory runs out.
+
+    Args:
+        work: Returns one result per item; an item's result must not depend on the items beside it.
+        items: At least one.
+        description: What `work` does, for warnings and errors, e.g. "encoding".
+
+    Returns:
+        The results, in the order of the items.
 
     Raises:
-        OutOfMemory: It does not suffice for one.
+        OutOfMemory: There is too little memory for a single item.
     """
     try:
         return work(items)
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         if len(items) == 1:
             raise OutOfMemory(f"{error}: not enough memory for {description} of one clip") from None
-    # Not within the handler: while the error lives, the memory of what raised it does.
-    go_on_with_fewer(description, len(items))
+    # Only after the handler: as long as the error lives, its traceback holds the tensors of the failed call.
+    prepare_smaller_batches(description, len(items))
     half = len(items) // 2
-    return in_halves(work, items[:half], description) + in_halves(work, items[half:], description)
+    first = split_on_out_of_memory(work, items[:half], description)
+    return first + split_on_out_of_memory(work, items[half:], description)
 
 
-def go_on_with_fewer(description: str, num_items: int) -> None:
-    """Say that so many at once were too many, and give the device's memory back."""
+def prepare_smaller_batches(description: str, num_items: int) -> None:
+    """Warn that a batch was too large, and empty the device's cache before the next, smaller one."""
     warnings.warn(
-        f"not enough memory for {description} of {num_items} clips at once; it goes on with fewer, to the same results",
+        f"not enough memory for {description} of {num_items} clips at once; retrying with smaller batches; "
+        "results do not change",
         ShortageWarning,
         stacklevel=2,
     )

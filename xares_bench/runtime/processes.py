@@ -1,7 +1,10 @@
-"""Processes: what several processes of a launcher do together, and how none of them waits for one that failed.
+"""Processes of a launcher: what they do together, and how none waits forever for one that failed.
 
-Each runs the same tests on the same data. They train one LALM, each on its share of every batch; only the first writes
-it. With one process nothing here does anything.
+Every process runs the same tests on the same data. Together they train one LALM, each on its share of every batch; only
+the main process writes it. With a single process, the functions here do nothing extra.
+
+Collective operations (broadcast, sum, gather) must be called by all processes in the same order: a process that skips
+one leaves the others waiting in theirs.
 """
 
 from __future__ import annotations
@@ -21,55 +24,56 @@ from xares_bench.core.store import Entry, Store
 
 T = TypeVar("T")
 
-_BEGUN, _FINISHED = "begun", "finished"
+_STARTED, _FINISHED = "started", "finished"
 
 
-def obtain_together(
+def obtain_in_all_processes(
     accelerator: Accelerator, store: Store, kind: str, key: str, make: Callable[[Path], dict[str, Any]]
 ) -> Entry:
-    """`Store.obtain` in every process, where `make` needs all of them and only the first one's fills the folder.
+    """`Store.obtain` where `make` needs all processes, but only the main one fills the folder.
 
     Raises:
-        XaresError: It could not be made; every process says so.
+        XaresError: `make` failed; raised in every process.
     """
     if accelerator.num_processes == 1:
         return store.obtain(kind, key, make)
     if accelerator.is_main_process:
 
         def make_with_the_others(folder: Path) -> dict[str, Any]:
-            _tell(accelerator, _BEGUN)
+            _send(accelerator, _STARTED)
             return make(folder)
 
         try:
             entry = store.obtain(kind, key, make_with_the_others)
         except XaresError as error:
-            _tell(accelerator, str(error))
+            _send(accelerator, str(error))
             raise
-        _tell(accelerator, _FINISHED)
+        _send(accelerator, _FINISHED)
         return entry
-    told = _hear(accelerator)
-    begun = told == _BEGUN
-    if begun:
-        with contextlib.suppress(XaresError):  # the first process has it, too, and tells
+    # Only the main process looks into the store. If the entry is cached, the first message is already `_FINISHED`.
+    message = _receive(accelerator)
+    started = message == _STARTED
+    if started:
+        with contextlib.suppress(XaresError):  # the main process fails as well, and its error is the next message
             make(store.root / kind / key)
-        told = _hear(accelerator)
-    if told != _FINISHED:
-        raise XaresError(told)
+        message = _receive(accelerator)
+    if message != _FINISHED:
+        raise XaresError(message)
     found = store.use(kind, key)
     assert found is not None, (kind, key)
-    return dataclasses.replace(found, reused=not begun)
+    return dataclasses.replace(found, reused=not started)
 
 
-def _tell(accelerator: Accelerator, word: str) -> None:
-    from_main(accelerator, lambda: word)
+def _send(accelerator: Accelerator, message: str) -> None:
+    broadcast_from_main(accelerator, lambda: message)
 
 
-def _hear(accelerator: Accelerator) -> str:
-    return from_main(accelerator, str)
+def _receive(accelerator: Accelerator) -> str:
+    return broadcast_from_main(accelerator, str)
 
 
-def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """What the first process makes, in every process."""
+def broadcast_from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """Call `make` in the main process and return its result in every process."""
     if accelerator.num_processes == 1:
         return make()
     made = [make() if accelerator.is_main_process else None]
@@ -78,11 +82,14 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     return found  # type: ignore[no-any-return]
 
 
-def in_step(accelerator: Accelerator, items: Iterator[T]) -> Generator[T, None, None]:
-    """Items that each process makes for itself, given when all have made theirs.
+def in_lockstep(accelerator: Accelerator, items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield each item once every process has made its own.
+
+    Before each item the processes agree that none failed. Without that, a process whose batch cannot be read would end,
+    and the others would wait for its gradients until torch's timeout, half an hour with gloo.
 
     Raises:
-        XaresError: Making one failed, here or in another process.
+        XaresError: Another process could not make its item; its own error, if this process could not.
     """
     if accelerator.num_processes == 1:
         yield from items
@@ -92,9 +99,10 @@ def in_step(accelerator: Accelerator, items: Iterator[T]) -> Generator[T, None, 
             item, error = next(items), None
         except Exception as cause:
             item, error = None, cause
-        (num_failed,) = summed(accelerator, [float(error is not None)])
+        (num_failed,) = sum_over_processes(accelerator, [float(error is not None)])
         if num_failed:
             own = None if error is None else f"{type(error).__name__}: {error}"
+            # Gathered before anything is raised: all processes must take part.
             others = gather_object([own])
             if error is not None:
                 raise error
@@ -103,8 +111,8 @@ def in_step(accelerator: Accelerator, items: Iterator[T]) -> Generator[T, None, 
         yield item
 
 
-def summed(accelerator: Accelerator, values: list[float]) -> list[float]:
-    """Sums over all processes."""
+def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """Sum each value over all processes."""
     if accelerator.num_processes == 1:
         return values
     sums = accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device), "sum")
@@ -112,13 +120,14 @@ def summed(accelerator: Accelerator, values: list[float]) -> list[float]:
 
 
 @contextlib.contextmanager
-def all_or_none(accelerator: Accelerator) -> Iterator[None]:
-    """An error in the block ends the session of this process where there are others: they wait for its part.
+def end_session_on_error(accelerator: Accelerator) -> Iterator[None]:
+    """With several processes, let an error in the block end this process's session.
 
-    When it ends, their connection to it does, and theirs end as well.
+    The other processes are waiting for this one in a collective operation. A failed test would keep the session, and so
+    the connection, alive; when the session ends, the connection closes and theirs end with an error as well.
 
     Raises:
-        KeyboardInterrupt: In place of the error; nothing but that ends a session of pytest from within a test.
+        KeyboardInterrupt: In place of the error: only this ends a pytest session from within a test.
     """
     try:
         yield
@@ -126,4 +135,4 @@ def all_or_none(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes == 1:
             raise
         name = f"process {accelerator.process_index} of {accelerator.num_processes}"
-        raise KeyboardInterrupt(f"{name} cannot go on: {type(error).__name__}: {error}") from error
+        raise KeyboardInterrupt(f"{name} failed: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""A deadline for the user's code: what hangs ends, and says where it hung."""
+"""Signals: a deadline for the user's code, with the place where it hung, and interrupts that wait for a step's end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# For two minutes of audio, the most that an encoder is given at once.
+# The most an encoder is given at once is two minutes of audio.
 LIMIT_S = 600.0
-# What code that no signal reaches has on top of it.
+# Added for code that does not react to the signal, before the process is ended.
 GRACE_S = 60.0
 
 _stderr: int | None = None
 
 
-def keep_stderr() -> None:
-    """Let stacks be written to where stderr goes now; later on it may be captured."""
+def save_stderr() -> None:
+    """Remember where stderr goes now, before pytest captures it: stacks of a hanging process are written there."""
     global _stderr
     if _stderr is None:
         _stderr = os.dup(2)
@@ -27,16 +27,17 @@ def keep_stderr() -> None:
 
 @contextlib.contextmanager
 def deadline() -> Iterator[None]:
-    """The block has ten minutes. Python code, sleeping, and waiting for a lock are interrupted.
+    """Limit the block to ten minutes.
 
-    Code that does not return to Python, e.g. a deadlock of threads in C, cannot be: a minute later the stacks of all
-    threads are written and the process ends with status 1.
+    Python code, sleeping, and waiting for a lock are interrupted by `SIGALRM`. Code that does not return to Python,
+    e.g. a deadlock of threads in C, cannot be interrupted: a minute later faulthandler writes the stacks of all threads
+    and ends the process with status 1.
 
-    It is without effect in any thread but the main one, on Windows, and where somebody else has set an alarm, as
-    pytest-timeout does.
+    There is no limit in threads other than the main one, on Windows, and where an alarm is already set, e.g. by
+    pytest-timeout.
 
     Raises:
-        TimeoutError: The time is over.
+        TimeoutError: The time is up.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
@@ -47,18 +48,19 @@ def deadline() -> Iterator[None]:
         raise TimeoutError(f"no result after {LIMIT_S:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Again and again: code that swallows any exception gets another one.
+    # Repeatedly: code that catches every exception gets another one.
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S, LIMIT_S)
+    # faulthandler's timer is a thread in C, which needs neither the main thread nor the interpreter's lock.
     faulthandler.dump_traceback_later(LIMIT_S + GRACE_S, exit=True, file=2 if _stderr is None else _stderr)
     try:
         yield
     finally:
-        lift()
+        cancel_deadline()
         signal.signal(signal.SIGALRM, before)
 
 
-def lift() -> None:
-    """Give the block that runs all the time it wants; somebody is looking at it in a debugger."""
+def cancel_deadline() -> None:
+    """Remove the limit from the running block, e.g. when a debugger opens in it."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
     faulthandler.cancel_dump_traceback_later()
@@ -68,23 +70,24 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[Callable[[], bool]]:
-    """Within the block the first SIGINT or SIGTERM only makes what is given answer True; the next acts at once.
+def defer_interrupts() -> Iterator[Callable[[], bool]]:
+    """Within the block, the first SIGINT or SIGTERM is only recorded; the second acts at once.
 
-    What was ignored before, as SIGINT is in the background of a shell, stays ignored. In threads other than the main
-    one, which no signal reaches, the answer is always False.
+    Yields a function that tells whether a signal has come. Signals that were ignored before, as SIGINT is in a shell's
+    background jobs, stay ignored. Threads other than the main one get no signals; there the function returns False.
     """
-    is_asked = False
+    is_interrupted = False
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: is_asked
+        yield lambda: is_interrupted
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal is_asked
-        is_asked = True
+    def record(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
         restore()
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # None stands for a handler that was not installed by Python, which signal.signal cannot restore.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
@@ -92,8 +95,8 @@ def put_off() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, record)
     try:
-        yield lambda: is_asked
+        yield lambda: is_interrupted
     finally:
         restore()

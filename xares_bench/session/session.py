@@ -21,7 +21,7 @@ from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import DiskError, UsageError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.metrics.registry import METRICS
-from xares_bench.runtime.signals import keep_stderr, lift
+from xares_bench.runtime.signals import cancel_deadline, save_stderr
 from xares_bench.scores.baselines import (
     Baseline,
     BaselineScore,
@@ -272,7 +272,7 @@ class BenchSession:
 
     def pytest_enter_pdb(self) -> None:
         """Let who looks into an encoder take the time it needs."""
-        lift()
+        cancel_deadline()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect scores and failures, in the process that writes the results."""
@@ -414,7 +414,7 @@ def open_session(config: pytest.Config) -> BenchSession:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "xares_bench_session")
-    keep_stderr()
+    save_stderr()
     if rank() > 0:
         leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our table has the seconds; --benchmark-json and the like still work.

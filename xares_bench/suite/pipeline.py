@@ -34,7 +34,7 @@ from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
 from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.runtime.device import environment_of
-from xares_bench.runtime.processes import from_main, in_step
+from xares_bench.runtime.processes import broadcast_from_main, in_lockstep
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, gather
 from xares_bench.scores.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
 from xares_bench.scores.statistics import interval_of
@@ -101,7 +101,7 @@ class Pipeline:
             limit=self.plan.limit,
         )
         features_before_s = self.features.seconds
-        start = from_main(self.accelerator, checkpoints.newest)
+        start = broadcast_from_main(self.accelerator, checkpoints.newest)
         before_s = {"all": 0.0, "features": 0.0}
         if start is not None:
             counts = start.values["data"]
@@ -124,7 +124,7 @@ class Pipeline:
         try:
             share = (self.accelerator.process_index, self.accelerator.num_processes)
             made = training_batches(drawn, self.clips, self._tokenizer, recipe, num_past, share)
-            with contextlib.closing(made), contextlib.closing(in_step(self.accelerator, made)) as batches:
+            with contextlib.closing(made), contextlib.closing(in_lockstep(self.accelerator, made)) as batches:
                 with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
                     first = next(batches)
                     advance()

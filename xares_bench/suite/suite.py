@@ -33,7 +33,7 @@ from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.metrics.registry import METRICS, metric_identity
 from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker
-from xares_bench.runtime.processes import obtain_together
+from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.scores.statistics import interval_of
@@ -202,7 +202,7 @@ class Suite:
         key = self._keys.lalm(mix, seed)
         if key not in self._entries:
             checkpoints = self.preflight.checkpoints(mix, seed)
-            self._entries[key] = obtain_together(
+            self._entries[key] = obtain_in_all_processes(
                 self._accelerator,
                 self._store,
                 "lalms",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import webdataset
 
 from xares_bench.config.recipe import TrainingRecipe
-from xares_bench.features.encoding import Clip, ClipEncoder, AudioClip
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
 from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.training.sampler import Draw, Past
 

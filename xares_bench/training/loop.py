@@ -21,9 +21,9 @@ from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
-from xares_bench.runtime.memory import is_shortage
-from xares_bench.runtime.processes import all_or_none, summed
-from xares_bench.runtime.signals import put_off
+from xares_bench.runtime.memory import is_out_of_memory
+from xares_bench.runtime.processes import end_session_on_error, sum_over_processes
+from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.training.checkpoints import Checkpoint
 
 # Between the seeds of two processes.
@@ -86,7 +86,7 @@ def train(
         seeded(recipe.seed + _SEEDS_APART * accelerator.process_index, accelerator.device),
         deterministic_algorithms(wanted=recipe.deterministic, required=True),
         progress.bar(description, num_steps, num_before=first) as advance,
-        put_off() as is_interrupted,
+        defer_interrupts() as is_interrupted,
     ):
         optimizer = accelerator.prepare(optimizer)
         state = _State(lalm=lalm, optimizer=optimizer, schedule=schedule, accelerator=accelerator)
@@ -94,14 +94,16 @@ def train(
             state.restore(start)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
-            with all_or_none(accelerator), _said_of_shortage(description, step + 1, batch):
+            with end_session_on_error(accelerator), _explain_out_of_memory(description, step + 1, batch):
                 with accelerator.autocast():
                     loss = model(batch) / batch.num_targets
                 # Gradients are averaged over the processes; the loss is a sum over them.
                 accelerator.backward(loss * accelerator.num_processes)
                 accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
                 optimizer.step()
-                loss_of_all, num_interrupted = summed(accelerator, [float(loss.detach()), float(is_interrupted())])
+                loss_of_all, num_interrupted = sum_over_processes(
+                    accelerator, [float(loss.detach()), float(is_interrupted())]
+                )
             # With fp16, a step whose gradients overflow is left out; the rate then waits for it.
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
@@ -182,7 +184,7 @@ class _State:
 
 
 @contextlib.contextmanager
-def _said_of_shortage(description: str, step: int, batch: Batch) -> Iterator[None]:
+def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterator[None]:
     """No smaller batch is tried where memory does not suffice: sums in another order would give another LALM.
 
     Raises:
@@ -191,7 +193,7 @@ def _said_of_shortage(description: str, step: int, batch: Batch) -> Iterator[Non
     try:
         yield
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"{description}: {type(error).__name__} at step {step}, with {len(batch.lengths)} clips of "
