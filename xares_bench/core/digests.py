@@ -55,7 +55,7 @@ def code_digest(*modules: str) -> str:
     >>> code_digest("xares_bench.core.errors") == code_digest("xares_bench.core.digests")
     False
     """
-    return digest_of({name: _syntax(name) for name in modules})
+    return digest_of({name: _syntax_digest(name) for name in modules})
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
@@ -71,7 +71,8 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def _syntax(module: str) -> str:
+@functools.cache  # the lists of modules behind different keys share many
+def _syntax_digest(module: str) -> str:
     spec = importlib.util.find_spec(module)
     assert spec is not None, module
     assert spec.origin is not None, module
@@ -82,4 +83,4 @@ def _syntax(module: str) -> str:
             and ast.get_docstring(node, clean=False) is not None
         ):
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return digest_of(ast.dump(tree))

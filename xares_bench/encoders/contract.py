@@ -26,6 +26,16 @@ from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.runtime.determinism import seeded
 
+# Modules whose code a cached report depends on. A test compares the list with what these modules import
+# (`tests/suite/test_keys.py`).
+CONTRACT_MODULES = (
+    "encoders.clauses",
+    "encoders.contract",
+    "encoders.fingerprint",
+    "encoders.loading",
+    "runtime.determinism",
+)
+
 SAMPLE_RATE_HZ = 16_000
 
 _NUM_SECOND = SAMPLE_RATE_HZ
@@ -371,12 +381,7 @@ def _report_key(encoder: FrozenEncoder) -> str:
         {
             "encoder": encoder.fingerprint,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "code": code_digest(
-                *(
-                    f"xares_bench.{name}"
-                    for name in ("encoders.clauses", "encoders.contract", "runtime.determinism", "encoders.loading")
-                )
-            ),
+            "code": code_digest(*(f"xares_bench.{name}" for name in CONTRACT_MODULES)),
             "libraries": library_versions(("numpy", "torch")),
         }
     )

@@ -32,16 +32,21 @@ from xares_bench.scores.records import DroppedSample
 ItemT = TypeVar("ItemT")
 
 
-# Modules whose behaviour features depend on.
-_MODULES = (
+# Modules whose code features depend on. A test compares the list with what these modules import
+# (`tests/suite/test_keys.py`).
+FEATURES_MODULES = (
+    "core.parsing",
     "datasets.audio",
+    "datasets.shards",
+    "encoders.fingerprint",
+    "encoders.loading",
+    "features.cached_shard",
     "features.encoding",
     "features.prefetch",
-    "features.cached_shard",
-    "runtime.determinism",
-    "encoders.loading",
     "features.store",
-    "datasets.shards",
+    "runtime.determinism",
+    "runtime.memory",
+    "scores.records",
 )
 
 # A chunk ends at so many samples or bytes of their files, which bounds the memory: its waveforms are in memory
@@ -276,7 +281,7 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
         "padded": clips.honours_mask,
         "half_precision": clips.half_precision,
         "max_audio_s": max_audio_s,
-        "code": code_digest(*(f"xares_bench.{name}" for name in _MODULES)),
+        "code": code_digest(*(f"xares_bench.{name}" for name in FEATURES_MODULES)),
         "libraries": library_versions(("av", "numpy", "soundfile", "soxr", "torch")),
     }
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
-from xares_bench.metrics import METRICS, MetricResult
+from xares_bench.metrics.parts import MetricResult
+from xares_bench.metrics.registry import METRICS
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -23,29 +23,44 @@ from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.store import features_parts
 from xares_bench.metrics.registry import metric_identity
 
-# Modules whose behaviour a LALM, and a score, depends on besides its features.
-_READING = (
+# Modules whose code a LALM, and a score, depends on besides its features. A test compares both lists with what these
+# modules import, so that none is forgotten (`tests/suite/test_keys.py`).
+_READING_MODULES = (
+    "core.parsing",
     "datasets.shards",
+    "datasets.targets",
     "features.rows",
     "lalm.attention",
     "lalm.batch",
     "lalm.lora",
     "lalm.model",
+    "runtime.determinism",
+    "runtime.device",
+    "runtime.memory",
+    "runtime.processes",
+    "scores.records",
     "suite.pipeline",
 )
-_TRAINING = (*_READING, "training.dataloader", "training.sampler", "training.loop")
-_JUDGING = ("metrics.captions.files", "metrics.captions.formulas", "metrics.captions.judges")
-_SCORING = (
-    *_READING,
-    *_JUDGING,
-    "scores.clip_sums",
+TRAINING_MODULES = (
+    *_READING_MODULES,
+    "training.checkpoints",
+    "training.dataloader",
+    "training.loop",
+    "training.sampler",
+)
+SCORING_MODULES = (
+    *_READING_MODULES,
     "lalm.generation",
     "lalm.hf_generation",
     "metrics.captioning",
+    "metrics.captions.files",
+    "metrics.captions.formulas",
+    "metrics.captions.judges",
     "metrics.classification",
     "metrics.parts",
     "metrics.registry",
     "metrics.transcription",
+    "scores.clip_sums",
     "scores.statistics",
 )
 
@@ -98,7 +113,7 @@ class Keys:
                 "device": self.device_type,
                 "precision": self.precision,
                 "processes": self.num_processes,
-                "code": _code(_TRAINING),
+                "code": _code(TRAINING_MODULES),
                 "libraries": library_versions(TRAINING_LIBRARIES),
             }
         )
@@ -122,7 +137,7 @@ class Keys:
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.generation_recipe(dataset)),
                 "max_dropped_share": self.plan.recipe.training.max_dropped_share,
-                "code": _code(_SCORING),
+                "code": _code(SCORING_MODULES),
                 "libraries": library_versions(SCORING_LIBRARIES),
             }
         )
