@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xares_bench.core import digests
 from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
 
 PLAIN = '''\
@@ -71,6 +72,7 @@ def digest_of_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         with monkeypatch.context() as patched:
             patched.syspath_prepend(str(folder))
             code_digest.cache_clear()
+            digests._syntax_digest.cache_clear()
             return code_digest("someones_module")
 
     return digest
