@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from xares_bench.lalm.attention import Cache, Layout, NextPositions, pack, packed_attention
+from xares_bench.lalm import attention
+from xares_bench.lalm.attention import Cache, Layout, NextPositions, pack, packed_attention, repeats_shared_heads
 
 CPU = torch.device("cpu")
 NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 4, 2, 8
@@ -146,3 +147,42 @@ def test_what_is_not_computed_here_is_refused_and_never_left_out(
     mask = arguments.pop("attention_mask", None)
     with pytest.raises(NotImplementedError):
         packed_attention(module, parts[0], parts[1], parts[2], mask, layout=pack([3], CPU), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "repeats"),
+    [
+        ("cuda", torch.float32, True),
+        ("cuda", torch.bfloat16, False),
+        ("cuda", torch.float16, False),
+        ("cpu", torch.float32, False),
+        ("cpu", torch.bfloat16, False),
+        ("mps", torch.float32, False),
+    ],
+)
+def test_shared_heads_are_repeated_where_only_that_avoids_a_quadratic_kernel(
+    device: str, dtype: torch.dtype, repeats: bool
+) -> None:
+    query: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    assert repeats_shared_heads(query) is repeats
+
+
+def test_the_precision_of_autocast_decides_whether_shared_heads_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    query: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    assert not repeats_shared_heads(query)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_repeated_and_shared_heads_give_the_same_output_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    found = []
+    for repeats in (False, True):
+        monkeypatch.setattr(attention, "repeats_shared_heads", lambda query, repeats=repeats: repeats)
+        parts = [part.requires_grad_() for part in projections(sum(LENGTHS))]
+        attended = pack(LENGTHS, CPU).attend(LAYER, *parts, scale=None, window=window, dropout=0.0)
+        attended.square().sum().backward()  # type: ignore[no-untyped-call]
+        found.append([attended.detach(), *(part.grad for part in parts)])
+    torch.testing.assert_close(found[0], found[1])

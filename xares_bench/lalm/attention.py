@@ -92,6 +92,10 @@ class Packing:
         if self.cache is not None:
             assert self.rows is not None
             self.cache.keep(layer, self.rows, key_BLKD, value_BLKD)
+        num_shared = query_NHD.shape[1] // key_NKD.shape[1]
+        if num_shared > 1 and repeats_shared_heads(query_NHD):
+            key_BLKD, value_BLKD = (part.repeat_interleave(num_shared, dim=2) for part in (key_BLKD, value_BLKD))
+            num_shared = 1
         mask_LL = self._window_mask(window)
         attended_BHLD = functional.scaled_dot_product_attention(
             query_BLHD.transpose(1, 2),
@@ -101,7 +105,7 @@ class Packing:
             is_causal=mask_LL is None,
             dropout_p=dropout,
             scale=scale,
-            enable_gqa=key_NKD.shape[1] < query_NHD.shape[1],
+            enable_gqa=num_shared > 1,
         )
         return self.packed(attended_BHLD.transpose(1, 2))
 
@@ -229,6 +233,18 @@ class NextPositions:
                 mask_BL &= positions > last_B1 - window
             self._masks[window] = mask_BL[:, None, None]
         return self._masks[window]
+
+
+def repeats_shared_heads(query: torch.Tensor) -> bool:
+    """Whether keys and values that several query heads share are repeated, one copy per head, before attention.
+
+    On a GPU, torch has kernels without a matrix of L x L in memory for shared heads in half precision only; in float32
+    it falls back to one that keeps that matrix for the backward pass. Four clips of 30 s then took 21 GB at their peak
+    and 11 GB with heads repeated (docs/log.md, 2026-11-26). On a CPU sharing is faster.
+    """
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    return device == "cuda" and dtype == torch.float32
 
 
 def pack(
