@@ -22,7 +22,7 @@ from tests.shard_factory import encode, shard_at, write_shard
 from xares_bench.core.store import Store
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.model import build_lalm
 from xares_bench.training.sampler import Draw

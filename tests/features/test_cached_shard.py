@@ -23,11 +23,11 @@ from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.budget import KIND, FeatureBudget
 from xares_bench.features.cached_shard import CachedShardWriter, read_cached_shard
+from xares_bench.features.disk_budget import KIND, FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import SampleCount
-from xares_bench.features.store import FeatureStore
 from xares_bench.scores.records import DroppedSample
 from xares_bench.training.sampler import Draw, TrainingData, draws
 
@@ -186,7 +186,7 @@ def test_a_shard_is_cached_although_all_of_a_chunk_is_unusable(
     useless: slice,
     num_threads: int,
 ) -> None:
-    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
     names = [f"c{i}" for i in range(5)]
     members: list[tuple[str, bytes]] = []
     for number, name in enumerate(names):

@@ -18,7 +18,7 @@ from xares_bench.core.progress import Progress
 from xares_bench.lalm.attention import Cache
 from xares_bench.lalm.batch import TextTokenizer, Utterance
 from xares_bench.lalm.generation import generate
-from xares_bench.lalm.hf_generation import generate_padded
+from xares_bench.lalm.hugging_face_generation import generate_padded
 from xares_bench.lalm.model import LALM, build_lalm
 
 CPU = torch.device("cpu")

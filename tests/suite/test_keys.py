@@ -8,7 +8,7 @@ import pytest
 
 import xares_bench
 from xares_bench.encoders.contract import CONTRACT_MODULES
-from xares_bench.features.store import FEATURES_MODULES
+from xares_bench.features.feature_store import FEATURES_MODULES
 from xares_bench.suite.keys import SCORING_MODULES, TRAINING_MODULES
 
 PACKAGE = Path(xares_bench.__file__).parent
@@ -20,7 +20,7 @@ CANNOT_CHANGE_A_RESULT = {
     "core.errors": "texts of errors",
     "core.progress": "progress bars",
     "core.store": "it stores results and verifies their digests, whatever they are",
-    "features.budget": "it decides which features are evicted; evicted features are recomputed to the same bits",
+    "features.disk_budget": "it decides which features are evicted; evicted features are recomputed to the same bits",
     "hub.": "it fetches files, whose digests or commits stand in the key",
     "runtime.signals": "it ends or interrupts work; what was interrupted is no result",
 }
@@ -31,11 +31,11 @@ IN_THE_KEY_OF_FEATURES = {
     "features.cached_shard": "in the key of the features",
     "features.encoding": "in the key of the features",
     "features.prefetch": "in the key of the features",
-    "features.store": "in the key of the features",
+    "features.feature_store": "in the key of the features",
 }
 ONLY_SCORES = {
     "lalm.generation": "used after the training",
-    "lalm.hf_generation": "used after the training",
+    "lalm.hugging_face_generation": "used after the training",
     "metrics.": "used after the training",
     "scores.clip_sums": "used after the training",
     "scores.statistics": "used after the training",
@@ -44,7 +44,7 @@ ONLY_TRAINS = {"training.": "in the key of the LALM"}
 
 LISTS: dict[str, tuple[Collection[str], tuple[str, ...], Mapping[str, str]]] = {
     "encoders.contract.CONTRACT_MODULES": (CONTRACT_MODULES, ("encoders.contract",), {}),
-    "features.store.FEATURES_MODULES": (FEATURES_MODULES, ("features.store",), {}),
+    "features.feature_store.FEATURES_MODULES": (FEATURES_MODULES, ("features.feature_store",), {}),
     "suite.keys.TRAINING_MODULES": (TRAINING_MODULES, ("suite.pipeline",), {**IN_THE_KEY_OF_FEATURES, **ONLY_SCORES}),
     "suite.keys.SCORING_MODULES": (SCORING_MODULES, ("suite.pipeline",), {**IN_THE_KEY_OF_FEATURES, **ONLY_TRAINS}),
 }

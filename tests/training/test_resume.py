@@ -28,10 +28,10 @@ from xares_bench.config.recipe import Recipe, TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.prefetch import ReadRequest
-from xares_bench.features.store import FeatureStore
 from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
@@ -94,7 +94,7 @@ class Reading:
 def reading(
     tmp_path: Path, tokenizer: TextTokenizer, recipe: TrainingRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> Reading:
-    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 4)
+    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 4)
     return Reading(tmp_path, tokenizer, recipe)
 
 

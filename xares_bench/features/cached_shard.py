@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from xares_bench.core.store import Entry, Unfinished
 from xares_bench.datasets.shards import Sample, Shard, read_samples
-from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, StoredFrames
 from xares_bench.scores.records import DroppedSample
 

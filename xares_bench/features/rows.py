@@ -11,7 +11,7 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import targets_of
 from xares_bench.features.encoding import Clip
-from xares_bench.features.store import Pending
+from xares_bench.features.feature_store import Pending
 from xares_bench.scores.records import DroppedSample
 
 

@@ -19,7 +19,7 @@ from xares_bench.core.errors import OutOfMemory
 from xares_bench.core.progress import Progress
 from xares_bench.lalm.attention import Cache, NextPositions, pack
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
-from xares_bench.lalm.hf_generation import generate_padded
+from xares_bench.lalm.hugging_face_generation import generate_padded
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import is_out_of_memory, prepare_smaller_batches
 

@@ -6,7 +6,7 @@ runs              folders of finished runs, read back and checked
 compare           run against run
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
-html              templates (templates/) to HTML files
+templating        templates (templates/) to HTML files
 charts            where lines, points and labels of a drawing lie
 confusion_matrix  which label was predicted in place of which
 worst_clips       the worst clips with a short copy of their audio

@@ -19,9 +19,9 @@ from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.metrics import METRICS
 from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
-from xares_bench.reports.html import json_for_script, rendered
 from xares_bench.reports.results import Background, ClipSource, Results
 from xares_bench.reports.runs import OtherRun, other_run, other_runs
+from xares_bench.reports.templating import json_for_script, rendered
 from xares_bench.reports.worst_clips import Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.scores.records import Overall, Prediction, ScoreRecord
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
-from xares_bench.reports.html import rendered
 from xares_bench.reports.runs import RESULTS_FILE, FinishedRun, read_run
+from xares_bench.reports.templating import rendered
 from xares_bench.scores.baselines import load_baseline, shipped_baselines
 
 

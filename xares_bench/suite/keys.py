@@ -20,7 +20,7 @@ from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, code
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features.store import features_parts
+from xares_bench.features.feature_store import features_parts
 from xares_bench.metrics.registry import metric_identity
 
 # Modules whose code a LALM, and a score, depends on besides its features. A test compares both lists with what these
@@ -51,7 +51,7 @@ TRAINING_MODULES = (
 SCORING_MODULES = (
     *_READING_MODULES,
     "lalm.generation",
-    "lalm.hf_generation",
+    "lalm.hugging_face_generation",
     "metrics.captioning",
     "metrics.captions.files",
     "metrics.captions.formulas",

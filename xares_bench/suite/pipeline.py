@@ -27,8 +27,8 @@ from xares_bench.core.progress import Progress
 from xares_bench.core.store import Entry, writing
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import Clip, ClipEncoder
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import ClipBatch, SampleCount, read_clip_batches
-from xares_bench.features.store import FeatureStore
 from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer

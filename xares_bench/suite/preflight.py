@@ -12,8 +12,8 @@ from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.datasets.targets import check_first_samples
-from xares_bench.features.budget import KIND as FEATURES
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.disk_budget import KIND as FEATURES
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.metrics.registry import check_available, metric_identity
 from xares_bench.suite.keys import Keys

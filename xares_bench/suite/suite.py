@@ -26,9 +26,9 @@ from xares_bench.core.store import Entry, Store
 from xares_bench.datasets.shards import ShardFolder, ShardSource
 from xares_bench.encoders.contract import ContractReport, check_contract
 from xares_bench.encoders.loading import FrozenEncoder
-from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.metrics.registry import METRICS, metric_identity

@@ -18,8 +18,8 @@ from typing import Any
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.datasets.shards import Shard
 from xares_bench.features.encoding import AudioClip, Clip
+from xares_bench.features.feature_store import FeatureStore, Pending
 from xares_bench.features.rows import SampleCount, with_targets
-from xares_bench.features.store import FeatureStore, Pending
 from xares_bench.scores.records import DroppedSample
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from xares_bench.core.store import Store
-from xares_bench.features.budget import DEFAULT_SHARE, KIND, FeatureBudget
+from xares_bench.features.disk_budget import DEFAULT_SHARE, KIND, FeatureBudget
 
 # Uses the features of some keys and lives until it is killed or its input ends: argv is root and keys.
 USER = """
 import sys
 from pathlib import Path
-from xares_bench.features.budget import FeatureBudget
+from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.core.store import Store
 
 budget = FeatureBudget(Store(root=Path(sys.argv[1])), 0)
@@ -104,7 +104,7 @@ def test_features_that_another_process_has_kept_meanwhile_are_seen(
     cache(store, *"ab")
     assert budget.reserve(150), "for a while nobody looks"
     assert cached(store) == "ab"
-    monkeypatch.setattr("xares_bench.features.budget._MEASURE_AGAIN_S", 0.0)
+    monkeypatch.setattr("xares_bench.features.disk_budget._MEASURE_AGAIN_S", 0.0)
     assert budget.reserve(10)
     assert cached(store) == "b"
 

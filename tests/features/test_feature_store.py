@@ -23,10 +23,10 @@ from xares_bench.core.errors import CacheWarning, DataError, EncoderError
 from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import FrozenEncoder, load_encoder
-from xares_bench.features.budget import FeatureBudget
 from xares_bench.features.cached_shard import SAMPLES_FILE
+from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames
-from xares_bench.features.store import FeatureStore, Pending
+from xares_bench.features.feature_store import FeatureStore, Pending
 from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
@@ -283,7 +283,7 @@ def test_half_precision_features_stay_half_precision(tmp_path: Path) -> None:
 def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
     whole = read(Store(root=tmp_path / "a"), encoder, shard)
-    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
     monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 200)
     _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
@@ -310,7 +310,7 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
 @pytest.fixture
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of two clips, and a file as soon as there are frames."""
-    monkeypatch.setattr("xares_bench.features.store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
     monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 1)
 
 
@@ -442,7 +442,7 @@ from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features import cached_shard, store as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.store import FeatureStore
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.core.store import Store
 import torch
 

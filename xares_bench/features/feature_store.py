@@ -23,8 +23,8 @@ from xares_bench.core.digests import code_digest, digest_of, library_versions
 from xares_bench.core.errors import CacheWarning
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Sample, Shard, read_samples
-from xares_bench.features.budget import KIND, FeatureBudget
 from xares_bench.features.cached_shard import CachedShardWriter, read_cached_shard
+from xares_bench.features.disk_budget import KIND, FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
 from xares_bench.features.prefetch import ReadRequest, read_ahead
 from xares_bench.scores.records import DroppedSample
@@ -43,7 +43,7 @@ FEATURES_MODULES = (
     "features.cached_shard",
     "features.encoding",
     "features.prefetch",
-    "features.store",
+    "features.feature_store",
     "runtime.determinism",
     "runtime.memory",
     "scores.records",
