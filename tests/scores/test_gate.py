@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import json
 import math
 from collections.abc import Mapping
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from xares_bench.scores import gate
 from xares_bench.scores.baselines import Baseline, BaselineScore
 from xares_bench.scores.clip_sums import ClipSums
-from xares_bench.scores.gate import Finding, Gate, Tolerance
+from xares_bench.scores.gate import Finding, Gate, Tolerance, is_within_tolerance
 from xares_bench.scores.records import ScoreRecord, overall_of
 from xares_bench.scores.statistics import interval_of
 
@@ -252,3 +254,45 @@ def test_a_true_loss_of_three_points_on_a_thousand_clips_is_caught(num_tests: in
         gate = gate_of({"gtzan": held_of(record_of(before), before)})
         num_caught += "gtzan" in failures(gate, record_of(now), now, num_tests)
     assert num_caught / 100 >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("score", "baseline", "tolerance", "passed"),
+    [
+        (0.87, 0.87, 0.0, True),
+        (0.9, 0.87, 0.0, True),
+        (0.85, 0.87, 0.02, True),
+        (0.3, 0.4, 0.1, True),
+        (0.2, 0.3, 0.1, True),
+        (0.8499, 0.87, 0.02, False),
+        (0.8699999, 0.87, 0.0, False),
+        (0.0, 0.5, 0.5, True),
+        (math.nan, 0.0, 1.0, False),
+        (0.5, math.nan, 1.0, False),
+        (math.inf, 0.5, 0.0, False),
+        (-math.inf, 0.5, 0.0, False),
+        (0.5, -math.inf, 0.0, False),
+    ],
+)
+def test_a_score_passes_down_to_its_tolerance(score: float, baseline: float, tolerance: float, passed: bool) -> None:
+    assert is_within_tolerance(score, baseline, tolerance) is passed
+
+
+def test_no_score_in_steps_of_a_thousandth_fails_at_exactly_its_floor() -> None:
+    for baseline in range(1001):
+        for tolerance in (5, 10, 20, 100):
+            at_floor, below = baseline - tolerance, baseline - tolerance - 1
+            assert is_within_tolerance(at_floor / 1000, baseline / 1000, tolerance / 1000)
+            assert not is_within_tolerance(below / 1000, baseline / 1000, tolerance / 1000)
+
+
+@pytest.mark.parametrize("tolerance", [-0.01, math.nan, math.inf])
+def test_an_impossible_tolerance_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance is"):
+        is_within_tolerance(0.5, 0.5, tolerance)
+
+
+def test_examples_in_docstrings() -> None:
+    outcome = doctest.testmod(gate)
+    assert outcome.attempted >= 1
+    assert outcome.failed == 0

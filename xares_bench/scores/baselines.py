@@ -40,9 +40,6 @@ BASELINE_SCHEMA = 2
 
 _SHIPPED_FOLDER = Path(__file__).with_name("shipped_baselines")
 
-# A score of 0.85 against 0.87 with tolerance 0.02 is at the floor, but 0.87 - 0.02 is above 0.85 in binary.
-_ROUNDING = 1e-9
-
 # A score in YAML against the one that its clip sums give: what is summed in another order, or in float32, differs less.
 _SUMS_ROUNDING = 1e-5
 
@@ -93,25 +90,6 @@ class Baseline:
     note: str
     fingerprints: Mapping[str, str]
     path: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """How a score stands against a baseline.
-
-    Attributes:
-        passed: Whether the score is at most `tolerance` below the baseline.
-        score: What was measured.
-        baseline: What it was held against.
-        tolerance: How far below it was allowed to be.
-        difference: Score minus baseline; NaN where one of them is.
-    """
-
-    passed: bool
-    score: float
-    baseline: float
-    tolerance: float
-    difference: float
 
 
 def shipped_baselines() -> tuple[str, ...]:
@@ -198,36 +176,6 @@ def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]
             f"baseline {baseline.name!r} ({baseline.path}) has no score for {', '.join(missing)}; "
             "select fewer datasets with -k, or use a baseline that has them"
         )
-
-
-def judge(score: float, baseline: float, tolerance: float) -> Verdict:
-    """Return whether a score is at most `tolerance` below a baseline.
-
-    Differences within 1e-9 do not count. A score or baseline that is not finite never passes.
-
-    Args:
-        score: What was measured.
-        baseline: What it is held against.
-        tolerance: How far below the score may be; finite and not negative.
-
-    Raises:
-        ValueError: The tolerance is negative or not finite.
-
-    Example:
-        >>> judge(0.85, 0.87, 0.02).passed, judge(0.84, 0.87, 0.02).passed, judge(float("nan"), 0.0, 1.0).passed
-        (True, False, False)
-    """
-    score, baseline, tolerance = float(score), float(baseline), float(tolerance)
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance is {tolerance}; expected a finite number of at least 0")
-    finite = math.isfinite(score) and math.isfinite(baseline)
-    return Verdict(
-        passed=finite and score >= baseline - tolerance - _ROUNDING,
-        score=score,
-        baseline=baseline,
-        tolerance=tolerance,
-        difference=score - baseline,
-    )
 
 
 def check_new_baseline(path: Path, *, replace: bool = False) -> None:

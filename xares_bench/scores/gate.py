@@ -14,12 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xares_bench.scores.baselines import Baseline, BaselineScore, judge
+from xares_bench.scores.baselines import Baseline, BaselineScore
 from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
 from xares_bench.scores.statistics import Difference, difference_of, holm, paired_difference, pooled_training_noise
 
 DEFAULT_FLOOR = 0.005
+
+# A score of 0.85 against 0.87 with tolerance 0.02 is at the floor, but 0.87 - 0.02 is above 0.85 in binary.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +152,10 @@ class Gate:
         if self.tolerance.by_noise:
             difference = self._difference(found, held, num_clips, clip_sums)
             return Finding(what=what, score=score, baseline=held.score, difference=difference)
-        verdict = judge(score, held.score, self.tolerance.number)
         problem: str | None = None
-        if not verdict.passed:
+        if not is_within_tolerance(score, held.score, self.tolerance.number):
             problem = (
-                f"{what}: score {score:.4f} is {-verdict.difference:.4f} below the baseline {held.score:.4f} "
+                f"{what}: score {score:.4f} is {held.score - score:.4f} below the baseline {held.score:.4f} "
                 f"({self.baseline.name}), tolerance {self.tolerance}"
             )
         return Finding(what=what, score=score, baseline=held.score, problem=problem)
@@ -181,6 +183,29 @@ class Gate:
             f"{finding.baseline:.4f} ({self.baseline.name}), tolerance {self.tolerance}; 95 % of the difference is "
             f"{difference.low:+.4f} to {difference.high:+.4f} {how}, p {difference.p_loss:.2g} among {num_tests} tests"
         )
+
+
+def is_within_tolerance(score: float, baseline: float, tolerance: float) -> bool:
+    """Return whether a score is at most `tolerance` below a baseline.
+
+    Differences within 1e-9 do not count. A score or baseline that is not finite never passes.
+
+    Args:
+        score: The measured score.
+        baseline: The score to compare it with.
+        tolerance: How far below the baseline the score may be; finite and not negative.
+
+    Raises:
+        ValueError: The tolerance is negative or not finite.
+
+    Example:
+        >>> is_within_tolerance(0.85, 0.87, 0.02), is_within_tolerance(0.84, 0.87, 0.02)
+        (True, False)
+    """
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance is {tolerance}; expected a finite number of at least 0")
+    finite = math.isfinite(score) and math.isfinite(baseline)
+    return finite and score >= baseline - tolerance - _ROUNDING
 
 
 def _loss(finding: Finding) -> float:
