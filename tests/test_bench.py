@@ -263,7 +263,7 @@ def test_noise_decides_unless_a_number_is_given(run: Run, baseline: Path) -> Non
     failed = run(*options, "--tolerance=ci:0.01")
     assert failed.ret == 1
     failed.stdout.fnmatch_lines(
-        ["*librispeech: score * below the baseline *, tolerance ci:0.01; 95 % of the difference*"]
+        ["*librispeech: score * below the baseline *, tolerance ci:0.01; 95 % confidence interval*"]
     )
 
 
@@ -314,7 +314,7 @@ def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkey
     result = run(f"--encoder={ENCODER}", "-k", "task2", save, runs=tmp_path / "runs")
     assert result.ret == 1
     result.assert_outcomes(failed=6, deselected=35)
-    result.stdout.fnmatch_lines(["*clotho: the score is NaN, which is never a pass; predictions: *clotho.jsonl"])
+    result.stdout.fnmatch_lines(["*clotho: the score is NaN, so the test fails; predictions: *clotho.jsonl"])
     results = json.loads((run_folder(result) / "results.json").read_text())
     assert [record["score"] for record in results["scores"]] == [None] * 5
     assert not (tmp_path / "b.yaml").exists()
@@ -440,7 +440,7 @@ WRONG_COMMANDS = {
     "bad budget": ([f"--encoder={ENCODER}", "--feature-budget=abc"], "found 'abc', expected a size, e.g. 50GB, 300MB"),
     "missing baseline": ([f"--encoder={ENCODER}", "--baseline=b.yaml"], "no baseline 'b.yaml'"),
     "other preset's baseline": ([f"--encoder={ENCODER}", "--baseline=whisper-base"], "measured with --preset=full"),
-    "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "no name for a baseline"),
+    "baseline there already": ([f"--encoder={ENCODER}", f"--save-baseline={ENCODER}"], "cannot be a baseline"),
     "tolerance of nothing": ([f"--encoder={ENCODER}", "--tolerance=0.1"], "--tolerance needs --baseline"),
     "limited gate": ([f"--encoder={ENCODER}", "--limit=2", "--baseline=b.yaml"], "--limit leaves clips out"),
     "limited baseline": ([f"--encoder={ENCODER}", "--limit=2", "--save-baseline=b.yaml"], "--limit leaves clips out"),

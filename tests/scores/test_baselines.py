@@ -264,7 +264,7 @@ def test_a_score_that_is_none_is_not_written(tmp_path: Path, value: float) -> No
 
 
 def test_no_score_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(BaselineError, match="no score to save"):
+    with pytest.raises(BaselineError, match="there are no scores to save"):
         write_baseline(tmp_path / "base.yaml", preset="mini", scores={})
     assert list(tmp_path.iterdir()) == []
 
@@ -272,9 +272,9 @@ def test_no_score_is_not_written(tmp_path: Path) -> None:
 def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     path.write_text("precious")
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         check_new_baseline(path)
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         write_baseline(path, preset="mini", scores=held({"a": 0.5}))
     assert path.read_text() == "precious"
 
@@ -282,7 +282,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_dangling_link_is_there_already(tmp_path: Path) -> None:
     link = tmp_path / "link.yaml"
     link.symlink_to(tmp_path / "nothing.yaml")
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         check_new_baseline(link)
 
 
@@ -290,7 +290,7 @@ def test_a_baseline_is_a_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         check_new_baseline(tmp_path / "folder.yaml", replace=True)
-    with pytest.raises(UsageError, match=r"expected a file that ends in \.yaml"):
+    with pytest.raises(UsageError, match=r"expected a file name that ends in \.yaml"):
         check_new_baseline(tmp_path / "base.json")
 
 

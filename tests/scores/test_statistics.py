@@ -8,7 +8,14 @@ import pytest
 from numpy.typing import NDArray
 
 from xares_bench.scores.clip_sums import ClipSums
-from xares_bench.scores.statistics import difference_of, holm, interval_of, paired_difference, resampled
+from xares_bench.scores.statistics import (
+    difference_of,
+    holm,
+    interval_of,
+    paired_difference,
+    pooled_training_noise,
+    resampled,
+)
 
 
 def accuracy(right_C: NDArray[Any]) -> ClipSums:
@@ -36,7 +43,7 @@ def test_the_interval_of_an_accuracy_is_wilsons(num_right: int, number: int) -> 
     )
 
 
-def test_the_same_clip_sums_has_the_same_interval() -> None:
+def test_the_same_clip_sums_have_the_same_interval() -> None:
     clip_sums = accuracy(np.arange(300) % 3 > 0)
     assert interval_of(clip_sums) == interval_of(clip_sums)
     assert np.array_equal(resampled(clip_sums), resampled(clip_sums))
@@ -91,6 +98,23 @@ def test_one_clip_is_never_a_significant_loss() -> None:
         assert paired is not None
         assert paired.p_loss > 0.05
     assert difference_of(0.0, 0.0, num_clips=7).p_loss == 0.5
+
+
+@pytest.mark.parametrize(("num_seeds", "quantile"), [(2, 4.3027), (3, 2.7764), (6, 2.2281)])
+def test_noise_known_from_a_few_seeds_widens_the_interval_as_students_distribution_does(
+    num_seeds: int, quantile: float
+) -> None:
+    training = pooled_training_noise((0.1, num_seeds), (0.1, num_seeds))
+    assert training is not None
+    assert training.deviation == pytest.approx(0.1 * math.sqrt(2 / num_seeds))
+    assert training.degrees_of_freedom == 2 * (num_seeds - 1)
+    difference = difference_of(0.0, 0.0, num_clips=10**9, training=training)
+    assert difference.high == pytest.approx(quantile * training.deviation, rel=1e-4)
+    assert difference.low == -difference.high
+
+
+def test_scores_of_one_seed_have_no_known_noise_of_training() -> None:
+    assert pooled_training_noise((None, 1), (None, 1)) is None
 
 
 def test_holm_rejects_by_steps() -> None:

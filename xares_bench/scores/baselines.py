@@ -1,19 +1,19 @@
-"""Baselines: committed scores that a run is held against, and the verdict on a score.
+"""Baselines: committed scores to compare a run with.
 
 A baseline is a YAML file:
 
     schema: 2
-    preset: mini            # the preset it was measured with; no other preset is held against it
+    preset: mini            # the preset of its runs; runs of other presets cannot be compared
     note: one line on where it comes from                    # optional
     scores:
-      gtzan: 0.323                                           # a published score: nothing else is known of it
+      gtzan: 0.323                                           # a published score: nothing else is known
       esc-50: {score: 0.76, interval: [0.71, 0.81], deviation: 0.025, rows: 200, clips: 200, seeds: 5, spread: 0.02,
                clip_sums: 5c1f...}                            # all but the score optional
     fingerprints: {encoder: 0f3a..., data: 77b1...}          # optional, for people to trace it
 
-`clip_sums` is the SHA-256 of `NAME.clip_sums/DATASET.npz` beside `NAME.yaml`: what the score is made of, clip by
-clip, so that later scores are held against it over the same clips. Files of schema 1 hold scores alone and are read,
-too. Overall scores are never stored: they are the means of the rows, so that they cannot disagree with them.
+`clip_sums` is the SHA-256 of `NAME.clip_sums/DATASET.npz` beside `NAME.yaml`: the sums behind the score, clip by clip,
+with which later scores are compared paired by clip. Files of schema 1, with scores only, are also read. Overall scores
+are never stored: they are computed from the scores of the datasets, so they cannot contradict them.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ from xares_bench.core.store import write_together
 
 if TYPE_CHECKING:
     from xares_bench.scores.clip_sums import ClipSums
+    from xares_bench.scores.records import RunManifest, ScoreRecord
 
 BASELINE_SCHEMA = 2
 
 _SHIPPED_FOLDER = Path(__file__).with_name("shipped_baselines")
 
-# A score in YAML against the one that its clip sums give: what is summed in another order, or in float32, differs less.
+# How far a score may be from the one that its clip sums give. Another order of summation, or float32, changes less.
 _SUMS_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaselineScore:
-    """One score of a baseline, and what is known of it.
+    """One score of a baseline, with its error as far as it is known.
 
     Attributes:
-        score: Within -1 and 1, the mean over the seeds of the training.
-        interval: Its 95 % interval.
-        deviation: Its standard error by the test clips.
-        spread: Standard deviation over the seeds of the training.
-        num_seeds: How many there were.
+        score: The mean over the training seeds, within -1 and 1.
+        interval: Its 95 % confidence interval.
+        deviation: Its standard error from resampling the test clips.
+        spread: Standard deviation over the training seeds.
+        num_seeds: The number of training seeds.
         num_rows: (clip, target) pairs that it is over.
         num_clips: Clips that it is over.
-        clip_sums: What it is made of.
+        clip_sums: The clip sums behind it.
     """
 
     score: float
@@ -71,16 +72,16 @@ class BaselineScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """Scores to hold a run against.
+    """Scores to compare a run with.
 
     Attributes:
-        name: What the user called it: a shipped name or a file.
+        name: As the user named it: a shipped name or a file.
         preset: The preset that the scores were measured with.
-        scores: What is known of every dataset's score.
-        overalls: The mean by task, only of tasks all of whose datasets have a score here.
+        scores: Scores by dataset.
+        overalls: The mean by task, for the tasks that have a score for every dataset.
         note: Where the scores come from; may be empty.
-        fingerprints: What they were measured on, by part; may be empty.
-        path: The file they were read from.
+        fingerprints: Digests of the encoder, the data and so on, for people to trace the scores; may be empty.
+        path: The file that they were read from.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Baseline:
 
 
 def shipped_baselines() -> tuple[str, ...]:
-    """The names of the baselines that come with the package, sorted.
+    """Return the sorted names of the baselines that come with the package.
 
     Example:
         >>> shipped_baselines()
@@ -103,7 +104,7 @@ def shipped_baselines() -> tuple[str, ...]:
 
 
 def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> Baseline:
-    """Return a shipped baseline or one of a YAML file.
+    """Load a baseline by its shipped name or from a YAML file.
 
     A shipped name wins over a file of the same name in the working directory; `./NAME` means the file.
 
@@ -112,7 +113,7 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         tasks: Datasets by task, to compute the overall scores from.
 
     Raises:
-        BaselineError: There is no such baseline, or its file is ill-formed; the message names file and key.
+        BaselineError: There is no such baseline, or its file is invalid; the message names file and key.
 
     Example:
         >>> baseline = load_baseline("whisper-base", tasks={"music": ["gtzan", "nsynth"], "other": ["gtzan", "mine"]})
@@ -122,11 +123,9 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
     shipped = shipped_baselines()
     path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else Path(name_or_file)
     if not path.is_file():
-        raise BaselineError(
-            f"no baseline {name_or_file!r}: there is no such file, and the package ships {', '.join(shipped)}"
-        )
+        raise BaselineError(f"no baseline {name_or_file!r}: no such file; the package ships {', '.join(shipped)}")
     section = read_yaml(path, BaselineError)
-    # The schema goes first: a file of another edition may well have other keys.
+    # Checked first: a file of another schema may have other keys.
     schema = section.integer("schema", at_least=1)
     if schema > BASELINE_SCHEMA:
         section.fail("schema", f"found {schema}, this version reads 1 to {BASELINE_SCHEMA}")
@@ -137,7 +136,7 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
     scores = {}
     for dataset in scores_section.values:
         if not isinstance(dataset, str):
-            scores_section.fail(str(dataset), "found a key that is no text; put the dataset's name in quotes")
+            scores_section.fail(str(dataset), "found a key that is not text; put the name of the dataset in quotes")
         if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
             scores[dataset] = _read_score(scores_section.section(dataset), _clip_sums_file(path, dataset))
         else:
@@ -158,12 +157,12 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
 
 
 def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]) -> None:
-    """Raise BaselineError unless every one of the datasets, under this preset, has a score in the baseline.
+    """Raise BaselineError unless the baseline has this preset and a score for each dataset.
 
     Args:
-        baseline: What the run is to be held against.
-        preset: The run's preset.
-        datasets: The datasets that the run is going to score.
+        baseline: The baseline to compare the run with.
+        preset: The preset of the run.
+        datasets: The datasets that the run evaluates.
     """
     if baseline.preset != preset:
         raise BaselineError(
@@ -179,21 +178,21 @@ def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]
 
 
 def check_new_baseline(path: Path, *, replace: bool = False) -> None:
-    """Raise UsageError if a baseline cannot be written there; to be asked before anything is trained.
+    """Raise UsageError if a baseline cannot be written there; nothing is created.
 
-    Nothing is created, and nothing is overwritten unless that is asked for.
+    Called before training, so that hours of work do not end in a wrong path.
     """
     if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{path} is no name for a baseline; expected a file that ends in .yaml")
+        raise UsageError(f"{path} cannot be a baseline; expected a file name that ends in .yaml")
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected the name of a file")
+        raise UsageError(f"{path} is a folder; expected a file name")
     if not replace and (path.exists() or path.is_symlink()):
-        raise UsageError(f"{path} is there already and is not overwritten; name another file, or add --force")
+        raise UsageError(f"{path} exists already; name another file, or overwrite it with --force")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():
         raise UsageError(f"{path} cannot be written: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK):
-        raise UsageError(f"{path} cannot be written: no permission to write in {nearest}")
+        raise UsageError(f"{path} cannot be written: no write permission for {nearest}")
 
 
 def write_baseline(
@@ -205,26 +204,28 @@ def write_baseline(
     fingerprints: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> None:
-    """Write a baseline, the file itself last; `load_baseline` reads the same back to the last bit.
+    """Write a baseline; `load_baseline` reads the same scores back, to the last bit.
+
+    The YAML file is written last, after the clip sums whose digests it holds.
 
     Args:
         path: A .yaml file; missing folders above it are created.
         preset: The preset that the scores were measured with.
-        scores: What is known of every dataset's score.
+        scores: Scores by dataset.
         note: Where the scores come from.
-        fingerprints: What they were measured on, by part.
-        replace: Whether a baseline that is there already is overwritten.
+        fingerprints: Digests of the encoder, the data and so on.
+        replace: Whether to overwrite an existing baseline.
 
     Raises:
         UsageError: The file exists.
-        DiskError: It cannot be written.
-        BaselineError: There is no score, or one is not a finite number within -1 and 1.
+        DiskError: The file cannot be written.
+        BaselineError: There are no scores, or one is not a finite number within -1 and 1.
     """
     check_new_baseline(path, replace=replace)
     if not scores:
-        raise BaselineError(f"{path} is not written: there is no score to save")
+        raise BaselineError(f"{path} is not written: there are no scores to save")
     for dataset, held in scores.items():
-        # A comparison with NaN is false, so this refuses it.
+        # Also refuses NaN: any comparison with it is false.
         if not -1 <= held.score <= 1:
             raise BaselineError(
                 f"{path} is not written: the score of {dataset} is {held.score}, expected a number within -1 and 1"
@@ -232,13 +233,58 @@ def write_baseline(
     content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
     if note:
         content["note"] = note
-    kept = {dataset: held.clip_sums.to_bytes() for dataset, held in scores.items() if held.clip_sums is not None}
-    digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in kept.items()}
+    clip_sums = {dataset: held.clip_sums.to_bytes() for dataset, held in scores.items() if held.clip_sums is not None}
+    digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in clip_sums.items()}
     content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
     if fingerprints:
         content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
-    files: dict[Path, bytes | str] = {_clip_sums_file(path, dataset): data for dataset, data in kept.items()}
+    files: dict[Path, bytes | str] = {_clip_sums_file(path, dataset): data for dataset, data in clip_sums.items()}
     write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
+
+
+def save_as_baseline(
+    path: Path,
+    run: RunManifest,
+    records: Iterable[ScoreRecord],
+    clip_sums_files: Mapping[str, Path],
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a run's scores as a baseline.
+
+    Args:
+        path: A .yaml file; missing folders above it are created.
+        run: The run.
+        records: Its scores.
+        clip_sums_files: The file of every score's clip sums, by dataset.
+        replace: Whether a baseline that is there already is overwritten.
+
+    Raises:
+        UsageError, DiskError, BaselineError: As for `write_baseline`.
+    """
+    from xares_bench.scores.clip_sums import load_clip_sums
+
+    scores = {
+        record.dataset: BaselineScore(
+            score=record.score,
+            interval=record.interval,
+            deviation=record.deviation,
+            spread=record.spread,
+            num_seeds=len(record.seed_scores),
+            num_rows=record.num_rows,
+            num_clips=record.num_clips,
+            clip_sums=load_clip_sums(clip_sums_files[record.dataset]),
+        )
+        for record in records
+    }
+    write_baseline(
+        path,
+        preset=run.preset,
+        scores=scores,
+        note=f"{run.encoder['spec']}, run {run.name}",
+        fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
+        replace=replace,
+    )
 
 
 def _share(section: Section, key: str) -> float:
@@ -258,7 +304,7 @@ def _at_least_zero(section: Section, key: str) -> float | None:
 
 
 def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
-    """One dataset's score with all that is known of it."""
+    """Read one dataset's score of schema 2."""
     section.only("score", "interval", "deviation", "spread", "seeds", "rows", "clips", "clip_sums")
     interval = None
     if section.has("interval"):
@@ -274,7 +320,7 @@ def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
 
         if file_digest(clip_sums_file) != section.text("clip_sums"):
             section.fail(
-                "clip_sums", f"{clip_sums_file} is not the file that the baseline was saved with; restore both"
+                "clip_sums", f"{clip_sums_file} is not the file that was saved with this baseline; restore both"
             )
         clip_sums = load_clip_sums(clip_sums_file)
         if abs(float(clip_sums.scores()[0]) - score) > _SUMS_ROUNDING:
@@ -292,7 +338,7 @@ def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
 
 
 def _described(held: BaselineScore, clip_sums: str | None) -> dict[str, object]:
-    """A score as YAML has it, cast, as numpy's scalars have no such form."""
+    """Return a score for YAML, in plain floats: PyYAML cannot write numpy's."""
     found: dict[str, object] = {
         "score": float(held.score),
         "interval": None if held.interval is None else [float(end) for end in held.interval],
@@ -307,12 +353,12 @@ def _described(held: BaselineScore, clip_sums: str | None) -> dict[str, object]:
 
 
 def _clip_sums_file(path: Path, dataset: str) -> Path:
-    """Where a baseline keeps what a score is made of."""
+    """Return the path of a dataset's clip sums, beside the baseline's YAML file."""
     return path.with_suffix(".clip_sums") / f"{dataset}.npz"
 
 
 def _overalls(scores: Mapping[str, BaselineScore], tasks: Mapping[str, Iterable[str]]) -> dict[str, BaselineScore]:
-    """The mean of every complete task; its error is known where those of all its datasets are."""
+    """Return the mean of every complete task; it has an error if all of its datasets have one."""
     overalls = {}
     for task, members in tasks.items():
         held = [scores.get(dataset) for dataset in members]

@@ -1,9 +1,14 @@
-"""The gate: whether scores may pass, and if not, why, in one line each.
+"""The gate: decides which scores pass, and gives the reason for each that fails in one line.
 
-By default a dataset fails when its loss against the baseline is more than noise and more than a floor. Noise is that of
-the test clips (paired, where the baseline kept its clips) and that of the training (where several seeds were trained).
-The datasets of a run are tested together (Holm), so that a run of an encoder that lost nothing fails one time in
-twenty, however many datasets it has.
+By default a dataset fails when its score is below the baseline by more than noise and by more than a floor. Noise comes
+from the test clips (paired by clip where the baseline has clip sums) and from the training (where several seeds were
+trained). Holm's correction covers all datasets of a run: an encoder that lost nothing fails in at most one run of
+twenty, however many datasets there are.
+
+The gate decides in two steps, since each dataset is a pytest test of its own. `examine` looks at one score when its
+test runs; `failures` then decides on all findings so far. It is told how many findings there will be, so a test that
+fails now also fails when all are known. One that passes now can still fail at the end, as Holm's bound for the second
+smallest p-value is higher than for the smallest: the session asks again when all are known.
 """
 
 from __future__ import annotations
@@ -30,15 +35,15 @@ class Tolerance:
     """How far below its baseline a score may be.
 
     Attributes:
-        by_noise: As far as noise explains (`ci`), instead of by a fixed number.
-        number: The fixed number; with `by_noise` the floor, a loss up to which is never a failure.
+        by_noise: Whether as far as noise explains (`ci`) instead of by a fixed number.
+        number: The fixed number; with `by_noise` the floor: a loss up to it never fails.
     """
 
     by_noise: bool = True
     number: float = DEFAULT_FLOOR
 
     def __str__(self) -> str:
-        """As on the command line."""
+        """Return the tolerance as on the command line."""
         if not self.by_noise:
             return f"{self.number:g}"
         return "ci" if self.number == DEFAULT_FLOOR else f"ci:{self.number:g}"
@@ -46,14 +51,14 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What there is to say of one score, alone.
+    """The comparison of one score with its baseline, before the correction for many tests.
 
     Attributes:
         what: A dataset, or a task's overall score.
         score: The score.
-        baseline: What it is held against; None without one.
-        difference: How it stands to that; None where noise is not asked for.
-        problem: Why it cannot pass whatever the others do; None where nothing stands against it.
+        baseline: The score to compare it with; None if there is none.
+        difference: Score minus baseline, with its error; None if the tolerance is a fixed number.
+        problem: Why the score fails whatever the other findings are; None if it may pass.
     """
 
     what: str
@@ -63,22 +68,22 @@ class Finding:
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping; `from_json` reads it back."""
+        """Return a plain mapping; `from_json` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
-        """The finding that `to_json` wrote."""
+        """Return the finding that `to_json` wrote."""
         difference = None if data["difference"] is None else Difference(**data["difference"])
         return cls(**{**data, "difference": difference})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Holds scores against a baseline; without one, every score that is a number passes.
+    """Compares scores with a baseline; without one, every finite score passes.
 
     Attributes:
-        baseline: What scores are held against, or None.
+        baseline: The scores to compare with, or None.
         tolerance: How far below the baseline a score may be.
     """
 
@@ -86,37 +91,38 @@ class Gate:
     tolerance: Tolerance
 
     def examine(self, record: ScoreRecord, clip_sums: ClipSums) -> Finding:
-        """What there is to say of a dataset's score.
+        """Compare a dataset's score with the baseline.
 
         Args:
             record: The score.
-            clip_sums: What it is made of.
+            clip_sums: The clip sums behind it.
         """
         what = record.dataset
         held = None if self.baseline is None else self.baseline.scores.get(what)
         if self.baseline is not None and record.partial:
-            problem = f"{what}: a score over fewer clips (--limit) cannot be held against a baseline"
+            problem = f"{what}: a score over fewer clips (--limit) cannot be compared with a baseline"
             return Finding(what=what, score=record.score, problem=problem)
+        # Before any comparison: scores of two test sets differ without any change to the encoder.
         if held is not None and held.num_rows not in (None, record.num_rows):
             problem = (
-                f"{what}: scored over {record.num_rows} rows, its baseline over {held.num_rows}; "
-                "these are not the same test set"
+                f"{what}: the score is over {record.num_rows} rows, the baseline's over {held.num_rows}; "
+                "the test sets differ, so the scores cannot be compared"
             )
             return Finding(what=what, score=record.score, baseline=held.score, problem=problem)
         return self._finding(what, record, held, record.num_clips, clip_sums)
 
     def examine_overall(self, overall: Overall, num_clips: int) -> Finding:
-        """What there is to say of a task's complete overall score, over so many clips."""
+        """Compare a task's complete overall score, over so many clips, with the baseline."""
         assert overall.complete, overall
         held = None if self.baseline is None else self.baseline.overalls.get(overall.task)
         return self._finding(f"{overall.task} overall", overall, held, num_clips, None)
 
     def failures(self, findings: Sequence[Finding], num_tests: int) -> dict[str, str]:
-        """Why scores do not pass, in one line each, by what they are scores of.
+        """Return the reason for each score that fails, by dataset or overall score.
 
         Args:
-            findings: What is known so far.
-            num_tests: How many findings there will be in all. What fails now fails also when the others are known.
+            findings: The findings so far.
+            num_tests: How many there will be in all. A score that fails now also fails when all are known.
         """
         tested = [finding for finding in findings if finding.problem is None and finding.difference is not None]
         significant = holm([_p(finding) for finding in tested], num_tests=max(num_tests, len(tested)))
@@ -127,7 +133,7 @@ class Gate:
         return failures
 
     def improvements(self, findings: Sequence[Finding], num_tests: int) -> list[str]:
-        """What is better than the baseline by more than noise and floor; never a failure, and good to know."""
+        """Return the scores above the baseline by more than noise and the floor, for the report only."""
         tested = [finding for finding in findings if finding.problem is None and finding.difference is not None]
         significant = holm([1 - _p(finding) for finding in tested], num_tests=max(num_tests, len(tested)))
         pairs = zip(tested, significant, strict=True)
@@ -143,11 +149,11 @@ class Gate:
     ) -> Finding:
         score = found.score
         if not math.isfinite(score):
-            return Finding(what=what, score=score, problem=f"{what}: the score is NaN, which is never a pass")
+            return Finding(what=what, score=score, problem=f"{what}: the score is NaN, so the test fails")
         if self.baseline is None:
             return Finding(what=what, score=score)
         if held is None:
-            unknown = f"{what}: baseline {self.baseline.name} has no score for it"
+            unknown = f"{what}: no score in the baseline {self.baseline.name}"
             return Finding(what=what, score=score, problem=unknown)
         if self.tolerance.by_noise:
             difference = self._difference(found, held, num_clips, clip_sums)
@@ -163,12 +169,14 @@ class Gate:
     def _difference(
         self, found: ScoreRecord | Overall, held: BaselineScore, num_clips: int, clip_sums: ClipSums | None
     ) -> Difference:
-        """Score minus baseline: over common clips where both kept theirs, else by the errors of both scores."""
+        """Return score minus baseline: paired by clip if both have clip sums, else with the errors of both scores."""
         training = pooled_training_noise((found.spread, len(found.seed_scores)), (held.spread, held.num_seeds))
         if clip_sums is not None and held.clip_sums is not None:
             paired = paired_difference(held.clip_sums, clip_sums, training=training)
+            # Only over all clips: the loss over some of them need not be the loss of the score that the message names.
             if paired is not None and paired.num_clips == num_clips:
                 return paired
+        # A published score has no error; it counts as exact.
         deviation = math.hypot(found.deviation or 0.0, held.deviation or 0.0)
         return difference_of(found.score - held.score, deviation, num_clips=num_clips, training=training)
 
@@ -177,11 +185,13 @@ class Gate:
         assert finding.baseline is not None
         assert finding.difference is not None
         difference = finding.difference
-        how = "over the same clips" if difference.paired else "by the errors of both scores"
+        how = "paired by clip" if difference.paired else "not paired by clip"
         return (
             f"{finding.what}: score {finding.score:.4f} is {_loss(finding):.4f} below the baseline "
-            f"{finding.baseline:.4f} ({self.baseline.name}), tolerance {self.tolerance}; 95 % of the difference is "
-            f"{difference.low:+.4f} to {difference.high:+.4f} {how}, p {difference.p_loss:.2g} among {num_tests} tests"
+            f"{finding.baseline:.4f} ({self.baseline.name}), tolerance {self.tolerance}; 95 % confidence "
+            f"interval of the difference [{difference.low:+.4f}, {difference.high:+.4f}], {how}; "
+            f"one-sided p = {difference.p_loss:.2g} before Holm correction over {num_tests} "
+            f"{'test' if num_tests == 1 else 'tests'}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Results as data: what an evaluation leaves behind, and its JSON forms."""
+"""Records: predictions, scores and runs as plain data, with their JSON forms."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 RESULTS_SCHEMA = 2
 
-# Half the width of a 95 % interval, in standard errors.
+# Half the width of a 95 % confidence interval, in standard errors.
 _HALF_WIDTH = statistics.NormalDist().inv_cdf(0.975)
 
-# Name of the file that holds the predictions of a dataset, where it is kept.
+# Name of the file with a cached score's predictions.
 PREDICTIONS_FILE = "predictions.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row: what the LALM said of a clip, held against one target.
+    """One row: the text predicted for a clip, and one target to compare it with.
 
     Attributes:
         clip: Key of the clip in its shard.
-        reference: The target, as the data has it.
+        reference: The target, as the dataset has it.
         hypothesis: The generated text.
-        value: The metric of this row alone, where it has one.
+        value: The metric of this row alone; None for a metric that has no value per row.
     """
 
     clip: str
@@ -47,28 +47,29 @@ class DroppedSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRecord:
-    """One dataset's score and all that is needed to judge and reproduce it.
+    """One dataset's score, with its error and what it was computed from.
 
     Attributes:
         dataset: Its id, e.g. `esc-50`.
-        task: The task that it is averaged into, e.g. `task1`.
+        task: The task whose overall score it counts towards, e.g. `task1`.
         metric: Name of the metric.
         score: The metric over all rows, at most 1; FENSE and DATE can be a little below 0, the others cannot.
         weight: Weight in the task's overall score.
         num_rows: (clip, target) pairs that were scored.
-        num_clips: Clips that were generated for.
+        num_clips: Clips that a text was generated for.
         duration_s: Seconds of audio in those clips.
-        features_s: Wall time of computing the features of its test shards when that was done.
-        generation_s: Wall time of generating and scoring when it was done.
+        features_s: Wall time of computing the features of its test shards. A reused score keeps the times that it took
+            when it was computed.
+        generation_s: Wall time of generating and scoring.
         dropped: Samples that could not be used.
         mix: Name of the mix that the LALM was trained on.
         key: Digest of everything that the score depends on.
         lalm_key: Digest of everything that the LALM depends on.
-        reused: Whether an earlier run had computed it.
+        reused: Whether it comes from the cache.
         partial: Whether `--limit` left clips out.
-        interval: 95 % interval of the score, from resampling clips; None where the score is NaN.
+        interval: 95 % confidence interval of the score, from resampling clips; None where the score is NaN.
         deviation: Standard error of the score, from the same resamples; None where the score is NaN.
-        seed_scores: The score of every seed of the training, in their order; `score` is their mean.
+        seed_scores: The score of each training seed, in the order of the seeds; `score` is their mean.
     """
 
     dataset: str
@@ -93,11 +94,11 @@ class ScoreRecord:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the score over the seeds of the training; None where there is one seed."""
+        """Standard deviation of the score over the training seeds; None with a single seed."""
         return _spread(self.seed_scores)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping, with null for a score that is no number; `from_json` reads it back."""
+        """Return a plain mapping, with null for a score that is NaN or infinite; `from_json` reads it back."""
         values = dataclasses.asdict(self)
         return {
             **values,
@@ -108,7 +109,7 @@ class ScoreRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ScoreRecord:
-        """The record that `to_json` wrote."""
+        """Return the record that `to_json` wrote."""
         dropped = tuple(DroppedSample(**sample) for sample in data["dropped"])
         own = {
             "score": math.nan if data["score"] is None else data["score"],
@@ -121,20 +122,20 @@ class ScoreRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
-    """What a run was made of; every value is plain JSON.
+    """What a run evaluated, and with what; every value is plain JSON.
 
     Attributes:
         name: Name of the run's folder.
-        datasets: The datasets that the run was asked for.
-        encoder: Specification, arguments, fingerprint, frame rate, findings of the contract check.
+        datasets: The datasets that the run was asked to evaluate.
+        encoder: Specification, arguments, fingerprint, frame rate and results of the contract check.
         preset: Name of the preset.
         decoder: Name and fingerprint of the decoder.
         recipe: Every value of the recipe.
         deviations: Values of the recipe that differ from the preset's, as `{key: [preset's, this run's]}`.
-        data: Where the data came from, and its revision.
-        tasks: The datasets that each task has, complete or not.
+        data: Where the data comes from, and its revision.
+        tasks: All datasets of each task, evaluated or not.
         environment: Device, library versions, platform.
-        seeds: Seeds of the training; every score is the mean over them.
+        seeds: Training seeds; every score is the mean over them.
     """
 
     name: str
@@ -150,12 +151,12 @@ class RunManifest:
     seeds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping; `from_json` reads it back."""
+        """Return a plain mapping; `from_json` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunManifest:
-        """The manifest that `to_json` wrote."""
+        """Return the manifest that `to_json` wrote."""
         tasks = {task: tuple(names) for task, names in data["tasks"].items()}
         return cls(**{**data, "datasets": tuple(data["datasets"]), "tasks": tasks, "seeds": tuple(data["seeds"])})
 
@@ -166,12 +167,12 @@ class Overall:
 
     Attributes:
         task: The task.
-        score: Weighted mean of the scores there are; NaN when one of them is.
-        num_datasets: How many datasets that mean is over.
-        num_expected: How many datasets the task has.
-        partial: Whether a score is over fewer clips than its dataset has.
-        deviation: Standard error of the score; None where one of its datasets has none.
-        seed_scores: The overall score of every seed of the training.
+        score: Weighted mean of the available scores; NaN if one of them is.
+        num_datasets: Datasets in that mean.
+        num_expected: Datasets of the task.
+        partial: Whether `--limit` left out clips of a dataset.
+        deviation: Standard error of the score; None if that of a dataset is unknown.
+        seed_scores: The overall score of each training seed.
     """
 
     task: str
@@ -184,27 +185,32 @@ class Overall:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the score: that of a mean of independent scores."""
+        """95 % confidence interval, as of a mean of independent scores; None without a standard error."""
         if self.deviation is None:
             return None
         return self.score - _HALF_WIDTH * self.deviation, self.score + _HALF_WIDTH * self.deviation
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the score over the seeds of the training; None where there is one seed."""
+        """Standard deviation of the score over the training seeds; None with a single seed."""
         return _spread(self.seed_scores)
 
     @property
     def complete(self) -> bool:
-        """Whether it may be compared with another run's."""
+        """Whether it can be compared with the overall score of another run."""
         return self.num_datasets == self.num_expected and not self.partial
 
 
 def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str]) -> Overall:
-    """Weighted mean over the records of one task, with what it takes to call it complete.
+    """Return the weighted mean over the records of one task.
+
+    Args:
+        task: The task.
+        records: Records of any tasks.
+        expected: All datasets of the task.
 
     Raises:
-        ValueError: There is no record of that task.
+        ValueError: No record is of that task.
     """
     expected = set(expected)
     scored = {record.dataset: record for record in records if record.task == task}
@@ -214,6 +220,8 @@ def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str
     shares = {name: record.weight / total_weight for name, record in scored.items()}
     deviations = [(share, scored[name].deviation) for name, share in shares.items()]
     known = [share * deviation for share, deviation in deviations if deviation is not None]
+    # The datasets share a LALM, so their scores vary together from seed to seed: averaged seed by seed, the spread of
+    # the overall score includes that. A spread combined from those of the datasets would ignore it.
     by_seed = zip(*(record.seed_scores for record in scored.values()), strict=True)
     return Overall(
         task=task,
@@ -233,11 +241,11 @@ def _spread(scores: tuple[float, ...]) -> float | None:
 
 
 def _number(value: float) -> float | None:
-    """A value as JSON has it: null for one that is no number."""
+    """Replace NaN and infinities, which JSON cannot hold, by None."""
     return value if math.isfinite(value) else None
 
 
 def predictions_to_jsonl(predictions: Iterable[Prediction]) -> str:
-    """One JSON object a line, in the order given."""
+    """Return one JSON object per line, in the given order."""
     rows = map(dataclasses.asdict, predictions)
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

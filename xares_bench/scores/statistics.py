@@ -1,9 +1,9 @@
-"""Statistics: how sure a score is, and whether a difference is more than noise.
+"""Statistics: confidence intervals of scores, and whether a difference between two scores is more than noise.
 
-Clips are the sample: they are drawn with replacement (Efron 1979), all rows of a clip together, and the metric is
-computed anew from their sums. Two runs over the same clips are resampled together, so that what both find hard cancels.
-A difference's spread becomes a probability through the normal distribution, as small ones are needed where many
-datasets are tested, and a thousand resamples have none below a thousandth.
+The bootstrap (Efron 1979) by clip: clips are drawn with replacement, each with all its rows, and the metric is
+recomputed from their sums. Two runs over the same clips are resampled with the same draws, so the clips that are hard
+for both cancel out. The standard error of a difference becomes a p-value through the normal distribution: correcting
+for many tests needs small p-values, and counting among 1000 resamples gives none between 0 and 0.001.
 
 Shapes: B resamples, C clips.
 """
@@ -23,17 +23,17 @@ from xares_bench.scores.clip_sums import Array, ClipSums
 
 NUM_RESAMPLES = 1000
 ALPHA = 0.05
-_BLOCK_NUMBERS = 4_000_000  # weights that are in memory at a time
+_BLOCK_NUMBERS = 4_000_000  # weights in memory at a time: 32 MB
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A score's 95 % interval.
+    """The 95 % confidence interval of a score.
 
     Attributes:
         low: 2.5th percentile of the resamples.
-        high: 97.5th.
+        high: 97.5th percentile.
         deviation: Standard deviation of the resamples: the score's standard error.
     """
 
@@ -44,11 +44,11 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingNoise:
-    """What another seed of the training would change in the difference of two scores.
+    """How much the difference of two scores varies with the training seeds.
 
     Attributes:
-        deviation: Standard error of the difference by that.
-        degrees_of_freedom: How well it is known: seeds that it was estimated from, less one per score.
+        deviation: Standard error of the difference, from the training alone.
+        degrees_of_freedom: Of that estimate: the number of seeds, minus one per score.
     """
 
     deviation: float
@@ -57,16 +57,16 @@ class TrainingNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How one score stands to another.
+    """The difference between two scores.
 
     Attributes:
-        difference: The second minus the first.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        difference: The second score minus the first.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end of the interval.
         deviation: Its standard error.
-        p_loss: Probability of a loss as great as this, or a greater one, were the second no worse than the first.
-        num_clips: Clips behind it.
-        paired: Whether the two were held against each other clip by clip.
+        p_loss: One-sided p-value: the probability of a loss at least this large if the second score were no worse.
+        num_clips: Clips that it is over.
+        paired: Whether both scores were resampled over the same clips.
     """
 
     difference: float
@@ -79,7 +79,7 @@ class Difference:
 
 
 def resampled(clip_sums: ClipSums, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Array:
-    """The score of sets of C clips drawn with replacement, `[B]`; those that make no score are left out."""
+    """Return the scores of resamples of the clips, at most `[B]`; resamples without a finite score are left out."""
     blocks = _weights(len(clip_sums.clips), num_resamples, seed)
     scores = np.concatenate([clip_sums.scores(weights_BC) for weights_BC in blocks])
     finite: Array = scores[np.isfinite(scores)]
@@ -87,10 +87,9 @@ def resampled(clip_sums: ClipSums, *, num_resamples: int = NUM_RESAMPLES, seed: 
 
 
 def interval_of(clip_sums: ClipSums) -> Interval:
-    """The 95 % interval of a score.
+    """Return the 95 % confidence interval of a score.
 
-    A score that no clip disagrees with, such as an accuracy of 1, has an interval of no width: resampling cannot know
-    of clips that it has not seen.
+    The interval has no width where all clips agree, as for an accuracy of 1: resampling only repeats the clips at hand.
     """
     scores = resampled(clip_sums)
     if len(scores) == 0:
@@ -100,18 +99,23 @@ def interval_of(clip_sums: ClipSums) -> Interval:
 
 
 def paired_difference(first: ClipSums, second: ClipSums, *, training: TrainingNoise | None = None) -> Difference | None:
-    """How the second score stands to the first over the clips that both have; None where there is none.
+    """Compare two scores over the clips that both have.
 
     Args:
-        first: The one it is held against.
-        second: The one in question.
-        training: The noise of training, which clips do not show; None: it is not known, or not asked for.
+        first: The score to compare with.
+        second: The score to examine.
+        training: The noise of training, which resampling clips does not show; None if it is unknown.
+
+    Returns:
+        The second score minus the first; None if they have no clip in common or another metric.
     """
     in_second = set(second.clips)
     common = [clip for clip in first.clips if clip in in_second]
     if not common or (first.metric, first.arguments) != (second.metric, second.arguments):
         return None
     first, second = first.select(common), second.select(common)
+    # The weights depend on the number of clips alone, and both now have the same clips in the same order: both calls of
+    # `scores` see the same resamples.
     differences = np.concatenate(
         [second.scores(weights) - first.scores(weights) for weights in _weights(len(common), NUM_RESAMPLES, 0)]
     )
@@ -132,22 +136,24 @@ def difference_of(
     training: TrainingNoise | None = None,
     paired: bool = False,
 ) -> Difference:
-    """A difference with its interval and the probability of such a loss.
+    """Return a difference with its confidence interval and p-value.
 
     Args:
         difference: The second score minus the first.
-        deviation: Its standard error by the clips. The worth of one clip is added: where all clips agree resampling
-            shows no error, and where few disagree the normal distribution's tail is too thin.
-        num_clips: Clips behind it.
-        training: The noise of training. As it is known from a few seeds only, Student's distribution takes the place of
-            the normal one, with degrees of freedom by Satterthwaite (1946).
+        deviation: Its standard error from resampling clips.
+        num_clips: Clips that it is over.
+        training: The noise of training. It is estimated from a few seeds, so Student's t distribution replaces the
+            normal one, with degrees of freedom by Satterthwaite (1946).
         paired: See `Difference`.
     """
+    # The weight of one clip is added: where all clips agree, resampling shows no error at all, and where few disagree,
+    # the tail of the normal distribution is too thin. So one clip alone is never a significant loss.
     by_clips = math.hypot(deviation, 1 / num_clips)
     by_training = 0.0 if training is None else training.deviation
     total = math.hypot(by_clips, by_training)
     degrees = math.inf
     if training is not None and by_training > 0:
+        # Satterthwaite's formula with infinite degrees of freedom for the clips' share of the variance.
         degrees = training.degrees_of_freedom * (total / by_training) ** 4
     half = -_student_quantile(ALPHA / 2, degrees) * total
     return Difference(
@@ -162,9 +168,14 @@ def difference_of(
 
 
 def pooled_training_noise(*scores: tuple[float | None, int]) -> TrainingNoise | None:
-    """The training's noise in the difference of two scores, each given by its spread over seeds and their number.
+    """Return the noise of training in the difference of two scores.
 
-    A score of one seed has no spread: the other's is taken for it. None where neither has one.
+    Args:
+        scores: Per score, its standard deviation over the training seeds, and their number. A score of one seed has no
+            standard deviation; it gets that of the other score.
+
+    Returns:
+        The noise; None if both scores have a single seed.
 
     Example:
         >>> pooled_training_noise((None, 1), (0.02, 5))
@@ -182,15 +193,15 @@ def pooled_training_noise(*scores: tuple[float | None, int]) -> TrainingNoise | 
 
 
 def holm(p_values: Sequence[float], *, alpha: float = ALPHA, num_tests: int | None = None) -> list[bool]:
-    """Which of several findings are significant, with all of them together wrong at most `alpha` of the time.
+    """Return which tests are significant, with a probability of at most `alpha` that any of them is a false alarm.
 
     Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     Args:
-        p_values: One per finding.
-        alpha: Probability of a single wrong finding or more.
-        num_tests: Findings that there are in all; those that are not yet known count as not significant. What is
-            significant stays so when more become known.
+        p_values: The p-values known so far; NaN is never significant.
+        alpha: The family-wise error rate.
+        num_tests: Tests in all, if some p-values are not known yet. Those count as not significant. A test that is
+            significant now stays so when the others become known; one that is not can become significant.
 
     Example:
         >>> holm([0.001, 0.04, 0.02])
@@ -198,6 +209,9 @@ def holm(p_values: Sequence[float], *, alpha: float = ALPHA, num_tests: int | No
         >>> holm([0.001, 0.04, 0.02], num_tests=20)
         [True, False, False]
     """
+    # The k-th smallest of N p-values must be at most alpha / (N - k + 1), and so must all smaller ones. With N known
+    # from the start, significant stays significant: a new p-value below significant ones takes the place of one of
+    # them, whose bound it meets, as it is smaller; those behind it move to later places, where the bounds are higher.
     num_left = len(p_values) if num_tests is None else num_tests
     significant = [False] * len(p_values)
     for place in sorted(range(len(p_values)), key=lambda place: (math.isnan(p_values[place]), p_values[place])):
@@ -209,9 +223,10 @@ def holm(p_values: Sequence[float], *, alpha: float = ALPHA, num_tests: int | No
 
 
 def _student_cdf(value: float, degrees: float) -> float:
-    """Student's distribution function, of any positive number of degrees of freedom; the normal one beyond 1000.
+    """Return Student's t distribution function; beyond 1000 degrees of freedom, the normal one.
 
-    With t = sqrt(degrees) tan(angle) its density is proportional to cos(angle) ** (degrees - 1).
+    By the substitution t = sqrt(degrees) tan(angle), under which the density is proportional to
+    cos(angle) ** (degrees - 1); so scipy is not needed.
     """
     if degrees > 1000 or value == 0:
         return _NORMAL.cdf(value)
@@ -227,10 +242,10 @@ def _student_cdf(value: float, degrees: float) -> float:
 
 
 def _student_quantile(share: float, degrees: float) -> float:
-    """The value that so large a share, of at most half, lies below."""
+    """Return the quantile of Student's t distribution, for a share of at most a half."""
     if degrees > 1000:
         return _NORMAL.inv_cdf(share)
-    low, high = -50.0, 0.0  # of 2.5 % it is -12.7 with one degree of freedom
+    low, high = -50.0, 0.0  # the 2.5 % quantile is -12.7 with one degree of freedom
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if _student_cdf(middle, degrees) < share else (low, middle)
@@ -238,16 +253,21 @@ def _student_quantile(share: float, degrees: float) -> float:
 
 
 def _weights(num_clips: int, num_resamples: int, seed: int) -> Iterator[Array]:
-    """How often each clip is drawn, `[B, C]`, block by block; the same for all datasets of as many clips."""
+    """Yield how often each clip is drawn, `[B, C]`, in blocks of resamples that fit in memory.
+
+    Equal numbers of clips give equal weights: paired differences rely on it, and `_drawn` is cached by it.
+    """
     block = max(1, min(num_resamples, _BLOCK_NUMBERS // num_clips))
     for start in range(0, num_resamples, block):
+        # Each block has a seed of its own, so that it can be drawn, and cached, without those before it.
         yield _drawn(num_clips, min(block, num_resamples - start), seed + start).astype(np.float64)
 
 
 @functools.lru_cache(maxsize=8)
 def _drawn(num_clips: int, num_resamples: int, seed: int) -> NDArray[np.uint16]:
-    """Counts of clips drawn with replacement, `[B, C]`."""
+    """Return how often each clip is drawn when C clips are drawn with replacement, `[B, C]`."""
     drawn = np.random.default_rng(seed).integers(0, num_clips, (num_resamples, num_clips))
+    # Numbered on from row to row, so that a single bincount counts every resample.
     drawn += np.arange(num_resamples)[:, None] * num_clips
     counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_clips)
     return counts.reshape(num_resamples, num_clips).astype(np.uint16)
