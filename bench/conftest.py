@@ -11,11 +11,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from xares_bench.scores.records import ScoreRecord, overall_of
-from xares_bench.session.session import SESSION, BenchSession, open_session
+from xares_bench.session.clock import ComputeClock
+from xares_bench.session.hooks import SESSION, open_session
+from xares_bench.session.session import BenchSession
 
 if TYPE_CHECKING:
     from xares_bench.core.store import Entry
     from xares_bench.encoders.contract import ContractReport
+
+_CLOCK = ComputeClock()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +32,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_custom.py" and not config.stash[SESSION].plan.own_datasets else None
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let pytest-benchmark report the seconds of computation, those of cached scores included."""
+    item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
+
+
 @pytest.fixture(scope="session")
 def bench(pytestconfig: pytest.Config) -> BenchSession:
     """The session: plan, suite, baseline."""
@@ -36,13 +45,13 @@ def bench(pytestconfig: pytest.Config) -> BenchSession:
 
 @pytest.fixture(scope="session")
 def contract(bench: BenchSession) -> ContractReport:
-    """What the encoder keeps of its contract, checked once whichever tests are selected."""
+    """The result of checking the encoder's contract, once, whichever tests are selected."""
     return bench.suite.contract
 
 
 @pytest.fixture(scope="session")
 def data(bench: BenchSession, contract: ContractReport) -> None:
-    """The shards that the selected tests need, fetched where they are not there."""
+    """Downloads the shards that the selected tests need and that are not on disk."""
     if contract.failure is not None:
         clause, message = contract.failure
         pytest.skip(f"the encoder breaks its contract, clause {clause}: {message}")
@@ -64,11 +73,25 @@ def evaluate(
 ) -> Callable[[str], ScoreRecord]:
     """Scores a dataset and records the score, before anything is asserted of it."""
 
+    def timed(dataset: str) -> ScoreRecord:
+        record = bench.suite.evaluate(dataset)
+        _CLOCK.advance(record.features_s + record.generation_s)
+        return record
+
     def evaluate_and_record(dataset: str) -> ScoreRecord:
         once: Callable[..., ScoreRecord] = benchmark.pedantic
-        record = once(bench.suite.evaluate, args=(dataset,), rounds=1, iterations=1)
+        benchmark.group = bench.plan.dataset(dataset).task
+        record = once(timed, args=(dataset,), rounds=1, iterations=1)
         benchmark.extra_info.update(
-            score=record.score, num_rows=record.num_rows, clips_per_s=record.num_clips / record.generation_s
+            metric=record.metric,
+            score=record.score,
+            num_rows=record.num_rows,
+            num_clips=record.num_clips,
+            audio_s=record.duration_s,
+            features_s=record.features_s,
+            generation_s=record.generation_s,
+            clips_per_s=record.num_clips / record.generation_s,
+            cached=record.reused,
         )
         bench.publish(request.node, record)
         return record
@@ -79,7 +102,7 @@ def evaluate(
 @pytest.fixture
 def gate(bench: BenchSession, request: pytest.FixtureRequest) -> Callable[[ScoreRecord], None]:
     """Fails the test where the score is below the baseline."""
-    return functools.partial(bench.hold, request.node)
+    return functools.partial(bench.apply_gate, request.node)
 
 
 @pytest.fixture
@@ -88,7 +111,7 @@ def gate_overall(
 ) -> Callable[[str], None]:
     """Fails the test where a task's overall score is below the baseline; skips while datasets are missing."""
 
-    def hold(task: str) -> None:
+    def apply_gate(task: str) -> None:
         if contract.failure is not None:
             pytest.skip(f"the encoder breaks its contract, clause {contract.failure[0]}")
         expected = bench.plan.catalogue.tasks[task]
@@ -97,6 +120,6 @@ def gate_overall(
             pytest.skip(f"incomplete: {len(selected)} of {len(expected)} datasets selected, limit {bench.plan.limit}")
         records = [bench.suite.evaluate(name) for name in selected]
         num_clips = sum(record.num_clips for record in records)
-        bench.hold_overall(request.node, overall_of(task, records, expected), num_clips)
+        bench.apply_gate_to_overall(request.node, overall_of(task, records, expected), num_clips)
 
-    return hold
+    return apply_gate

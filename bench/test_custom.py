@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.session import SESSION
+from xares_bench.session.hooks import SESSION
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -105,9 +105,9 @@ def test_one_dataset_is_fetched_trained_scored_and_found_again_without_the_hub(m
 
     num_requests = len(hub.requests)
     again = bench(machine, "--allow-cpu", "--train=esc-50", "-k", "esc-50", HF_HUB_OFFLINE="1")
-    assert "kept: LALM esc-50 reused, features of 2 of 2 shards reused, 1 of 1 scores reused" in again
+    assert "LALM esc-50: cached\ncached: features of 2 of 2 shards, 1 of 1 scores;" in again
     anew = bench(machine, "--allow-cpu", "--train=esc-50", "-k", "esc-50", "--seed=1", HF_HUB_OFFLINE="1")
-    assert "kept: LALM esc-50 to be trained" in anew
+    assert "LALM esc-50: training from scratch" in anew
     assert "all present" in anew
     assert len(hub.requests) == num_requests, "offline, nothing is asked"
 
@@ -139,7 +139,7 @@ def test_the_same_command_gives_the_same_bytes_whatever_the_workers(machine: Mac
 def test_without_a_gpu_it_is_refused_before_anything_is_fetched(machine: Machine, hub: Hub) -> None:
     num_requests = len(hub.requests)
     output = bench(machine, "-k", "esc-50", status=4)
-    assert "--preset=full is made for a GPU and none was found. Use --preset=mini, or insist with --allow-cpu" in output
+    assert "--preset=full needs a GPU and none was found. Use --preset=mini, or force it with --allow-cpu" in output
     assert "no score for" not in output
     assert len(hub.requests) == num_requests
     assert not machine.folder.exists()
@@ -154,7 +154,7 @@ def test_shards_that_the_hub_lacks_are_errors_of_the_datasets_that_need_them(mac
     repository.commit(files, branch="poorer")
     output = bench(machine, *options, "--data-revision=poorer", status=1)
     assert f"{lost}: {DATA} has no such file at commit {repository.branches['poorer']}" in output
-    assert "no score for gtzan: not a pass" in output
+    assert "no score for gtzan: the run fails" in output
     output = bench(machine, *options, status=1)
     assert repository.branches["poorer"] in output, "the revision that was named stays"
     bench(machine, *options, f"--data-revision={DATA}@main")
@@ -163,7 +163,7 @@ def test_shards_that_the_hub_lacks_are_errors_of_the_datasets_that_need_them(mac
 def test_an_unreachable_hub_is_one_line(machine: Machine, hub: Hub) -> None:
     output = bench(machine, "--allow-cpu", "--train=esc-50", "-k", "esc-50", status=1, HF_HUB_OFFLINE="1")
     assert f"{DECODER}" in output
-    assert "no score for esc-50: not a pass" in output
+    assert "no score for esc-50: the run fails" in output
 
 
 def test_mixed_precision_through_the_launcher(machine: Machine, hub: Hub) -> None:

@@ -116,7 +116,7 @@ def test_the_first_failure_may_end_it(run: Run, damaged: str) -> None:
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1, deselected=35)
     assert scored(result) == ["aishell-1"], "what was scored before is kept, and written"
-    result.stdout.fnmatch_lines(["*no score for clotho, librispeech, mecat, songdescriber: not a pass*"])
+    result.stdout.fnmatch_lines(["*no score for clotho, librispeech, mecat, songdescriber: the run fails*"])
 
 
 def test_what_is_deselected_is_not_missed(run: Run) -> None:
@@ -142,12 +142,30 @@ def test_junit_has_the_scores(run: Run, pytester: pytest.Pytester, damaged: str)
     assert "test_00.tar.gz: damaged archive" in (failure.text or "")
 
 
-def test_benchmark_json_has_the_scores(run: Run, pytester: pytest.Pytester, scores: str) -> None:
-    result = run("--benchmark-json=timings.json")
+def test_benchmark_json_has_the_scores_and_what_they_took_when_computed(
+    run: Run, pytester: pytest.Pytester, scores_file: Path
+) -> None:
+    """Of cached scores, too: the time of reading a cache tells nothing about an encoder."""
+    result = run("--benchmark-json=timings.json", "--benchmark-columns=mean")
     assert result.ret == 0, result.stdout.str()
+    result.stdout.fnmatch_lines(["*benchmark 'task2': 5 tests*", "*test_dataset[[]clotho[]]*"])
     timed = json.loads((pytester.path / "timings.json").read_text())["benchmarks"]
-    assert {entry["params"]["dataset"] for entry in timed} == set(TASK2)
-    assert all("score" in entry["extra_info"] for entry in timed)
+    by_dataset = {entry["params"]["dataset"]: entry for entry in timed}
+    assert set(by_dataset) == set(TASK2)
+    for record in json.loads((scores_file.parent / "results.json").read_text())["scores"]:
+        entry = by_dataset[record["dataset"]]
+        assert entry["extra_info"]["cached"]
+        assert entry["extra_info"]["score"] == record["score"]
+        assert entry["stats"]["mean"] == pytest.approx(record["features_s"] + record["generation_s"])
+
+
+def test_a_slower_encoder_fails_where_pytest_benchmark_is_told_to_compare(run: Run, scores: str) -> None:
+    """With its own options; the same cached scores are never slower."""
+    first = run("--benchmark-save=before", "--benchmark-storage=timings")
+    assert first.ret == 0, first.stdout.str()
+    again = run("--benchmark-compare", "--benchmark-compare-fail=mean:1%", "--benchmark-storage=timings")
+    assert again.ret == 0, again.stdout.str()
+    again.stdout.fnmatch_lines(["*test_dataset[[]clotho[]] (0001_before)*"])
 
 
 def test_two_workers_in_any_order(run: Run, scores: str, scores_file: Path) -> None:

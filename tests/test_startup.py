@@ -77,12 +77,12 @@ def counted(module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> l
 
 def test_a_session_that_finds_everything_finished_imports_nothing_heavy(session_options: list[str]) -> None:
     output, imported = watched(session_options)
-    assert "0 of 1 scores reused" in output
-    assert "contract reused" not in output
+    assert "0 of 1 scores;" in output
+    assert "contract check cached" not in output
     assert {"jiwer", "transformers", "xares_bench.lalm.generation", "xares_bench.training.loop"} <= set(imported)
     output, imported = watched(session_options)
-    assert "1 of 1 scores reused" in output
-    assert "contract reused" in output
+    assert "1 of 1 scores;" in output
+    assert "contract check cached" in output
     assert imported == []
 
 
@@ -113,5 +113,5 @@ def test_caption_judges_are_loaded_for_those_who_will_judge(
     assert num_loaded > 0
     again = pytester.runpytest_inprocess(*options)
     again.assert_outcomes(passed=1)
-    again.stdout.fnmatch_lines(["kept: *1 of 1 scores reused"])
+    again.stdout.fnmatch_lines(["cached: *1 of 1 scores; *"])
     assert len(loaded) == num_loaded

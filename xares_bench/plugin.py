@@ -1,7 +1,7 @@
 """The pytest plugin: command-line options, nothing else.
 
-It is loaded in every pytest run of the environment it is installed in, and imports nothing there. The rest comes to
-life with `bench/conftest.py`, that is when the bench tests are collected.
+pytest loads it in every run of the environment that it is installed in, so it imports nothing of the package.
+`bench/conftest.py` starts the rest, when the bench tests are collected.
 """
 
 from __future__ import annotations
@@ -25,28 +25,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the encoder: FILE.py (its one class ending in Encoder), FILE.py::CLASS, package.module.CLASS, or "
         "hf:NAME_OR_FOLDER[@REVISION] for an audio model of the hub",
     )
-    add("--encoder-args", dest="xares_encoder_args", metavar="JSON", help="keyword arguments of its constructor")
+    add(
+        "--encoder-args",
+        dest="xares_encoder_args",
+        metavar="JSON",
+        help="keyword arguments of the encoder's constructor",
+    )
     add(
         "--preset",
         dest="xares_preset",
         default="full",
         metavar="NAME",
-        help="data, decoder and recipe: full (the published benchmark) or mini (for laptops); default: full",
+        help="data, decoder and recipe: full (the published benchmark) or mini (runs on a laptop); default: full",
     )
     add(
         "--train",
         dest="xares_train",
         default="auto",
         metavar="MIX",
-        help="what to train on: auto (each task's tests use the LALM of that task's mix), task1, task2, all, "
-        "a dataset, or FILE.yaml; default: auto",
+        help="what to train on: auto (one LALM per task, trained on that task's datasets), task1, task2, all, "
+        "the name of a dataset, or FILE.yaml; default: auto",
     )
-    add("--eval", dest="xares_eval", metavar="FILE", help="evaluate the datasets of a YAML file, too")
+    add("--eval", dest="xares_eval", metavar="FILE", help="also evaluate the datasets that a YAML file describes")
     add(
         "--decoder",
         dest="xares_decoder",
         metavar="NAME",
-        help="another decoder: OWNER/NAME[@REVISION] of a causal language model on the hub, or its folder",
+        help="another decoder: a causal language model, OWNER/NAME[@REVISION] on the hub or a folder",
     )
     add(
         "--set",
@@ -56,22 +61,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KEY=VALUE",
         help="change a value of the recipe, e.g. --set learning_rate=0.001; repeatable",
     )
-    add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, as --set seed=N")
+    add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, the same as --set seed=N")
     add(
         "--seeds",
         dest="xares_seeds",
         type=_count(1),
         default=1,
         metavar="N",
-        help="train N LALMs of every mix, with seeds from the recipe's on; scores are means; default: 1",
+        help="train N LALMs per mix, with N consecutive seeds, and report mean scores; default: 1",
     )
     add("--limit", dest="xares_limit", type=_count(1), metavar="N", help="use at most N clips per dataset and split")
     add(
         "--data-home",
         dest="xares_data_home",
         metavar="DIR",
-        help="where the shards lie and are fetched to; default: the preset's own folder, else $XARES_DATA_HOME, else "
-        "./xares_data",
+        help="folder of the shards, to which they are also downloaded; default: the preset's own folder, else "
+        "$XARES_DATA_HOME, else ./xares_data",
     )
     add(
         "--data-revision",
@@ -79,20 +84,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="[REPO@]REV",
-        help="commit, tag or branch of the hub's data, for all repositories or one; later runs keep it; repeatable",
+        help="commit, tag or branch of the data on the hub, for all repositories or for one; later runs use it, too; "
+        "repeatable",
     )
     add(
         "--allow-cpu",
         dest="xares_allow_cpu",
         action="store_true",
-        help="let a preset made for a GPU train without one, however long it takes",
+        help="allow a preset that is made for a GPU to train without one, however long it takes",
     )
     add(
         "--feature-budget",
         dest="xares_feature_budget",
         type=_size,
         metavar="SIZE",
-        help="disk that kept features may take, e.g. 50GB, 0 for none; default: half of what is free",
+        help="disk space for cached features, e.g. 50GB, or 0 for none; default: half of the free space",
     )
     add(
         "--checkpoint-steps",
@@ -100,31 +106,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_count(1),
         default=500,
         metavar="N",
-        help="keep the state of a training every N steps, and when it is interrupted: the same command goes on from "
-        "there; default: 500",
+        help="save a checkpoint every N steps, and when the training is interrupted; the same command resumes from it; "
+        "default: 500",
     )
     add(
         "--track",
         dest="xares_track",
         choices=("tensorboard", "wandb", "trackio"),
-        help="also send losses and scores there, through accelerate; needs that package; default: off",
+        help="also send losses and scores to this tracker; needs its package; default: off",
     )
-    add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="where results go; default: ./runs")
-    add("--baseline", dest="xares_baseline", metavar="NAME", help="fail scores below these: a shipped name or a file")
+    add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="folder for results; default: ./runs")
+    add(
+        "--baseline",
+        dest="xares_baseline",
+        metavar="NAME",
+        help="fail scores below this baseline: the name of a shipped one, or a file",
+    )
     add(
         "--tolerance",
         dest="xares_tolerance",
         type=_tolerance,
         metavar="ci|NUMBER",
-        help="how far below the baseline a score may be: ci, as far as noise explains, and in any case 0.005 (ci:FLOOR "
-        "for another floor), or a fixed number; default: ci",
+        help="how far a score may be below the baseline: a fixed number, or ci for any loss that noise can explain or "
+        "that is at most 0.005 (ci:FLOOR for another floor); default: ci",
     )
     add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
-    add("--force", dest="xares_force", action="store_true", help="let --save-baseline overwrite a baseline")
+    add("--force", dest="xares_force", action="store_true", help="allow --save-baseline to overwrite a file")
 
 
 def _count(at_least: int) -> Callable[[str], int]:
-    """A reader of whole numbers of at least so much."""
+    """Return a parser of whole numbers that refuses smaller ones."""
 
     def read(text: str) -> int:
         if not text.strip().isdecimal() or int(text) < at_least:
@@ -135,7 +146,7 @@ def _count(at_least: int) -> Callable[[str], int]:
 
 
 def _size(text: str) -> int:
-    """Bytes of a size such as 50GB, 300MB or 0."""
+    """Return the bytes of a size such as 50GB, 300MB or 0."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if found is None:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a size, e.g. 50GB, 300MB or 0")
@@ -144,7 +155,7 @@ def _size(text: str) -> int:
 
 
 def _tolerance(text: str) -> tuple[bool, float | None]:
-    """Whether noise decides, and the number that is given."""
+    """Return whether noise decides, and the number that is given, if any."""
     kind, _, number = text.partition(":") if text.startswith("ci") else ("", "", text)
     if text == "ci":
         return True, None

@@ -127,7 +127,8 @@ def test_another_seed_another_decoder_and_another_recipe_call_the_encoder_not_on
     another_recipe = ["--set", "learning_rate=0.002", "--set", "steps=4"]
     for number, more in enumerate((["--seed=7"], [f"--decoder={mini_decoder}"], another_recipe)):
         result = run(runs, *more)
-        result.stdout.fnmatch_lines(["kept: LALM train.yaml to be trained, features of 3 of 3 shards reused, 0 of 1 *"])
+        result.stdout.fnmatch_lines(["LALM train.yaml: training from scratch"])
+        result.stdout.fnmatch_lines(["cached: features of 3 of 3 shards, 0 of 1 scores; *"])
         assert num_calls(folder) == before
         assert len(list(runs.glob("store/scores/*/manifest.json"))) == number + 2
     run(runs, "--limit=5")
@@ -193,7 +194,7 @@ def test_a_run_killed_while_features_are_written_leaves_nothing_unfinished_in_us
     unfinished = [path for path in features.iterdir() if path.is_dir() and not (path / "manifest.json").exists()]
     assert len(unfinished) >= 2, "the shard that is written, and the folder of leases"
     result = run(runs)
-    assert "LALM train.yaml to be trained" in result.stdout.str()
+    assert "LALM train.yaml: training from scratch" in result.stdout.str()
     assert not warnings_of(result.stdout.str())
     assert outcome(runs) == outcome(undisturbed)
 

@@ -301,9 +301,9 @@ def own_data(tmp_path: Path) -> Path:
 def test_the_header_counts_only_shards_that_a_limit_reaches_and_says_what_features_take(own_data: Path) -> None:
     options = ("--limit=4", "--feature-budget=5MB")
     first = session(own_data, *options)
-    assert "features: 0 bytes kept, 5.0 MB allowed" in first
+    assert "features take 0 bytes of 5.0 MB allowed" in first
     again = session(own_data, *options)
-    assert "kept: LALM train.yaml reused, features of 2 of 2 shards reused, 1 of 1 scores reused" in again
+    assert "LALM train.yaml: cached\ncached: features of 2 of 2 shards, 1 of 1 scores;" in again
     kept_bytes = sum(path.stat().st_size for path in own_data.glob(f"runs/store/{KIND}/*/*[!n].*[!k]"))
     results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
     assert results["lalms"][0]["features_not_cached"] is None
@@ -313,7 +313,7 @@ def test_the_header_counts_only_shards_that_a_limit_reaches_and_says_what_featur
 
 def test_results_say_why_features_are_not_cached(own_data: Path) -> None:
     lines = session(own_data, "--feature-budget=0")
-    assert "features: 0 bytes kept, 0 bytes allowed" in lines
+    assert "features take 0 bytes of 0 bytes allowed" in lines
     results = json.loads(next(own_data.glob("runs/*/results.json")).read_text())
     assert results["lalms"][0]["features_not_cached"] == "--feature-budget=0"
     assert not list(own_data.glob(f"runs/store/{KIND}/*/manifest.json"))

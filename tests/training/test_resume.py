@@ -345,7 +345,7 @@ def test_an_interrupted_session_goes_on(
     assert "training clotho was interrupted after step" in output
     step = step_of(runs)
     output = sessions.run(runs)
-    assert f"LALM clotho to be continued after step {step} of 400" in output
+    assert f"LALM clotho: training resumes after step {step} of 400" in output
     assert outcome(runs) == undisturbed
     assert not list(runs.glob("store/checkpoints/*")), "of a finished training nothing is left"
 
@@ -358,9 +358,7 @@ def test_another_recipe_begins_anew_with_a_word(sessions: Sessions, undisturbed:
     process.communicate()
     step = step_of(runs)
     output = sessions.run(runs)
-    assert (
-        f"to be trained from the beginning (there is an unfinished one, {step} steps long, of another recipe" in output
-    )
+    assert f"LALM clotho: training from scratch; found a checkpoint at step {step}, but recipe, " in output
     assert outcome(runs) == undisturbed
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xares_bench.scores.baselines import Baseline
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord, overall_of
+
+if TYPE_CHECKING:
+    from xares_bench.config.plan import Plan
+    from xares_bench.scores.gate import Finding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Background:
 
     Attributes:
         command: The command line.
-        baseline: What scores are held against, or None.
+        baseline: The baseline that scores are compared with, or None.
         differences: 95 % interval of score minus baseline, by dataset, and by `TASK overall`.
         sources: The test clips, by dataset.
     """
@@ -69,3 +73,30 @@ class Background:
     baseline: Baseline | None = None
     differences: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sources: Mapping[str, ClipSource] = field(default_factory=dict)
+
+
+def background_of(
+    plan: Plan, results: Results, command: str, baseline: Baseline | None, findings: Mapping[str, Finding]
+) -> Background:
+    """The background of a session's results.
+
+    Args:
+        plan: What was trained and evaluated.
+        results: What came of it.
+        command: The command line.
+        baseline: The baseline that scores are compared with, or None.
+        findings: The gate's findings, by dataset or task.
+    """
+    sources = {}
+    for record in results.records:
+        dataset = plan.dataset(record.dataset)
+        folder = plan.data_folder if dataset.repository is None else plan.data_home
+        shards = () if dataset.eval is None else tuple(folder / path for path in dataset.eval.shards)
+        sources[record.dataset] = ClipSource(prompts=dataset.prompts, shards=shards)
+    found = {what: finding.difference for what, finding in findings.items()}
+    return Background(
+        command=command,
+        baseline=baseline,
+        differences={what: (known.low, known.high) for what, known in found.items() if known is not None},
+        sources=sources,
+    )

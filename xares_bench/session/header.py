@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import EncoderError, XaresError
@@ -10,66 +10,73 @@ from xares_bench.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
-    from xares_bench.scores.gate import Gate
     from xares_bench.scores.records import RunManifest
+    from xares_bench.session.session import BenchSession
     from xares_bench.suite.suite import Suite
 
 
-def title(plan: Plan) -> str:
-    """The first line, which holds whatever comes."""
-    return f"xares-bench: preset {plan.catalogue.preset.name}, {plan.catalogue.preset.summary}"
+def header_lines(session: BenchSession) -> list[str]:
+    """Encoder, decoder, data, recipe, baseline, what is reused, where results go; or why the run is not ready."""
+    preset = session.plan.catalogue.preset
+    title = f"xares-bench: preset {preset.name}, {preset.summary}"
+    if session.not_ready is not None:
+        return [title, f"not ready: {session.not_ready}"]
+    try:
+        return [title, *_run_lines(session)]
+    except EncoderError as error:
+        return [title, f"encoder: breaks its contract, clause {error.clause}: {error}"]
+    except XaresError as error:
+        return [title, f"not ready: {error}"]
 
 
-def header_lines(suite: Suite, gate: Gate, selected: Sequence[str], open_run: Callable[[], RunManifest]) -> list[str]:
-    """Encoder, decoder, data, recipe, baseline, what is reused, where results go.
-
-    Args:
-        suite: Does the work.
-        gate: What scores are held against.
-        selected: The datasets; none where only the encoder's contract is tested.
-        open_run: Names and describes the run.
+def _run_lines(session: BenchSession) -> list[str]:
+    """The lines of a session that can run; of the encoder alone where only its contract is tested.
 
     Raises:
+        EncoderError: The encoder breaks its contract.
         XaresError: The run cannot be described.
     """
-    plan = suite.plan
-    lines = [title(plan)]
-    try:
-        encoder, run = suite.encoder, open_run()
-    except EncoderError as error:
-        return [*lines, f"encoder: breaks its contract, clause {error.clause}: {error}"]
-    described = run.encoder
-    lines.append(
+    plan, suite, selected = session.plan, session.suite, session.selected
+    encoder, run = suite.encoder, session.run
+    lines = [
         f"encoder: {encoder.spec.text} {encoder.name} {encoder.fingerprint[:12]}, {encoder.output_dim} dimensions, "
-        f"{described['frames_per_second']:.4g} frames/s, real-time factor {described['realtime_factor']:.2g}"
-        f"{', contract reused' if described['contract_reused'] else ''}"
-    )
+        f"{run.encoder['frames_per_second']:.4g} frames/s, real-time factor {run.encoder['realtime_factor']:.2g}"
+        f"{', contract check cached' if run.encoder['contract_reused'] else ''}"
+    ]
     if not selected:
         return lines
     commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
     precision = "" if run.environment["precision"] == "no" else f" in {run.environment['precision']}"
-    lines.append(f"decoder: {run.decoder['name']}{commit}, on {suite.device}{precision}{_company(suite)}")
+    lines.append(f"decoder: {run.decoder['name']}{commit}, on {suite.device}{precision}{_processes(suite)}")
     lines.extend(_data_lines(suite, run, selected))
-    changes = [f"{key}={own} (preset: {default})" for key, (default, own) in plan.deviations.items()]
-    mixes = {mix.name: mix for mix in map(plan.mix_for, selected)}
-    steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
-    if plan.num_seeds > 1:
-        steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
-    lines.append(f"recipe: {', '.join(changes) if changes else 'as the preset has it'}; steps: {steps}")
+    lines.append(f"recipe: {_recipe(plan, selected)}")
     if any(METRICS[plan.dataset(name).metric].needs_models for name in selected):
         from xares_bench.metrics.captions.files import deviations
 
         lines.extend(f"captions: {deviation}" for deviation in deviations())
     if plan.limit is not None:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
-    baseline = gate.baseline
-    lines.append("baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {gate.tolerance}")
-    lines.extend(_kept(suite, selected))
+    baseline, tolerance = session.baseline, session.gate.tolerance
+    lines.append("baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {tolerance}")
+    lines.extend(_cache_lines(suite, selected))
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines
 
 
-def _company(suite: Suite) -> str:
+def _recipe(plan: Plan, selected: Sequence[str]) -> str:
+    """What differs from the preset, and how long every mix is trained."""
+    changes = [
+        f"{key}={own}" + ("" if default is None else f" (preset: {default})")
+        for key, (default, own) in plan.deviations.items()
+    ]
+    mixes = {mix.name: mix for mix in map(plan.mix_for, selected)}
+    steps = ", ".join(f"{name} {plan.num_steps(mix)}" for name, mix in mixes.items())
+    if plan.num_seeds > 1:
+        steps += f", each with the seeds {plan.seeds[0]} to {plan.seeds[-1]}"
+    return f"{', '.join(changes) if changes else 'preset defaults'}; steps: {steps}"
+
+
+def _processes(suite: Suite) -> str:
     """How many processes there are, or could be."""
     if suite.num_processes > 1:
         return f", {suite.num_processes} processes"
@@ -84,7 +91,7 @@ def _data_lines(suite: Suite, run: RunManifest, selected: Sequence[str]) -> list
     data = run.data
     lines = [f"data: {data['folder']}, revision {data['revision']}"]
     for repository, commit in data["repositories"].items():
-        lines.append(f"data: {repository} at {commit or 'a commit that is not known (the hub was not asked)'}")
+        lines.append(f"data: {repository} at {commit or 'an unknown commit (the hub was not asked)'}")
     try:
         survey = suite.preflight.survey(selected)
     except XaresError as error:
@@ -92,16 +99,17 @@ def _data_lines(suite: Suite, run: RunManifest, selected: Sequence[str]) -> list
     return lines if survey is None else [*lines, f"data: {survey.summary}"]
 
 
-def _kept(suite: Suite, selected: Sequence[str]) -> list[str]:
-    """What the session finds finished, or which shard keeps it from knowing."""
+def _cache_lines(suite: Suite, selected: Sequence[str]) -> list[str]:
+    """Which results are cached, or why that is unknown."""
     from rich.filesize import decimal
 
     try:
         reuse = suite.preflight.reuse(selected)
     except XaresError as error:
-        return [f"kept: not known: {error}"]
-    parts = [f"LALM {name} {state}" for name, state in reuse.mixes.items()]
-    parts.append(f"features of {reuse.num_shards_reused} of {reuse.num_shards} shards reused")
-    parts.append(f"{reuse.num_scores_reused} of {reuse.num_scores} scores reused")
-    room = f"features: {decimal(reuse.feature_bytes)} kept, {decimal(reuse.feature_budget_bytes)} allowed"
-    return [f"kept: {', '.join(parts)}", room]
+        return [f"cached: unknown: {error}"]
+    return [
+        *(f"LALM {name}: {state}" for name, state in reuse.mixes.items()),
+        f"cached: features of {reuse.num_shards_reused} of {reuse.num_shards} shards, "
+        f"{reuse.num_scores_reused} of {reuse.num_scores} scores; "
+        f"features take {decimal(reuse.feature_bytes)} of {decimal(reuse.feature_budget_bytes)} allowed",
+    ]

@@ -1,7 +1,6 @@
-"""Workers: what the tests of a session found out, on its way to the process that writes it down.
+"""Workers: scores and findings on their way from the process that ran a test to the one that writes the results.
 
-It travels on pytest's reports as plain mappings, so that it comes from xdist's workers in the same way as from this
-process.
+They travel on pytest's reports as plain mappings, from xdist's workers in the same way as within one process.
 """
 
 from __future__ import annotations
@@ -20,35 +19,34 @@ if TYPE_CHECKING:
     from xares_bench.reports.results import Results
     from xares_bench.scores.gate import Finding
 
-# What the report of a dataset or a task carries from the process that ran the test.
 _PAYLOAD_KEY = pytest.StashKey[dict[str, Any]]()
 _REPORT_ATTRIBUTE = "xares_bench"
 
 
 def attach(item: pytest.Item, **content: Any) -> None:
-    """Let the report of a test carry this, too.
+    """Attach content to a test, for its report.
 
     Args:
         item: The test.
-        content: `record`, with `run` and `lalms`, or `finding`, in the form that goes into JSON.
+        content: `record` with `run` and `lalms`, or `finding`, as values that JSON can hold.
     """
     item.stash.setdefault(_PAYLOAD_KEY, {}).update(content)
 
 
 def carry(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put on a report what has been attached to its test."""
+    """Put on a report what is attached to its test."""
     if report.when == "call" and _PAYLOAD_KEY in item.stash:
         setattr(report, _REPORT_ATTRIBUTE, item.stash[_PAYLOAD_KEY])
 
 
 class Outcomes:
-    """What has come in so far.
+    """What the reports have brought so far.
 
     Attributes:
-        run: Name and description of the run; None before the first score.
+        run: The run; None before the first score.
         records: Scores, by dataset.
-        findings: Of the gate, by what they are about.
-        failures: Messages of failed tests, by what these are about.
+        findings: Findings of the gate, by dataset or `TASK overall`.
+        failures: Messages of failed tests, by the short name of the test.
     """
 
     def __init__(self) -> None:
@@ -61,7 +59,7 @@ class Outcomes:
         self._failed_by_gate: set[str] = set()
 
     def enter(self, report: pytest.TestReport) -> None:
-        """Take in what a report carries, and what its test failed with."""
+        """Add what a report carries, and the message of its test if it failed."""
         if report.failed:
             self.failures[_short_name(report.nodeid)] = report.longreprtext
         payload: Mapping[str, Any] = getattr(report, _REPORT_ATTRIBUTE, {})
@@ -79,14 +77,14 @@ class Outcomes:
             self.run = RunManifest.from_json(payload["run"])
 
     def late(self, failures: Mapping[str, str]) -> list[str]:
-        """Those of the gate's failures by which no test has failed, since they came out after it."""
+        """Return the gate's failures that no test has failed with, because they were found after it had passed."""
         return [failure for what, failure in failures.items() if what not in self._failed_by_gate]
 
     def results(self, order: Iterable[str], wall_s: float) -> Results | None:
-        """Everything together; None where there is no score.
+        """Return everything that has come in; None where there is no score.
 
         Args:
-            order: All datasets, as they are to be listed.
+            order: All datasets, in the order of the reports.
             wall_s: Seconds since the session began.
         """
         if self.run is None:
@@ -103,7 +101,7 @@ class Outcomes:
 
 
 def _short_name(test: str) -> str:
-    """What a test is about, of its id: `esc-50` of `bench/test_task1.py::test_dataset[esc-50]`."""
+    """Return the short name of a test: `esc-50` for `bench/test_task1.py::test_dataset[esc-50]`."""
     name = test.rpartition("::")[2]
     _, bracket, inner = name.partition("[")
     return inner.removesuffix("]") if bracket else name
@@ -115,7 +113,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def rank() -> int:
-    """Number of this process among those of a launcher."""
+    """Return the number of this process among those of a launcher; 0 without one."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -125,7 +123,7 @@ def is_helper(config: pytest.Config) -> bool:
 
 
 def leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
-    """Let what this process prints go to a file, and the files of pytest's own options be written by the first only."""
+    """Send what this process prints to a file, and leave the files of pytest's own options to the first process."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = log.open("w", buffering=1, encoding="utf-8")  # the terminal reporter, which is made next, writes there
     for option in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave"):

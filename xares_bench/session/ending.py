@@ -1,0 +1,79 @@
+"""The ending: at the end of a session the run's files, the baseline and GitHub's job summary are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xares_bench.core.errors import DiskError, XaresError
+from xares_bench.scores.baselines import save_as_baseline
+from xares_bench.session.session import BenchSession
+
+if TYPE_CHECKING:
+    from xares_bench.reports.results import Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a session ended.
+
+    Attributes:
+        results: Everything that it found out; None where there is no score.
+        problems: Why the run fails beside its failed tests, in one line each.
+        notes: What is worth knowing and no reason to fail.
+        failures: Messages of all failures, by test; the problems are under `xares-bench`.
+    """
+
+    results: Results | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    failures: Mapping[str, str]
+
+
+def end_session(session: BenchSession, command: str) -> Ending:
+    """Write everything that is to be written, whatever of it fails.
+
+    Args:
+        session: The session, all of whose tests have ended.
+        command: The command line, for the report.
+    """
+    results = session.results()
+    problems: list[str] = []
+    notes: list[str] = []
+    if results is not None:
+        from xares_bench.reports.report import write_run
+        from xares_bench.reports.results import background_of
+
+        background = background_of(session.plan, results, command, session.baseline, session.outcomes.findings)
+        try:
+            notes += write_run(session.plan.runs_folder / results.run.name, results, background)
+        except DiskError as error:
+            problems.append(str(error))
+    without_score = session.selected if results is None else results.missing
+    if without_score:
+        problems.append(f"no score for {', '.join(without_score)}: the run fails")
+    # The gate decides each test with what is known at its time. Next to losses of later tests a smaller loss can turn
+    # out to be significant (Holm), after its test has passed: then the run fails, not the test.
+    late = session.outcomes.late(session.failures_by_gate())
+    over_all = f"also below the baseline after Holm correction over all {session.num_gated} tests"
+    problems += [f"{over_all}: {failure}" for failure in late]
+    save_to = session.options.save_to
+    if save_to is not None and (results is None or results.missing):
+        problems.append(f"{save_to} is not written: not every selected dataset has a score")
+    elif save_to is not None and results is not None:
+        clip_sums_files = {record.dataset: session.clip_sums_file(record.dataset) for record in results.records}
+        try:
+            save_as_baseline(save_to, results.run, results.records, clip_sums_files, replace=session.options.replace)
+        except XaresError as error:
+            problems.append(str(error))
+    failures = {**session.outcomes.failures}
+    if problems:
+        failures["xares-bench"] = "; ".join(problems)
+    if results is not None:
+        from xares_bench.reports.github import append_summary
+        from xares_bench.reports.report import scores_markdown
+
+        notes += append_summary(os.environ, scores_markdown(results, session.baseline), failures)
+    return Ending(results=results, problems=tuple(problems), notes=tuple(notes), failures=failures)

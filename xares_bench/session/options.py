@@ -1,0 +1,83 @@
+"""Options: the command line, read and checked as a whole before anything else happens."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from xares_bench.config.plan import Plan, make_plan
+from xares_bench.core.errors import UsageError
+from xares_bench.scores.baselines import Baseline, check_comparable, check_new_baseline, load_baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        plan: What to train and evaluate.
+        baseline: The baseline to compare scores with, or None.
+        by_noise: Whether a score fails by a loss beyond noise (`--tolerance=ci`), or beyond a fixed number.
+        tolerance: The number given with `--tolerance`, or None.
+        save_to: The file to save the scores to as a baseline, or None.
+        replace: Whether `save_to` may be overwritten.
+    """
+
+    plan: Plan
+    baseline: Baseline | None
+    by_noise: bool
+    tolerance: float | None
+    save_to: Path | None
+    replace: bool
+
+
+def read_options(option: argparse.Namespace) -> Options:
+    """Check the options of `xares_bench.plugin`, alone and with each other, and read the files that they name.
+
+    Raises:
+        UsageError: An option, or a file that it names, is wrong.
+    """
+    plan = make_plan(
+        encoder=option.xares_encoder,
+        encoder_arguments=option.xares_encoder_args,
+        preset=option.xares_preset,
+        train=option.xares_train,
+        evaluate=option.xares_eval,
+        changes=option.xares_set,
+        seed=option.xares_seed,
+        num_seeds=option.xares_seeds,
+        tracker=option.xares_track,
+        decoder=option.xares_decoder,
+        limit=option.xares_limit,
+        data_home=option.xares_data_home,
+        data_revisions=option.xares_data_revision,
+        allow_cpu=option.xares_allow_cpu,
+        feature_bytes=option.xares_feature_budget,
+        checkpoint_steps=option.xares_checkpoint_steps,
+        runs_dir=option.xares_runs_dir,
+    )
+    if option.xares_tolerance is not None and option.xares_baseline is None:
+        raise UsageError("--tolerance needs --baseline: name the baseline to compare scores with")
+    if option.xares_limit is not None and (option.xares_baseline or option.xares_save_baseline):
+        raise UsageError(
+            "--limit leaves clips out; scores over fewer clips cannot be compared with a baseline or saved as one"
+        )
+    baseline = None
+    if option.xares_baseline is not None:
+        baseline = load_baseline(option.xares_baseline, tasks=plan.catalogue.tasks)
+        check_comparable(baseline, preset=plan.catalogue.preset.name, datasets=())
+    save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
+    if save_to is not None:
+        check_new_baseline(save_to, replace=option.xares_force)
+    elif option.xares_force:
+        raise UsageError("--force needs --save-baseline: it lets --save-baseline overwrite a file")
+    by_noise, tolerance = option.xares_tolerance or (True, None)
+    return Options(
+        plan=plan,
+        baseline=baseline,
+        by_noise=by_noise,
+        tolerance=tolerance,
+        save_to=save_to,
+        replace=option.xares_force,
+    )
