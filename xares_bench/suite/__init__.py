@@ -1,7 +1,7 @@
-"""The one place where everything meets.
+"""Evaluating datasets: finds results in the cache and computes the missing ones.
 
-suite      lalm(mix), evaluate(dataset): found in the store, or made
+suite      lalms(mix), evaluate(dataset): from the cache, or computed by the pipeline
 pipeline   trains the LALM of a mix, scores a dataset with it
-preflight  what tests need before they can run: checks, reuse, fetching
-keys       what every result is filed under
+preflight  what datasets need before their tests: checks, cached results, downloads
+keys       cache keys: digests of everything that a result depends on
 """

@@ -1,10 +1,16 @@
-"""Keys: what every result is filed under, made of all that the result depends on.
+"""Cache keys: each result's key is a digest of everything that the result depends on.
 
-    score    <-  LALM, test shards, prompt, target keys, metric, generation recipe
+    score    <-  LALM, test shards, prompts, target keys, metric, generation recipe
     LALM     <-  features of its training shards, prompts, weights, decoder, training recipe
-    features <-  encoder, shard          (made by the feature store)
+    features <-  encoder, shard          (see the feature store)
 
-and of the code and the libraries that make it. A key is known before any work is done. A file's name is in none.
+and of the code and the library versions that compute it. A key is known before any work is done: it is made from what
+goes into a result, never from the result. So an unfinished or evicted result can be recomputed under the same key.
+
+Not in a key:
+- names and folders of files: shards, models and the encoder's weights count by content, so that data can be moved;
+- what changes the speed but not the result: worker threads, disk budgets, how often a training is checkpointed;
+- which other datasets or seeds the session has: a score is the same alone and among others.
 """
 
 from __future__ import annotations
@@ -23,8 +29,9 @@ from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.feature_store import features_parts
 from xares_bench.metrics.registry import metric_identity
 
-# Modules whose code a LALM, and a score, depends on besides its features. A test compares both lists with what these
-# modules import, so that none is forgotten (`tests/suite/test_keys.py`).
+# The modules whose code a LALM, or a score, depends on besides its features. Lists by hand, as imports alone would add
+# modules that cannot change a result, and each new key means hours of recomputing. `tests/suite/test_keys.py` compares
+# them with what the modules import, so that none is forgotten.
 _READING_MODULES = (
     "core.parsing",
     "datasets.shards",
@@ -67,16 +74,16 @@ SCORING_MODULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """The keys of a plan's results.
+    """The cache keys of a plan's results.
 
     Attributes:
-        plan: What is to be done.
-        shards: Digests of the data.
-        clips: How features are made.
+        plan: Datasets, mixes, recipe, limit and seeds.
+        shards: Finds shards and their digests.
+        clips: The encoder, and how clips are encoded.
         decoder: Digest of the decoder.
-        device_type: `cpu`, `cuda`, ...
+        device_type: `cpu`, `cuda`, ...; its arithmetic differs in the last bits, and so do trained weights.
         precision: Mixed precision of the training, `no` for float32.
-        num_processes: Processes that train together.
+        num_processes: Processes that train together; it decides the order in which gradients are summed.
     """
 
     plan: Plan
@@ -88,10 +95,10 @@ class Keys:
     num_processes: int
 
     def lalm(self, mix: Mix, seed: int) -> str:
-        """Key of the LALM of a mix, trained with a seed.
+        """Return the key of the LALM of a mix, trained with a seed.
 
         Raises:
-            DataError: A training shard is missing, or is not what its manifest promises.
+            DataError: A training shard is missing, or does not match its manifest.
         """
         parts = [
             {
@@ -105,9 +112,12 @@ class Keys:
         return digest_of(
             {
                 "mix": parts,
+                # Besides the recipe, where None stands for the mix's own number of steps.
                 "num_steps": self.plan.num_steps(mix),
                 "limit": self.plan.limit,
                 "recipe": {**dataclasses.asdict(self.plan.recipe.training), "seed": seed},
+                # Not the features' own keys: with a limit, these depend on how many samples the shards before have,
+                # which is unknown until they are read. Encoder, shards and limit determine the features all the same.
                 "features": features_parts(self.clips, self.plan.recipe.training.max_audio_s),
                 "decoder": self.decoder,
                 "device": self.device_type,
@@ -119,10 +129,10 @@ class Keys:
         )
 
     def score(self, name: str, seed: int) -> str:
-        """Key of the score of a dataset, of the LALM that was trained with a seed.
+        """Return the key of a dataset's score with the LALM of a seed.
 
         Raises:
-            DataError: A shard is missing, or is not what its manifest promises.
+            DataError: A shard is missing, or does not match its manifest.
         """
         dataset = self.plan.dataset(name)
         return digest_of(
@@ -133,6 +143,7 @@ class Keys:
                 "weight": dataset.weight,
                 "prompts": list(dataset.prompts),
                 "eval": self._split(dataset, dataset.eval),
+                # With the digests of the metric's models, if it has any.
                 "metric": [dataset.metric, dict(dataset.metric_arguments), metric_identity(dataset.metric)],
                 "limit": self.plan.limit,
                 "recipe": dataclasses.asdict(self.plan.generation_recipe(dataset)),
@@ -143,19 +154,19 @@ class Keys:
         )
 
     def run(self, names: Iterable[str]) -> str:
-        """Key of a run over these datasets, also where some of them lack data."""
+        """Return the key of a run over these datasets; a dataset without its data enters with the problem."""
         return digest_of({name: _key_or_problem(self.scores, name) for name in names})
 
     def scores(self, name: str) -> list[str]:
-        """Keys of the scores of a dataset, one for every seed of the plan.
+        """Return the keys of a dataset's scores, one per training seed.
 
         Raises:
-            DataError: A shard is missing, or is not what its manifest promises.
+            DataError: A shard is missing, or does not match its manifest.
         """
         return [self.score(name, seed) for seed in self.plan.seeds]
 
     def data(self, names: Iterable[str]) -> str:
-        """Digest of the test data of these datasets, also where some are missing."""
+        """Return a digest of the test data of these datasets; a missing one enters with the problem."""
         return digest_of([_key_or_problem(self._eval_split, name) for name in names])
 
     def _eval_split(self, name: str) -> dict[str, Any]:
@@ -172,9 +183,9 @@ def _code(modules: Iterable[str]) -> str:
     return code_digest(*(f"xares_bench.{name}" for name in modules))
 
 
-def _key_or_problem(make: Callable[[Any], Any], of: Any) -> Any:
-    """A key, or what stands against it: one missing shard does not keep the other datasets from being scored."""
+def _key_or_problem(key_of: Callable[[str], Any], name: str) -> Any:
+    """Return a dataset's key, or the reason it has none: a missing shard must not stop the other datasets."""
     try:
-        return make(of)
+        return key_of(name)
     except DataError as error:
         return str(error)

@@ -1,7 +1,7 @@
 """The pipeline: trains the LALM of a mix, and scores a dataset with it.
 
-It knows what to do and where to put it, and nothing of what was done before: that is the suite's. Everything heavy is
-imported from here on.
+It always computes; whether a result is cached is the suite's question. This is the first module that imports the heavy
+libraries (transformers, peft), so sessions that find everything cached never import it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.config.plan import Plan
+from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Entry, writing
 from xares_bench.datasets.shards import ShardSource
@@ -43,22 +44,63 @@ from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
 from xares_bench.training.sampler import TrainingData, draws
 
+# Name of the file with a cached LALM's training loss.
 LOSS_FILE = "loss.tsv"
 
 
 @dataclass(kw_only=True)
-class Pipeline:
-    """Makes LALMs and scores; holds one LALM at a time.
+class _Generated:
+    """The texts generated for a test split so far.
 
     Attributes:
-        plan: What is to be done.
+        rows: Clip, target and generated text.
+        row_clips: For every row, a name that only its clip has.
+        num_clips: Clips that a text was generated for.
+        duration_s: Seconds of audio in them.
+        generation_s: Wall time of generating, without reading and encoding.
+    """
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    row_clips: list[str] = field(default_factory=list)
+    num_clips: int = 0
+    duration_s: float = 0.0
+    generation_s: float = 0.0
+
+
+class _TrainingClock:
+    """The wall time of a training over all its sessions, and the part of it that went into features."""
+
+    def __init__(self, features: FeatureStore) -> None:
+        self._features = features
+        self._started = time.perf_counter()
+        self._features_before_s = features.seconds
+        self._earlier_s: Mapping[str, float] = {"all": 0.0, "features": 0.0}
+
+    def resume(self, earlier_s: Mapping[str, float]) -> None:
+        """Add the times of earlier sessions, as a checkpoint has them."""
+        self._earlier_s = earlier_s
+
+    def seconds(self) -> dict[str, float]:
+        """Return the times so far, as a checkpoint stores them."""
+        return {
+            "all": self._earlier_s["all"] + time.perf_counter() - self._started,
+            "features": self._earlier_s["features"] + self._features.seconds - self._features_before_s,
+        }
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """Trains LALMs and scores datasets with them; holds one LALM at a time.
+
+    Attributes:
+        plan: Mixes, datasets, recipe and limit.
         decoder_folder: The decoder's files.
         clips: The encoder.
-        features: What the encoder makes of the shards.
-        shards: Finds them.
+        features: The cache of features.
+        shards: Finds shards.
         accelerator: Device and precision.
-        progress: Shows how far the work is.
-        checkpoint_steps: How often the state of a training is kept.
+        progress: Shows progress bars.
+        checkpoint_steps: Training steps from one checkpoint to the next.
     """
 
     plan: Plan
@@ -72,172 +114,98 @@ class Pipeline:
     _lalms: dict[Path, LALM] = field(default_factory=dict, init=False)
 
     def train(self, mix: Mix, seed: int, folder: Path, checkpoints: Checkpoints) -> dict[str, Any]:
-        """Train the LALM of a mix with a seed and write it into a folder; returns what else is to be known of it.
+        """Train the LALM of a mix and write it into a folder.
 
-        Of several processes each does this, at the same time, and only the first one writes.
+        All processes call this at the same time; only the main one writes.
 
         Args:
-            mix: What it is trained on.
-            seed: What it is trained with.
-            folder: Where it goes.
-            checkpoints: Where a session before was interrupted; where this one may be.
+            mix: The datasets to train on.
+            seed: The training seed.
+            folder: An empty folder.
+            checkpoints: The training resumes from the newest one, and saves new ones.
+
+        Returns:
+            The fields of the LALM's manifest.
 
         Raises:
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
             EncoderError: The encoder breaks its contract on one of the clips.
             UsageError: The decoder cannot be used.
         """
-        started = time.perf_counter()
+        clock = _TrainingClock(self.features)
         recipe = dataclasses.replace(self.plan.recipe.training, seed=seed)
-        # First, because not every decoder can be used.
+        # Built first: an unsupported decoder is an error before any clip is encoded.
         lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, recipe)
-        splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
-        data = TrainingData(
-            mix=mix,
-            shards={dataset.name: self.shards.locate(split, dataset.repository) for dataset, split in splits},
-            sample_counts={dataset.name: self._sample_count(dataset) for dataset in mix.datasets},
-            seed=recipe.seed,
-            max_audio_s=recipe.max_audio_s,
-            limit=self.plan.limit,
-        )
-        features_before_s = self.features.seconds
+        data = self._training_data(mix, recipe)
+        # The main process chooses for all: they must resume after the same step, or their collective operations no
+        # longer match.
         start = broadcast_from_main(self.accelerator, checkpoints.newest)
-        before_s = {"all": 0.0, "features": 0.0}
         if start is not None:
-            counts = start.values["data"]
-            data = data.continued(counts, past_of(recipe, start.num_steps, counts["unusable"]))
-            before_s = start.values["seconds"]
+            drawn = start.values["data"]
+            data = data.continued(drawn, past_of(recipe, start.num_steps, drawn["unusable"]))
+            clock.resume(start.values["seconds"])
 
-        def spent_s() -> dict[str, float]:
-            return {
-                "all": before_s["all"] + time.perf_counter() - started,
-                "features": before_s["features"] + self.features.seconds - features_before_s,
-            }
-
-        def keep(checkpoint: Checkpoint) -> None:
-            values = {**checkpoint.values, "data": data.counts(), "seconds": spent_s()}
+        def save(checkpoint: Checkpoint) -> None:
             if self.accelerator.is_main_process:
+                values = {**checkpoint.values, "data": data.counts(), "seconds": clock.seconds()}
                 checkpoints.save(dataclasses.replace(checkpoint, values=values))
 
-        num_past = 0 if start is None else start.num_steps
-        drawn = draws(data, self.features, mix.num_workers)
-        try:
-            share = (self.accelerator.process_index, self.accelerator.num_processes)
-            made = training_batches(drawn, self.clips, self._tokenizer, recipe, num_past, share)
-            with contextlib.closing(made), contextlib.closing(in_lockstep(self.accelerator, made)) as batches:
-                with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
-                    first = next(batches)
-                    advance()
-                losses = train(
-                    lalm,
-                    itertools.chain([first], batches),
-                    num_steps=self.plan.num_steps(mix),
-                    recipe=recipe,
-                    accelerator=self.accelerator,
-                    progress=self.progress,
-                    description=f"training {mix.name}" + (f" seed {seed}" if len(self.plan.seeds) > 1 else ""),
-                    start=start,
-                    keep=keep,
-                    keep_every=self.checkpoint_steps,
-                )
-        finally:
-            self.features.abandon_unfinished()
+        losses = self._losses(lalm, data, recipe, start, save)
+        # Checked at the end: how many samples are unusable is known only after a pass over the data.
         for sample_count in data.sample_counts.values():
             sample_count.check(complete=False)
         if self.accelerator.is_main_process:
-            curve = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
             with writing(folder):
                 lalm.save(folder)
-                (folder / LOSS_FILE).write_text("step\tloss\n" + curve, encoding="utf-8")
-        lalm.merge_lora()  # now that what was trained is saved: generation is faster without the additions
+                (folder / LOSS_FILE).write_text(_losses_to_tsv(losses), encoding="utf-8")
+        # After saving, as the file holds the LoRA weights apart; generation is faster with merged weights.
+        lalm.merge_lora()
         self._lalms = {folder: lalm}
-        seconds = spent_s()
-        return {
-            "mix": mix.name,
-            "seed": seed,
-            "num_steps": len(losses),
-            "environment": environment_of(self.accelerator),
-            "num_samples": {name: sample_count.num_samples for name, sample_count in data.sample_counts.items()},
-            "dropped": [
-                dataclasses.asdict(sample)
-                for sample_count in data.sample_counts.values()
-                for sample in sample_count.dropped
-            ],
-            "continued_after": num_past,
-            "features_s": seconds["features"],
-            "features_not_cached": self.features.not_cached_reason,
-            "feature_bytes": self.features.budget.cached_bytes,
-            "feature_budget_bytes": self.features.budget.max_bytes,
-            "training_s": seconds["all"] - seconds["features"],
-        }
+        return self._lalm_manifest(data, losses, 0 if start is None else start.num_steps, clock.seconds())
 
     def score(self, dataset: Dataset, mix: Mix, lalm: Entry, folder: Path, key: str) -> ScoreRecord:
-        """Generate for every clip of a dataset, score its rows, and write them into a folder.
+        """Generate a text for each test clip of a dataset, score them, and write the predictions into a folder.
 
         Args:
-            dataset: What is scored.
-            mix: What the LALM was trained on.
+            dataset: The dataset to evaluate.
+            mix: The mix that the LALM was trained on.
             lalm: The trained LALM.
-            folder: Where the predictions go.
-            key: What the score is filed under.
+            folder: An empty folder, for predictions and clip sums.
+            key: The score's cache key.
 
         Raises:
             DataError: A test shard is missing or damaged, or too many of its samples are unusable.
             EncoderError: The encoder breaks its contract on one of the clips.
         """
-        assert dataset.eval is not None
         started = time.perf_counter()
-        generation_s = 0.0
-        shards = self.shards.locate(dataset.eval, dataset.repository)
         sample_count = self._sample_count(dataset)
-        num_clips, duration_s = 0, 0.0
-        rows: list[tuple[str, str, str]] = []  # clip, target, text
-        row_clips: list[str] = []  # names of clips, each of which means one clip
-        names: Counter[str] = Counter()
-        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=sample_count)
-        for part in self._shown(parts, f"reading {dataset.name}"):
-            generating = time.perf_counter()
-            texts = generate(
-                self._loaded_lalm(lalm),
-                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
-                tokenizer=self._tokenizer,
-                recipe=self.plan.generation_recipe(dataset),
-                device=self.accelerator.device,
-                progress=self.progress,
-                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
-            )
-            said = dict(zip(map(id, part.clips), texts, strict=True))
-            own_names = {id(clip): _own_name(clip.key, names) for clip in part.clips}
-            row_clips.extend(own_names[id(row.clip)] for row in part.rows)
-            rows.extend((row.clip.key, row.target, said[id(row.clip)]) for row in part.rows)
-            num_clips += len(part.clips)
-            duration_s += sum(clip.duration_s for clip in part.clips)
-            generation_s += time.perf_counter() - generating
+        generated = self._generate(dataset, lalm, sample_count)
         scoring = time.perf_counter()
         self._make_room(dataset.metric)
-        clips, targets, hypotheses = zip(*rows, strict=True)
+        clips, targets, hypotheses = zip(*generated.rows, strict=True)
         arguments = dict(dataset.metric_arguments)
         result = evaluate(dataset.metric, targets, hypotheses, **arguments)
-        clip_sums = gather([result], metric=dataset.metric, arguments=arguments, row_clips=row_clips)
+        clip_sums = gather([result], metric=dataset.metric, arguments=arguments, row_clips=generated.row_clips)
         clip_sums.save(folder / CLIP_SUMS_FILE)
         interval = None
         if math.isfinite(result.score):
+            # The score must follow from the clip sums; otherwise intervals and comparisons are about another score.
             assert abs(float(clip_sums.scores()[0]) - result.score) < 1e-6, (clip_sums.scores(), result.score)
             interval = interval_of(clip_sums)
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         with writing(folder):
             (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
-        generation_s += time.perf_counter() - scoring
+        generation_s = generated.generation_s + time.perf_counter() - scoring
         return ScoreRecord(
             dataset=dataset.name,
             task=dataset.task,
             metric=dataset.metric,
             score=float(result.score),
             weight=dataset.weight,
-            num_rows=len(rows),
-            num_clips=num_clips,
-            duration_s=duration_s,
-            features_s=time.perf_counter() - started - generation_s,
+            num_rows=len(generated.rows),
+            num_clips=generated.num_clips,
+            duration_s=generated.duration_s,
+            features_s=time.perf_counter() - started - generation_s,  # the rest: reading and encoding
             generation_s=generation_s,
             dropped=tuple(sample_count.dropped),
             mix=mix.name,
@@ -250,12 +218,109 @@ class Pipeline:
             seed_scores=(float(result.score),),
         )
 
+    def _training_data(self, mix: Mix, recipe: TrainingRecipe) -> TrainingData:
+        """Return a mix's training shards, from the beginning."""
+        splits = [(dataset, dataset.train) for dataset in mix.datasets if dataset.train is not None]
+        return TrainingData(
+            mix=mix,
+            shards={dataset.name: self.shards.locate(split, dataset.repository) for dataset, split in splits},
+            sample_counts={dataset.name: self._sample_count(dataset) for dataset in mix.datasets},
+            seed=recipe.seed,
+            max_audio_s=recipe.max_audio_s,
+            limit=self.plan.limit,
+        )
+
+    def _losses(
+        self,
+        lalm: LALM,
+        data: TrainingData,
+        recipe: TrainingRecipe,
+        start: Checkpoint | None,
+        save: Callable[[Checkpoint], None],
+    ) -> list[float]:
+        """Train a LALM in place, on batches that are read and encoded meanwhile; return the loss of every step."""
+        mix = data.mix
+        drawn = draws(data, self.features, mix.num_workers)
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        num_past = 0 if start is None else start.num_steps
+        try:
+            made = training_batches(drawn, self.clips, self._tokenizer, recipe, num_past, share)
+            with contextlib.closing(made), contextlib.closing(in_lockstep(self.accelerator, made)) as batches:
+                # The first batch takes long, as the shuffle buffer fills: it has a bar of its own.
+                with self.progress.bar(f"first clips of {mix.name}", 1) as advance:
+                    first = next(batches)
+                    advance()
+                return train(
+                    lalm,
+                    itertools.chain([first], batches),
+                    num_steps=self.plan.num_steps(mix),
+                    recipe=recipe,
+                    accelerator=self.accelerator,
+                    progress=self.progress,
+                    description=f"training {mix.name}" + (f" seed {recipe.seed}" if len(self.plan.seeds) > 1 else ""),
+                    start=start,
+                    keep=save,
+                    keep_every=self.checkpoint_steps,
+                )
+        finally:
+            # The last step, or an error, leaves a pass over the data unfinished; its features must not stay locked.
+            self.features.abandon_unfinished()
+
+    def _lalm_manifest(
+        self, data: TrainingData, losses: Sequence[float], num_past: int, seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Return what the manifest of a trained LALM says about its training."""
+        counts = data.sample_counts
+        return {
+            "mix": data.mix.name,
+            "seed": data.seed,
+            "num_steps": len(losses),
+            "environment": environment_of(self.accelerator),
+            "num_samples": {name: count.num_samples for name, count in counts.items()},
+            "dropped": [dataclasses.asdict(sample) for count in counts.values() for sample in count.dropped],
+            "continued_after": num_past,
+            "features_s": seconds["features"],
+            "features_not_cached": self.features.not_cached_reason,
+            "feature_bytes": self.features.budget.cached_bytes,
+            "feature_budget_bytes": self.features.budget.max_bytes,
+            "training_s": seconds["all"] - seconds["features"],
+        }
+
+    def _generate(self, dataset: Dataset, lalm: Entry, sample_count: SampleCount) -> _Generated:
+        """Generate a text for each test clip, batch by batch, so that the features need not fit into memory."""
+        assert dataset.eval is not None
+        generated = _Generated()
+        names: Counter[str] = Counter()
+        shards = self.shards.locate(dataset.eval, dataset.repository)
+        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=sample_count)
+        for part in self._shown(parts, f"reading {dataset.name}"):
+            started = time.perf_counter()
+            num_clips = generated.num_clips
+            texts = generate(
+                self._loaded_lalm(lalm),
+                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
+                tokenizer=self._tokenizer,
+                recipe=self.plan.generation_recipe(dataset),
+                device=self.accelerator.device,
+                progress=self.progress,
+                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
+            )
+            # By identity: keys need not be unique, neither in a shard nor across shards.
+            text_of = dict(zip(map(id, part.clips), texts, strict=True))
+            name_of = {id(clip): _unique_name(clip.key, names) for clip in part.clips}
+            generated.row_clips.extend(name_of[id(row.clip)] for row in part.rows)
+            generated.rows.extend((row.clip.key, row.target, text_of[id(row.clip)]) for row in part.rows)
+            generated.num_clips += len(part.clips)
+            generated.duration_s += sum(clip.duration_s for clip in part.clips)
+            generated.generation_s += time.perf_counter() - started
+        return generated
+
     @functools.cached_property
     def _tokenizer(self) -> TextTokenizer:
         return TextTokenizer(load_tokenizer(self.decoder_folder))
 
     def _shown(self, parts: Iterator[ClipBatch], description: str) -> Iterator[ClipBatch]:
-        """The parts of a split, with a bar while each is read and encoded."""
+        """Yield the batches of a split, with a progress bar while each is read and encoded."""
         while True:
             with self.progress.bar(description, 1) as advance:
                 part = next(parts, None)
@@ -268,7 +333,7 @@ class Pipeline:
         return SampleCount(dataset=dataset.name, max_dropped_share=self.plan.recipe.training.max_dropped_share)
 
     def _loaded_lalm(self, entry: Entry) -> LALM:
-        """A trained LALM on the device."""
+        """Return a trained LALM on the device; the one that was loaded before is dropped."""
         if entry.folder not in self._lalms:
             self._lalms.clear()
             lalm = build_lalm(self.decoder_folder, self.clips.encoder.output_dim, self.plan.recipe.training)
@@ -278,21 +343,26 @@ class Pipeline:
         return self._lalms[entry.folder].to(self.accelerator.device)
 
     def _make_room(self, metric: str) -> None:
-        """Take the LALM off the device where the metric brings models of its own."""
+        """Move the LALM to the CPU if the metric has models of its own, which need the device's memory."""
         if METRICS[metric].needs_models:
             for lalm in self._lalms.values():
                 lalm.to("cpu")
 
 
 def _prompt_for(clip: Clip, dataset: Dataset) -> str:
-    """One of a dataset's prompts, the same one whenever the clip is asked about."""
+    """Return one of a dataset's prompts, chosen by the clip's key alone, so that it is always the same."""
     return random.Random(clip.key).choice(dataset.prompts)
 
 
-def _own_name(key: str, names: Counter[str]) -> str:
-    """A name that only one clip has, as two shards may use the same key; the counter is of the keys so far."""
+def _unique_name(key: str, names: Counter[str]) -> str:
+    """Return a name that only one clip has: shards may use the same keys. The counter is of the keys so far."""
     names[key] += 1
     return key if names[key] == 1 else f"{key}#{names[key]}"
+
+
+def _losses_to_tsv(losses: Iterable[float]) -> str:
+    rows = "".join(f"{step}\t{loss:.6f}\n" for step, loss in enumerate(losses, start=1))
+    return f"step\tloss\n{rows}"
 
 
 def _prediction(clip: str, reference: str, hypothesis: str, value: float | None) -> Prediction:

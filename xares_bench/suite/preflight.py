@@ -1,4 +1,8 @@
-"""Preflight: what the tests of some datasets need before they can run, what of it is there, and fetching the rest."""
+"""Preflight: checks before the tests of some datasets, which results are cached, and downloads of missing shards.
+
+Everything that can fail is looked at before the first download and the first training step: hours later is too late to
+learn that a metric's model is missing.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,16 @@ from xares_bench.training.checkpoints import Checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """What a session will find finished.
+    """Which results of a session are cached.
 
     Attributes:
-        mixes: What there is of the LALMs, per mix.
-        num_shards: Shards that features are made of; of more than one, a limit may leave the later ones out.
-        num_shards_reused: Those of them whose features are there.
-        feature_bytes: What all kept features take, those of other runs included.
-        feature_budget_bytes: What they may take.
-        num_scores: Datasets to score.
-        num_scores_reused: Those of them whose scores are there.
+        mixes: The state of each mix's LALMs, in words.
+        num_shards: Shards to encode; with a limit, only those known to be needed.
+        num_shards_reused: Those of them with cached features.
+        feature_bytes: Disk space of all cached features, those of other runs included.
+        feature_budget_bytes: The most that they may take.
+        num_scores: Datasets to evaluate.
+        num_scores_reused: Those of them with cached scores.
     """
 
     mixes: Mapping[str, str]
@@ -45,15 +49,15 @@ class Reuse:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """Answers, for the names of some datasets, what they need.
+    """Tells what datasets need, given their names.
 
     Attributes:
-        plan: What is to be done.
-        home: Where shards of the hub go.
+        plan: Datasets, mixes and recipe.
+        home: The folder for shards of the hub.
         shards: Finds shards.
-        keys: Keys of what is to be made.
-        store: Holds what is made.
-        features: Holds the features.
+        keys: Cache keys of the results.
+        store: The cache of LALMs and scores.
+        features: The cache of features.
     """
 
     plan: Plan
@@ -64,21 +68,25 @@ class Preflight:
     features: FeatureStore
 
     def survey(self, names: Sequence[str]) -> Survey | None:
-        """What these datasets and their mixes have on the hub, and what of it is here; None: nothing is there.
+        """Return which shards of these datasets and their mixes are on the hub, and which of them are here.
+
+        Returns:
+            The survey; None if no shard comes from the hub.
 
         Raises:
-            DataError: The hub cannot be asked.
+            DataError: The hub does not answer.
         """
         return self._survey(self._splits(names))
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse what cannot work, before anything is fetched or trained.
+        """Refuse what cannot work, before anything is downloaded or trained.
 
         Raises:
-            UsageError: A metric's model is missing, or there is too little disk.
-            DataError: The hub cannot be asked.
+            UsageError: A metric's model is missing, or there is too little disk space.
+            DataError: The hub does not answer.
         """
-        # First of all: keys of scores name the models of their metrics. Loading them is for those who will judge.
+        # The keys of scores contain the digests of metric models, so without their files no score can be looked up.
+        # Whether the models can be loaded matters only for scores that are not cached.
         for metric in self._metrics(names):
             metric_identity(metric)
         for metric in self._metrics(name for name in names if not self._has_score(name)):
@@ -88,13 +96,13 @@ class Preflight:
             needed.check_space()
 
     def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Bring the shards here that unfinished work needs, and look at the first sample of each.
+        """Download the shards that are needed for results that are not cached, and check their first samples.
 
-        A shard that cannot be had is an error of the datasets that need it, when they ask for it.
+        A shard that cannot be downloaded fails the tests of the datasets that need it, and no others.
 
         Raises:
-            UsageError: Too little disk.
-            DataError: The hub cannot be asked, or a dataset's shards are of no use from their first samples on.
+            UsageError: There is too little disk space.
+            DataError: The hub does not answer, or the first samples of a dataset are unusable.
         """
         unfinished = self._unfinished(names)
         needed = self._survey(unfinished)
@@ -104,20 +112,20 @@ class Preflight:
             try:
                 shards = self.shards.locate(split, dataset.repository)
             except DataError:
-                continue  # said to those who need it
+                continue  # the tests of this dataset will fail with it
             check_first_samples(dataset, split, shards)
 
     def repositories(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The hub repositories that these datasets and their mixes have shards in."""
+        """Return the hub repositories with shards of these datasets and their mixes."""
         return tuple(sorted({dataset.repository for dataset, _ in self._splits(names) if dataset.repository}))
 
     def reuse(self, names: Sequence[str]) -> Reuse:
-        """What a session that evaluates these datasets will find finished.
+        """Return what is cached for a session that evaluates these datasets.
 
         Raises:
             DataError: A shard is missing.
         """
-        features: dict[str, bool] = {}  # whether they are there, per key
+        is_cached: dict[str, bool] = {}  # per key of features; datasets may share shards
         for dataset, split in self._splits(names):
             max_audio_s = None if split is dataset.eval else self.plan.recipe.training.max_audio_s
             num_left = self.plan.limit
@@ -126,14 +134,14 @@ class Preflight:
                     break
                 key = self.features.key(shard, max_audio_s, num_left)
                 entry = self.store.find(FEATURES, key)
-                features[key] = entry is not None
+                is_cached[key] = entry is not None
                 if num_left is not None:
                     if entry is None:
-                        break  # how many samples it leaves to the shards behind it is not known yet
+                        break  # how many samples it has, and so which shards follow, is unknown until it is read
                     num_left -= entry.manifest["num_samples"]
         return Reuse(
-            num_shards=len(features),
-            num_shards_reused=sum(features.values()),
+            num_shards=len(is_cached),
+            num_shards_reused=sum(is_cached.values()),
             feature_bytes=self.features.budget.cached_bytes,
             feature_budget_bytes=self.features.budget.max_bytes,
             mixes={mix.name: self._state_of(mix) for mix in self._mixes(names)},
@@ -142,51 +150,51 @@ class Preflight:
         )
 
     def _mixes(self, names: Iterable[str]) -> list[Mix]:
-        """The mixes whose LALMs these datasets are evaluated with."""
+        """Return the mixes whose LALMs these datasets are evaluated with, each once."""
         return list({mix.name: mix for mix in map(self.plan.mix_for, names)}.values())
 
     def _metrics(self, names: Iterable[str]) -> list[str]:
         return sorted({self.plan.dataset(name).metric for name in names})
 
     def _state_of(self, mix: Mix) -> str:
-        """What becomes of the LALMs of a mix in this session."""
+        """Say whether a mix's LALMs are cached, or where their training starts."""
         if self._has_lalm(mix):
-            return "reused"
+            return "cached"
         for seed in self.plan.seeds:
             checkpoints = self.checkpoints(mix, seed)
             if checkpoints.num_steps:
-                return f"to be continued after step {checkpoints.num_steps} of {self.plan.num_steps(mix)}"
+                return f"training resumes after step {checkpoints.num_steps} of {self.plan.num_steps(mix)}"
             other = checkpoints.of_others()
             if other:
                 return (
-                    f"to be trained from the beginning (there is an unfinished one, {other} steps long, of another "
-                    "recipe, decoder, data, version of the encoder or of the code)"
+                    f"training from scratch; found a checkpoint at step {other}, but recipe, decoder, data, encoder or "
+                    "code changed"
                 )
-        return "to be trained"
+        return "training from scratch"
 
     def checkpoints(self, mix: Mix, seed: int) -> Checkpoints:
-        """The checkpoints of the training of a mix with a seed."""
+        """Return the checkpoints of the training of a mix with a seed."""
         description = {"mix": mix.name, "seed": seed, "encoder": self.keys.clips.encoder.name}
         return Checkpoints(self.store, self.keys.lalm(mix, seed), description)
 
     def _has_lalm(self, mix: Mix) -> bool:
-        return self._are_kept("lalms", lambda: [self.keys.lalm(mix, seed) for seed in self.plan.seeds])
+        return self._are_cached("lalms", lambda: [self.keys.lalm(mix, seed) for seed in self.plan.seeds])
 
     def _has_score(self, name: str) -> bool:
-        return self._are_kept("scores", lambda: self.keys.scores(name))
+        return self._are_cached("scores", lambda: self.keys.scores(name))
 
-    def _are_kept(self, kind: str, keys: Callable[[], Iterable[str]]) -> bool:
+    def _are_cached(self, kind: str, keys: Callable[[], Iterable[str]]) -> bool:
         try:
             return all(self.store.find(kind, key) is not None for key in keys())
         except DataError:
-            return False  # a shard is missing: whoever makes it will say so
+            return False  # a shard is missing, so there is no key; computing the result will fail with this error
 
     def _splits(self, names: Sequence[str]) -> list[tuple[Dataset, Split]]:
-        """Every split that these datasets need, with its dataset."""
+        """Return all splits that these datasets need for training and evaluation."""
         return _splits_of(self._mixes(names), map(self.plan.dataset, names))
 
     def _unfinished(self, names: Sequence[str]) -> list[tuple[Dataset, Split]]:
-        """The splits that something is still to be made of."""
+        """Return the splits that are needed for results that are not cached."""
         untrained = [mix for mix in self._mixes(names) if not self._has_lalm(mix)]
         return _splits_of(untrained, (self.plan.dataset(name) for name in names if not self._has_score(name)))
 
@@ -199,7 +207,7 @@ class Preflight:
 
 
 def _splits_of(mixes: Iterable[Mix], evaluated: Iterable[Dataset]) -> list[tuple[Dataset, Split]]:
-    """The training splits of mixes and the test splits of datasets."""
+    """Return the training splits of mixes and the test splits of datasets."""
     pairs = [(dataset, dataset.train) for mix in mixes for dataset in mix.datasets]
     pairs.extend((dataset, dataset.eval) for dataset in evaluated)
     return [(dataset, split) for dataset, split in pairs if split is not None]

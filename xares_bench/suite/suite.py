@@ -1,7 +1,8 @@
-"""The suite: the only glue. `lalms(mix)` and `evaluate(dataset)` find what was done before, or have the pipeline do it.
+"""The suite: `lalms(mix)` and `evaluate(dataset)` return cached results, or have the pipeline compute them.
 
-The pipeline is imported when there is something to do: importing transformers takes longer than a whole session that
-finds everything finished.
+The parts that it connects are opened at first use, as a session that only lists or checks needs few of them. The
+pipeline is imported only when something is missing from the cache: importing transformers alone takes longer than a
+whole session that finds everything cached.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ if TYPE_CHECKING:
 
 
 class Suite:
-    """Does what a plan asks for, one encoder at a time.
+    """Evaluates one encoder as a plan says.
 
     Attributes:
-        plan: What to do.
-        device: Where the encoder and the LALM compute.
+        plan: Encoder, datasets, recipe and folders.
+        device: The device of the encoder and the LALM.
     """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
-        """Find the device; nothing else is done before it is asked for.
+        """Find the device; everything else waits until it is needed.
 
         Raises:
-            UsageError: The precision that the launcher asks for does not exist on this device.
+            UsageError: The device does not support the launcher's precision.
         """
         assert plan.encoder is not None
         if not sys.stderr.isatty():
@@ -73,7 +74,7 @@ class Suite:
 
     @functools.cached_property
     def contract(self) -> ContractReport:
-        """What the encoder keeps of its contract; checked once, where it keeps all of it also for later sessions."""
+        """The result of the contract check, which runs once; later sessions reuse it if the encoder passed."""
         assert self.plan.encoder is not None
         with self._progress.bar("checking the encoder", 1) as advance:
             report = check_contract(self.plan.encoder, self.device, self._store)
@@ -85,7 +86,7 @@ class Suite:
         """The frozen encoder.
 
         Raises:
-            EncoderError: A clause of the contract does not hold.
+            EncoderError: The encoder breaks its contract.
         """
         report = self.contract
         if report.failure is not None:
@@ -94,7 +95,7 @@ class Suite:
         return report.encoder
 
     def track(self, run: RunManifest) -> None:
-        """Send losses and scores from here on to the tracker of the plan, if there is one."""
+        """Start the plan's tracker, if it has one; losses and scores from now on reach it."""
         if self.plan.tracker is None or self._is_tracked:
             return
         values = {"encoder": run.encoder["spec"], "preset": run.preset, **run.recipe}
@@ -107,21 +108,21 @@ class Suite:
 
     @property
     def num_processes(self) -> int:
-        """Processes of a launcher that do this together."""
+        """The number of processes that the launcher started."""
         return int(self._accelerator.num_processes)
 
     @property
     def num_devices(self) -> int:
-        """Devices of the kind that is used, of which a process uses one."""
+        """The number of devices of the kind in use; each process uses one."""
         return torch.cuda.device_count() if self.device.type == "cuda" else 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one of them that writes and reports."""
+        """Whether this is the main process, which writes and reports."""
         return bool(self._accelerator.is_main_process)
 
     def close(self) -> None:
-        """Let the tracker, if there is one, bring to an end what it has begun, and leave the other processes."""
+        """Let the tracker finish its uploads, and disconnect from the other processes."""
         if self._is_tracked:
             self._accelerator.end_training()
         if self.num_processes > 1:
@@ -131,30 +132,30 @@ class Suite:
         """Refuse what cannot work, before anything is fetched or trained.
 
         Raises:
-            UsageError: A preset made for a GPU and none found, more processes than a batch has samples, a metric's
-                model missing, too little disk.
-            DataError: The hub cannot be asked.
+            UsageError: The preset needs a GPU and there is none, there are more processes than samples in a batch, a
+                metric's model is missing, or there is too little disk space.
+            DataError: The hub does not answer.
         """
         preset = self.plan.catalogue.preset
         if preset.needs_gpu and self.device.type == "cpu" and not self.plan.allow_cpu:
             raise UsageError(
-                f"--preset={preset.name} is made for a GPU and none was found. Use --preset=mini, or insist with "
-                "--allow-cpu (the published number of steps takes weeks on a CPU)"
+                f"--preset={preset.name} needs a GPU and none was found. Use --preset=mini, or force it with "
+                "--allow-cpu (its number of training steps takes weeks on a CPU)"
             )
         batch_size = self.plan.recipe.training.batch_size
         if self.num_processes > batch_size:
             raise UsageError(
-                f"{self.num_processes} processes cannot share batches of {batch_size}; start at most {batch_size} "
-                "(a larger batch_size is another recipe)"
+                f"{self.num_processes} processes cannot share batches of {batch_size} samples; start at most "
+                f"{batch_size} processes (a larger batch_size would change the recipe)"
             )
         self.preflight.check(names)
 
     def fetch(self, names: Sequence[str]) -> None:
-        """Bring here what these datasets need; see `Preflight.fetch`."""
+        """Download what these datasets need; see `Preflight.fetch`."""
         self.preflight.fetch(names, self._progress)
 
     def lalms(self, mix: Mix) -> list[Entry]:
-        """The finished LALMs of a mix in the store, one for every seed, trained now if need be.
+        """Return the LALMs of a mix, one per training seed; those that are not cached are trained now.
 
         Raises:
             EncoderError: The encoder breaks its contract.
@@ -164,7 +165,9 @@ class Suite:
         return [self._lalm(mix, seed) for seed in self.plan.seeds]
 
     def evaluate(self, name: str) -> ScoreRecord:
-        """The score of a dataset, the mean over the seeds, computed now if need be; LALMs are trained first if need be.
+        """Return the score of a dataset, the mean over the training seeds.
+
+        What is not cached is computed now, the LALMs included.
 
         Raises:
             EncoderError: The encoder breaks its contract.
@@ -174,9 +177,10 @@ class Suite:
         return records[0] if len(records) == 1 else self._mean(records)
 
     def evaluate_share(self, names: Sequence[str]) -> None:
-        """Of several processes, evaluate this one's share of the datasets; the tests then find what others have made.
+        """With several processes, evaluate this one's share of the datasets; the tests then find all scores cached.
 
-        What goes wrong is left to the test of its dataset.
+        To be called after `lalms`, which takes all processes. Errors are left to the dataset's own test, which runs
+        into them again: raised here, they would fail the test of another dataset.
         """
         if self.num_processes == 1:
             return
@@ -185,21 +189,23 @@ class Suite:
                 self.evaluate(name)
 
     def predictions_file(self, name: str) -> Path:
-        """The predictions of a dataset that has been evaluated, in the store; those of the first seed."""
-        return self._scored(name)[0] / PREDICTIONS_FILE
+        """Return the file with an evaluated dataset's predictions, those of the first training seed."""
+        return self._score_folders(name)[0] / PREDICTIONS_FILE
 
     def clip_sums(self, name: str) -> ClipSums:
-        """What the score of a dataset that has been evaluated is made of, over all seeds."""
-        return joined([load_clip_sums(folder / CLIP_SUMS_FILE) for folder in self._scored(name)])
+        """Return the clip sums behind an evaluated dataset's score, of all training seeds."""
+        return joined([load_clip_sums(folder / CLIP_SUMS_FILE) for folder in self._score_folders(name)])
 
-    def _scored(self, name: str) -> list[Path]:
-        """The folders of a dataset's finished scores, seed by seed."""
+    def _score_folders(self, name: str) -> list[Path]:
+        """Return the folders of an evaluated dataset's cached scores, one per training seed."""
         entries = [self._store.find("scores", key) for key in self._keys.scores(name)]
         assert all(entries), name
         return [entry.folder for entry in entries if entry is not None]
 
     def _lalm(self, mix: Mix, seed: int) -> Entry:
         key = self._keys.lalm(mix, seed)
+        # Remembered, as obtaining an entry is a collective operation: once a mix's LALMs were obtained together, each
+        # process can evaluate datasets of its own without waiting for the others (`evaluate_share`).
         if key not in self._entries:
             checkpoints = self.preflight.checkpoints(mix, seed)
             self._entries[key] = obtain_in_all_processes(
@@ -209,6 +215,7 @@ class Suite:
                 key,
                 lambda folder: self._pipeline.train(mix, seed, folder, checkpoints),
             )
+            # Only now that the LALM is stored: a session that is killed before can still resume from them.
             if self.is_first:
                 checkpoints.remove()
         return self._entries[key]
@@ -225,9 +232,11 @@ class Suite:
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
 
     def _mean(self, records: Sequence[ScoreRecord]) -> ScoreRecord:
-        """One record of the same dataset's records over seeds."""
+        """Combine the records of one dataset over the training seeds."""
         scores = tuple(record.score for record in records)
         score = math.fsum(scores) / len(scores)
+        # From the clip sums of all seeds: the same clips are hard for all of them, so the interval of the mean does not
+        # follow from the intervals of the seeds.
         interval = interval_of(self.clip_sums(records[0].dataset)) if math.isfinite(score) else None
         return dataclasses.replace(
             records[0],
@@ -242,11 +251,11 @@ class Suite:
         )
 
     def open_run(self, names: Iterable[str]) -> RunManifest:
-        """Name and describe the run that evaluates these datasets; the same run has the same name."""
+        """Describe the run that evaluates these datasets; equal runs have equal names."""
         names = tuple(names)
         preset = self.plan.catalogue.preset
         report = self.contract
-        commit = getattr(self.encoder.module, "commit", None)  # of a model of the hub
+        commit = getattr(self.encoder.module, "commit", None)  # only models of the hub have one
         return RunManifest(
             name=f"{self.encoder.name}-{preset.name}-{self._keys.run(names)[:10]}",
             datasets=names,
@@ -293,7 +302,7 @@ class Suite:
 
     @functools.cached_property
     def preflight(self) -> Preflight:
-        """What datasets need before their tests can run."""
+        """The checks and downloads before the tests."""
         return Preflight(
             plan=self.plan,
             home=self._home,
@@ -348,7 +357,7 @@ class Suite:
 
 
 def _relative(path: str) -> str:
-    """A path as seen from the current directory, where it is below it."""
+    """Return a path relative to the current directory if it is inside, so that results name no home folders."""
     try:
         return Path(path).relative_to(Path.cwd()).as_posix()
     except ValueError:
