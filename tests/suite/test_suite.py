@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.suite.conftest import MakeSuite
+from xares_bench.core.errors import EncoderError, UsageError, XaresError
+from xares_bench.suite.suite import Suite
+
+BROKEN = """
+import torch
+
+class BrokenEncoder(torch.nn.Module):
+    output_dim = 4
+
+    def forward(self, audio, mask=None):
+        return torch.full((len(audio), 10, 4), float("nan")), None
+"""
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_second_suite_finds_lalm_and_score_cached_and_needs_no_pipeline(make_suite: MakeSuite) -> None:
+    first, second = make_suite(), make_suite()
+    computed = first.evaluate("mine")
+    assert not computed.reused
+    cached = second.evaluate("mine")
+    assert cached == dataclasses.replace(computed, reused=True)
+    (lalm,) = second.lalms(second.plan.mix_for("mine"))
+    assert lalm.reused
+    assert lalm.folder.name == cached.lalm_key
+    assert "_pipeline" in vars(first)
+    assert "_pipeline" not in vars(second)
+
+
+def test_the_score_is_the_mean_over_the_seeds_and_its_clip_sums_are_of_all(make_suite: MakeSuite) -> None:
+    suite = make_suite(num_seeds=2)
+    record = suite.evaluate("mine")
+    assert len(record.seed_scores) == 2
+    assert record.score == sum(record.seed_scores) / 2
+    clip_sums = suite.clip_sums("mine")
+    assert clip_sums.parts.shape[0] == 2
+    assert float(clip_sums.scores()[0]) == pytest.approx(record.score)
+    alone = make_suite().evaluate("mine")
+    assert alone.reused, "a seed's score is the same alone and among others"
+    assert alone.key != record.key
+    assert alone.score == record.seed_scores[0]
+    predictions = suite.predictions_file("mine").read_text().splitlines()
+    assert suite.predictions_file("mine").parent.name == alone.key
+    assert [set(json.loads(line)) for line in predictions] == [{"clip", "reference", "hypothesis", "value"}] * 4
+
+
+def test_checkpoints_are_removed_once_the_lalm_is_cached(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite(checkpoint_steps=1)
+    mix = suite.plan.mix_for("mine")
+    kept: list[str] = []
+    train = suite._pipeline.train
+
+    def train_and_look(*arguments: Any) -> dict[str, Any]:
+        manifest = train(*arguments)
+        kept.extend(name for name in files(tmp_path / "runs" / "store") if name.startswith("checkpoints"))
+        return manifest
+
+    monkeypatch.setattr(suite._pipeline, "train", train_and_look)
+    suite.lalms(mix)
+    assert kept, "a checkpoint was saved"
+    assert not [name for name in files(tmp_path / "runs" / "store") if "step-" in name]
+
+
+def test_a_run_is_named_after_all_that_it_depends_on(make_suite: MakeSuite) -> None:
+    run = make_suite().open_run(["mine"])
+    assert run.name.startswith("LogMelEncoder-mini-")
+    assert run.datasets == ("mine",)
+    assert run.data["folder"] == "own tar files"
+    assert make_suite().open_run(["mine"]) == dataclasses.replace(run, encoder={**run.encoder, "contract_reused": True})
+    assert make_suite("learning_rate=0.5").open_run(["mine"]).name != run.name
+    assert make_suite(limit=1).open_run(["mine"]).name != run.name
+
+
+def test_an_encoder_that_breaks_its_contract_is_not_used(make_suite: MakeSuite, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    suite = make_suite(encoder="broken.py")
+    assert suite.contract.failure is not None
+    with pytest.raises(EncoderError):
+        suite.evaluate("mine")
+    assert not [name for name in files(tmp_path / "runs") if name.startswith(("store/lalms", "store/features"))]
+
+
+def test_a_preset_for_a_gpu_is_refused_on_a_cpu(make_suite: MakeSuite) -> None:
+    suite = make_suite()
+    preset = dataclasses.replace(suite.plan.catalogue.preset, needs_gpu=True)
+    needy = dataclasses.replace(suite.plan, catalogue=dataclasses.replace(suite.plan.catalogue, preset=preset))
+    suite.plan = needy
+    if suite.device.type == "cpu":
+        with pytest.raises(UsageError, match="--preset=mini needs a GPU and none was found"):
+            suite.check(["mine"])
+    suite.plan = dataclasses.replace(needy, allow_cpu=True)
+    suite.check(["mine"])
+
+
+def test_more_processes_than_samples_in_a_batch_are_refused(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite()
+    monkeypatch.setattr(Suite, "num_processes", 3)
+    with pytest.raises(UsageError, match="3 processes cannot share batches of 2 samples; start at most 2 processes"):
+        suite.check(["mine"])
+
+
+def test_of_several_processes_each_evaluates_its_share_and_leaves_errors_to_the_tests(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite()
+    evaluated: list[str] = []
+
+    def evaluate(name: str) -> None:
+        evaluated.append(name)
+        raise UsageError(name)
+
+    monkeypatch.setattr(suite, "evaluate", evaluate)
+    suite.evaluate_share(["a", "b", "c"])
+    assert evaluated == [], "alone, every test evaluates its own dataset"
+    monkeypatch.setattr(Suite, "num_processes", 2)
+    suite.evaluate_share(["a", "b", "c"])
+    assert evaluated == ["a", "c"]
+
+
+def test_nothing_is_opened_before_it_is_needed(make_suite: MakeSuite, tmp_path: Path) -> None:
+    suite = make_suite(decoder="no/such-decoder")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(XaresError, match="no/such-decoder"):
+        suite.evaluate("mine")
