@@ -6,6 +6,7 @@ and soxr cannot be imported a second time.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def batch(make_clips: MakeClips, tokenizer: TextTokenizer) -> Batch:
 def mini_recipe() -> Recipe:
     """The recipe of the mini preset."""
     return load_catalogue("mini").preset.recipe
+
+
+@pytest.fixture
+def sigint_raises() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, although shells let programs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

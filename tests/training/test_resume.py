@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ from xares_bench.features.prefetch import ReadRequest
 from xares_bench.lalm.batch import Batch, TextTokenizer
 from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.runtime.device import open_accelerator
-from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.training.checkpoints import Checkpoint
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
@@ -198,15 +196,7 @@ def test_parameters_and_losses_are_those_of_an_undisturbed_training(
             assert torch.equal(one, other)
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """Ctrl-C is heeded, although we may have been started in the background, where shells let it be ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeded")
+@pytest.mark.usefixtures("sigint_raises")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
     batch: Batch,
@@ -230,40 +220,6 @@ def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
     assert [checkpoint.num_steps for checkpoint in kept] == [3]
     continued = build_lalm(decoder_folder, 6, lora.training)
     assert fit(continued, itertools.repeat(batch), lora, kept[0], []) == losses
-
-
-@pytest.mark.usefixtures("heeded")
-def test_the_second_signal_acts_at_once() -> None:
-    with defer_interrupts() as is_asked:
-        assert not is_asked()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert is_asked()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with defer_interrupts() as is_asked:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not is_asked()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_in_another_thread_interrupts_are_not_deferred() -> None:
-    answers = []
-
-    def work() -> None:
-        with defer_interrupts() as is_asked:
-            answers.append(is_asked())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
 
 
 # Whole sessions.

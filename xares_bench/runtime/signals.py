@@ -15,6 +15,8 @@ LIMIT_S = 600.0
 # Added for code that does not react to the signal, before the process is ended.
 GRACE_S = 60.0
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 _stderr: int | None = None
 
 
@@ -66,9 +68,6 @@ def cancel_deadline() -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[Callable[[], bool]]:
     """Within the block, the first SIGINT or SIGTERM is only recorded; the second acts at once.
@@ -86,7 +85,7 @@ def defer_interrupts() -> Iterator[Callable[[], bool]]:
         is_interrupted = True
         restore()
 
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in _INTERRUPTS}
     # None stands for a handler that was not installed by Python, which signal.signal cannot restore.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from xares_bench.runtime import signals
+from xares_bench.runtime.signals import cancel_deadline, deadline, defer_interrupts
+
+# What a deadline leads to in whole sessions is in tests/test_faults.py; what an interrupt does to a training, in
+# tests/training/test_resume.py.
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A deadline of a twentieth of a second; faulthandler's timer, which would end the tests, is far away."""
+    monkeypatch.setattr(signals, "LIMIT_S", 0.05)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "an alarm of somebody else: there would be no deadline"
+    yield
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def in_another_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_block_that_takes_too_long_is_interrupted_and_leaves_no_alarm() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError, match=r"no result after 0\.05 s"), deadline():
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.usefixtures("short")
+def test_code_that_catches_every_exception_gets_another_one() -> None:
+    def stubborn() -> None:
+        with contextlib.suppress(TimeoutError):
+            time.sleep(60)
+        time.sleep(60)
+
+    with pytest.raises(TimeoutError), deadline():
+        stubborn()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_deadline_can_be_cancelled_from_within() -> None:
+    with deadline():
+        cancel_deadline()
+        time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("short")
+def test_in_another_thread_there_is_no_deadline() -> None:
+    finished = []
+
+    def work() -> None:
+        with deadline():
+            time.sleep(0.1)
+        finished.append(True)
+
+    in_another_thread(work)
+    assert finished == [True]
+
+
+def test_an_alarm_that_is_set_already_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: pytest.fail("a second deadline"))
+    signal.setitimer(signal.ITIMER_REAL, 100)
+    try:
+        with deadline():
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 90
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.mark.usefixtures("sigint_raises")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_recorded_and_the_second_acts_at_once(number: signal.Signals) -> None:
+    with defer_interrupts() as is_interrupted:
+        assert not is_interrupted()
+        os.kill(os.getpid(), number)
+        assert is_interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with defer_interrupts() as is_interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not is_interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_interrupts_are_not_deferred() -> None:
+    answers = []
+
+    def work() -> None:
+        with defer_interrupts() as is_interrupted:
+            answers.append(is_interrupted())
+
+    in_another_thread(work)
+    assert answers == [False]
