@@ -75,7 +75,7 @@ def test_equal_scores_are_both_the_best(tmp_path: Path) -> None:
 
 def test_presets_are_never_mixed(tmp_path: Path) -> None:
     first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30, preset="full")
-    with pytest.raises(UsageError, match=r"different presets .*a is of --preset=mini, .*b is of --preset=full"):
+    with pytest.raises(UsageError, match=r"different presets .*a has --preset=mini, .*b has --preset=full"):
         compare([first, second])
 
 
@@ -90,11 +90,11 @@ def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
         seeds=(42, 43),
     )
     assert compare([first, second]).warnings == (
-        "the decoder differs: A dddddddddddd, B eeeeeeeeeeee",
-        "the seeds differs: A [42], B [42, 43]",
-        "the recipe's learning_rate differs: A 0.001, B 0.01",
-        "threads of the environment differs: A 2, B 4",
-        "torch of the environment differs: A 2.13.0, B 2.14.0",
+        "different decoder: A dddddddddddd, B eeeeeeeeeeee",
+        "different seeds: A [42], B [42, 43]",
+        "different recipe.learning_rate: A 0.001, B 0.01",
+        "different environment.threads: A 2, B 4",
+        "different environment.torch: A 2.13.0, B 2.14.0",
     )
 
 
@@ -102,9 +102,7 @@ def test_where_a_reused_lalm_was_trained_is_told(tmp_path: Path) -> None:
     first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30)
     trained = {**second.lalms[0], "environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
     second = dataclasses.replace(second, lalms=(trained,))
-    assert compare([first, second]).warnings == (
-        "threads of the environment differs: A 2, B 2, LALM task1 trained with 1",
-    )
+    assert compare([first, second]).warnings == ("different environment.threads: A 2, B 2, LALM task1 trained with 1",)
 
 
 def test_the_rows_that_differ_most_come_first(tmp_path: Path) -> None:
@@ -113,7 +111,7 @@ def test_the_rows_that_differ_most_come_first(tmp_path: Path) -> None:
     first = read_run(write_finished_run(tmp_path / "a", {"librispeech": spoken}))
     second = read_run(write_finished_run(tmp_path / "b", {"librispeech": other}))
     lines = differing_clips(first, second, 10).splitlines()
-    assert lines[0] == "rows that differ most, 2 of 2 that differ"
+    assert lines[0] == "rows that differ most (2 of 2)"
     assert lines[3].split() == ["-1.00", "librispeech", "y", "five", "six", "five", "six", "nothing"]
     assert "one two three for" in lines[4]
     assert "1 of 2" in differing_clips(first, second, 1)

@@ -58,7 +58,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(github, "_MAX_SUMMARY_BYTES", 5)
     summary = tmp_path / "summary.md"
     (problem,) = append_summary({"GITHUB_STEP_SUMMARY": str(summary)}, "# Scores\n", {})
-    assert "larger than GitHub shows" in problem
+    assert "would exceed GitHub's size limit" in problem
     assert summary.read_text(encoding="utf-8") == ""
 
 
@@ -97,5 +97,5 @@ def test_a_session_tells_github_what_failed(
     assert content.count("<audio ") == 3
     assert "pytest" in content
     assert f"--baseline={baseline}" in content
-    assert "mean of the last twentieth" in content
+    assert "mean over the last 5 % of steps" in content
     assert (page.parent / "model_card.yaml").is_file()

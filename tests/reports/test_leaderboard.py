@@ -48,7 +48,7 @@ def test_the_best_complete_run_comes_first_and_incomplete_ones_last(tmp_path: Pa
     assert high[9:] == ["0.800"] * 20
     assert "incomplete: task1: 1 of 15 datasets; task2: 0 of 5 datasets" in part
     assert part[3:6] == ["", "", ""], "no overall score of it is shown"
-    assert 'title="95 %: 0.' in page
+    assert 'title="95 % confidence interval: 0.' in page
 
 
 def test_published_scores_are_rows_of_the_full_preset(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, damaged
     runs, problems = read_runs(tmp_path)
     assert len(runs) == 2 - len(damaged)
     assert len(problems) == len(damaged)
-    assert all("bad/results.json: its schema is 1" in problem for problem in problems)
+    assert all("bad/results.json has schema 1" in problem for problem in problems)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["leaderboard", str(tmp_path / "runs"), f"--output={tmp_path / 'a' / 'b.html'}"]) == 0
     assert (tmp_path / "a" / "b.html").is_file()
     assert main(["leaderboard", str(tmp_path / "nothing")]) == 2
-    assert "no finished run in it" in capsys.readouterr().err
+    assert "no finished run in " in capsys.readouterr().err
     with pytest.raises(UsageError, match="no finished run"):
         read_runs(tmp_path)
 

@@ -53,15 +53,15 @@ def test_audio_is_found_in_whichever_shard_has_it(tmp_path: Path) -> None:
 def test_why_there_is_no_audio_is_said(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", [("here", tone(0.1), {"label": "x"})])
     absent = tmp_path / "b.tar"
-    assert "not on disk" in (recordings_of(["c"], [shard, absent])["c"].problem or "")
+    assert "is missing" in (recordings_of(["c"], [shard, absent])["c"].problem or "")
     assert "b.tar" in (recordings_of(["c"], [shard, absent])["c"].problem or "")
     assert recordings_of(["c"], [shard])["c"].problem == "no test shard has this clip"
-    assert recordings_of(["c"], [])["c"].problem == "the test shards are not known"
+    assert recordings_of(["c"], [])["c"].problem == "its test shards are unknown"
     damaged = tmp_path / "damaged.tar"
     damaged.write_bytes(shard.read_bytes()[:700])
     assert "damaged archive" in (recordings_of(["c"], [damaged])["c"].problem or "")
     broken = write_members(tmp_path / "broken.tar", [("c.wav", b"no audio"), ("c.json", b"{}")])
-    assert (recordings_of(["c"], [broken])["c"].problem or "").startswith("not decoded: ")
+    assert (recordings_of(["c"], [broken])["c"].problem or "").startswith("it cannot be read: ")
 
 
 def test_the_search_ends_where_data_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_the_search_ends_where_data_are_large(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "MAX_SHARD_BYTES", shards[0].stat().st_size + 1)
     found = recordings_of(["clip-0", "clip-1"], shards)
     assert found["clip-0"].audio
-    assert "further it was not looked for" in (found["clip-1"].problem or "")
+    assert "the rest was not searched" in (found["clip-1"].problem or "")
 
 
 def test_a_long_clip_is_shortened_and_small() -> None:

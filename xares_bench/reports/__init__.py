@@ -1,15 +1,15 @@
-"""From results to what people read.
+"""Reports on results, for people and for programs.
 
-results           all that a session found out
-report            the terminal's table, TSV, Markdown and JSON; writes a run's files
-runs              folders of finished runs, read back and checked
-compare           run against run
+results           the results of a session, and what reports show beside them
+report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
+runs              reads the folders of finished runs, and checks them
+compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
-templating        templates (templates/) to HTML files
-charts            where lines, points and labels of a drawing lie
-confusion_matrix  which label was predicted in place of which
-worst_clips       the worst clips with a short copy of their audio
-model_card        the hub's model-index
+templating        fills the templates in templates/
+charts            coordinates of lines, points and labels
+confusion_matrix  counts of predicted labels per true label
+worst_clips       the clips with the lowest scores, and short copies of their audio
+model_card        the model-index of the Hugging Face hub
 github            annotations and job summary of GitHub Actions
 """

@@ -1,6 +1,6 @@
-"""Charts: where lines, points and labels of a drawing lie, in the units of an SVG's view box.
+"""Charts: coordinates of lines, points and labels, in the units of an SVG's view box.
 
-Nothing here writes SVG: the template does, which escapes every text.
+The SVG itself is written by the template, which escapes every text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A mark on an axis: where it is, and what it says."""
+    """A mark on an axis, and its label."""
 
     place: float
     label: str
@@ -22,11 +22,11 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points that belong together.
+    """Points that are drawn together.
 
     Attributes:
-        name: What they are called.
-        points: Their places.
+        name: Their name in the legend.
+        points: Their coordinates.
     """
 
     name: str
@@ -34,25 +34,25 @@ class Series:
 
     @property
     def path(self) -> str:
-        """The points as SVG writes them."""
+        """The points in SVG's notation."""
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """A drawing over two axes.
+    """A chart with two axes.
 
     Attributes:
         width: Width of the view box.
         height: Its height.
-        left: Where the vertical axis is.
-        right: Where the horizontal axis ends.
-        top: Where the vertical axis ends.
-        bottom: Where the horizontal axis is.
+        left: The vertical axis.
+        right: The end of the horizontal axis.
+        top: The end of the vertical axis.
+        bottom: The horizontal axis.
         x_ticks: Marks of the horizontal axis.
         y_ticks: Marks of the vertical axis.
-        series: What is drawn.
-        level: Height of a line across, or None.
+        series: The curves or points.
+        level: Height of a horizontal line, or None.
     """
 
     width: float = 720
@@ -72,10 +72,10 @@ class Spoke:
     """One axis of a radar chart.
 
     Attributes:
-        name: What it measures.
-        tip: Where it ends.
-        label: Where its label is.
-        anchor: How the label lies about that place, an SVG `text-anchor`.
+        name: Its label.
+        tip: Its outer end.
+        label: The position of the label.
+        anchor: The label's `text-anchor` in SVG.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Spoke:
 
 @dataclass(frozen=True, kw_only=True)
 class Radar:
-    """A radar chart: its spokes, rings at quarters, and what is drawn; the view box is `size` wide and high."""
+    """A radar chart with rings at quarters; the view box is `size` wide and high."""
 
     size: float
     spokes: tuple[Spoke, ...]
@@ -95,10 +95,10 @@ class Radar:
 
 
 def line_chart(curves: Mapping[str, Sequence[Point]]) -> Plane:
-    """Curves over steps, from 0 up.
+    """Return a chart of curves, with both axes from 0.
 
     Args:
-        curves: Points (x, y) by name; at least one point in all, all finite.
+        curves: Points (x, y) by name; at least one point overall, all finite.
     """
     x_max = max(x for points in curves.values() for x, _ in points)
     y_max = max(y for points in curves.values() for _, y in points)
@@ -122,15 +122,15 @@ def line_chart(curves: Mapping[str, Sequence[Point]]) -> Plane:
 
 
 def cost_chart(points: Mapping[str, Point], level: float | None) -> Plane:
-    """Scores over costs, the costs on a logarithmic axis.
+    """Return a chart of scores over costs, with a logarithmic axis for the costs.
 
     Args:
         points: (cost, score) by name; at least one, costs above 0, all finite.
-        level: A score whose cost is not known, or None.
+        level: A score of unknown cost, drawn as a line; or None.
     """
     costs = [cost for cost, _ in points.values()]
     low, high = math.log10(min(costs)), math.log10(max(costs))
-    margin = max(0.15, 0.5 - (high - low) / 2)  # at least a decade is shown, for there to be ticks
+    margin = max(0.15, 0.5 - (high - low) / 2)  # at least a decade in all, so that there are ticks
     low, high = low - margin, high + margin
     scores = [score for _, score in points.values()] + ([] if level is None else [level])
     y_values = round_ticks(min(0.0, *scores), max(*scores, 0.1))
@@ -155,11 +155,11 @@ def cost_chart(points: Mapping[str, Point], level: float | None) -> Plane:
 
 
 def radar_chart(spokes: Sequence[str], series: Mapping[str, Sequence[float]]) -> Radar:
-    """Scores around a circle, the first at the top, clockwise.
+    """Return a chart of scores around a circle, clockwise from the top.
 
     Args:
         spokes: At least three names.
-        series: As many scores as there are spokes, by name; clipped to 0 and 1.
+        series: One score per spoke, by name of the series; clipped to 0 and 1.
     """
     size, radius = 400.0, 170.0
 
@@ -187,7 +187,7 @@ def radar_chart(spokes: Sequence[str], series: Mapping[str, Sequence[float]]) ->
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
-    """Round numbers, about so many steps apart, from at most `low` to at least `high`.
+    """Return round numbers in about so many steps, from at most `low` to at least `high`.
 
     Example:
         >>> round_ticks(0, 0.87)
@@ -201,7 +201,7 @@ def round_ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
 
 
 def thinned(points: Sequence[Point], num_points: int) -> list[Point]:
-    """Means of neighbouring points, at most so many; where each lies is the last of those it stands for."""
+    """Average neighbouring points until at most `num_points` are left; each has the x of the last one averaged."""
     size = max(1, math.ceil(len(points) / num_points))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], math.fsum(y for _, y in group) / len(group)) for group in groups]

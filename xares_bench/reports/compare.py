@@ -1,4 +1,4 @@
-"""Run against run: what differs, how sure that is, and on which clips."""
+"""Comparison of runs: differences of scores, their confidence intervals, and the clips that differ most."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Row:
     """One dataset, or one task's overall score, in all runs.
 
     Attributes:
-        what: Its name.
+        what: Name of the dataset, or `Overall`.
         metric: Name of the metric; empty for an overall score.
-        found: The score of every run, None where a run has none.
-        differences: How each run stands to the first one; None for the first, and where one of the two has no score.
+        found: The score of each run; None for a run without it.
+        differences: Each run's score minus that of the first run; None for the first run, and where a score is missing.
     """
 
     what: str
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def best(self) -> frozenset[int]:
-        """Places of the runs with the highest score, as far as it is shown; none where only one run has a score."""
+        """Indices of the runs with the highest score, as rounded in the table; empty if only one run has a score."""
         scores = {place: round(found.score, 3) for place, found in enumerate(self.found) if found is not None}
         if len(scores) < 2:
             return frozenset()
@@ -47,9 +47,9 @@ class Comparison:
     """Several runs of one preset.
 
     Attributes:
-        runs: The runs; the first is the one that the others are held against.
+        runs: The runs; the others are compared with the first.
         rows: Datasets and overall scores, by task.
-        warnings: What the runs differ in besides the encoder.
+        warnings: Differences between the runs besides the encoder.
     """
 
     runs: tuple[FinishedRun, ...]
@@ -58,15 +58,15 @@ class Comparison:
 
 
 def compare(runs: Sequence[FinishedRun]) -> Comparison:
-    """Hold runs against the first of them.
+    """Compare runs with the first of them.
 
     Raises:
-        UsageError: They are of different presets, or the clip sums of one is damaged.
+        UsageError: The runs have different presets, or the clip sums of one are damaged.
     """
     presets = {run.run.preset: run for run in runs}
     if len(presets) > 1:
-        named = ", ".join(f"{run.folder} is of --preset={preset}" for preset, run in presets.items())
-        raise UsageError(f"scores of different presets cannot be compared: {named}")
+        named = ", ".join(f"{run.folder} has --preset={preset}" for preset, run in presets.items())
+        raise UsageError(f"runs of different presets cannot be compared: {named}")
     rows: dict[str, list[Row]] = {}
     for name, task in {record.dataset: record.task for run in runs for record in run.records.values()}.items():
         rows.setdefault(task, []).append(_dataset_row(name, runs))
@@ -78,15 +78,16 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """One table a task for a terminal: `*` marks the best score of a row; differences are to the first run."""
+    """Return one table per task for a terminal; differences are to the first run, `*` marks the best score of a row."""
     letters = _letters(comparison)
     headers = ["dataset", "metric"]
     for place, letter in enumerate(letters):
-        headers += [letter, "95 %"] if place == 0 else [letter, f"{letter} - A", "95 % of it"]
+        headers += [letter, "95 %"] if place == 0 else [letter, f"{letter} - A", f"95 % of {letter} - A"]
+    intervals = [header for header in headers if header.startswith("95 %")]
     tables = []
     for task, rows in comparison.rows.items():
         cells = [[row.what, row.metric, *_cells(row)] for row in rows]
-        tables.append(f"{task}\n{tabulated(cells, headers, 'simple', left=['95 % of it'])}")
+        tables.append(f"{task}\n{tabulated(cells, headers, 'simple', left=intervals)}")
     legend = "\n".join(
         f"{letter}: {run.folder} ({run.run.encoder['spec']})"
         for letter, run in zip(letters, comparison.runs, strict=True)
@@ -96,14 +97,14 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str:
-    """The rows whose own values differ most between two runs, for a terminal; empty where none differs."""
+    """Return a table of the rows whose values differ most between two runs; empty if none differ."""
     found: list[tuple[float, str, str, str, str, str]] = []
     for dataset in first.records:
         if dataset not in second.records:
             continue
         ours, theirs = first.predictions(dataset), second.predictions(dataset)
         if [(row.clip, row.reference) for row in ours] != [(row.clip, row.reference) for row in theirs]:
-            continue  # not the same test set
+            continue  # another test set
         for one, other in zip(ours, theirs, strict=True):
             if one.value is not None and other.value is not None and one.value != other.value:
                 difference = other.value - one.value
@@ -112,9 +113,9 @@ def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str
     if not found:
         return ""
     rows = [[f"{row[0]:+.2f}", row[1], *map(_short, row[2:])] for row in found[:number]]
-    headers = ["B - A", "dataset", "clip", "target", "A says", "B says"]
+    headers = ["B - A", "dataset", "clip", "target", "A predicts", "B predicts"]
     table = tabulated(rows, headers, "simple", left=headers[1:])
-    return f"rows that differ most, {min(number, len(found))} of {len(found)} that differ\n{table}"
+    return f"rows that differ most ({min(number, len(found))} of {len(found)})\n{table}"
 
 
 def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
@@ -131,37 +132,38 @@ def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
 def _dataset_difference(
     name: str, first: FinishedRun, other: FinishedRun, reference: ClipSums | None
 ) -> Difference | None:
-    """How one run stands to the first, over the clips of both where both have kept them."""
-    held, record = first.records.get(name), other.records.get(name)
-    if held is None or record is None or not math.isfinite(held.score + record.score):
+    """Return another run's score minus the first run's, paired by clip if both have clip sums."""
+    base, record = first.records.get(name), other.records.get(name)
+    if base is None or record is None or not math.isfinite(base.score + record.score):
         return None
-    training = pooled_training_noise((record.spread, len(record.seed_scores)), (held.spread, len(held.seed_scores)))
+    training = pooled_training_noise((record.spread, len(record.seed_scores)), (base.spread, len(base.seed_scores)))
     clip_sums = other.clip_sums(name)
     if reference is not None and clip_sums is not None:
         paired = paired_difference(reference, clip_sums, training=training)
         if paired is not None:
             return paired
-    deviation = math.hypot(held.deviation or 0.0, record.deviation or 0.0)
-    clips = min(held.num_clips, record.num_clips)
-    return difference_of(record.score - held.score, deviation, num_clips=clips, training=training)
+    deviation = math.hypot(base.deviation or 0.0, record.deviation or 0.0)
+    clips = min(base.num_clips, record.num_clips)
+    return difference_of(record.score - base.score, deviation, num_clips=clips, training=training)
 
 
 def _overall_row(task: str, runs: Sequence[FinishedRun], members: Sequence[Row]) -> Row:
-    """The task's overall scores, of complete runs alone; the error of a difference is that of its datasets'."""
+    """Return a task's overall scores, of complete runs only."""
     found = tuple(overall if overall is not None and overall.complete else None for overall in _overalls(task, runs))
     differences: list[Difference | None] = [None]
     for place in range(1, len(runs)):
         own = [(row, row.differences[place]) for row in members]
-        held, other = found[0], found[place]
+        base, other = found[0], found[place]
         known = [difference for _, difference in own if difference is not None]
-        if held is None or other is None or len(known) < len(own):
+        if base is None or other is None or len(known) < len(own):
             differences.append(None)
             continue
+        # A weighted mean of independent differences: the datasets have no test clips in common.
         weights = [record.weight for row, _ in own if isinstance(record := row.found[0], ScoreRecord)]
         parts = [weight * difference.deviation for weight, difference in zip(weights, known, strict=True)]
         deviation = math.hypot(*parts) / sum(weights)
         num_clips = sum(difference.num_clips for difference in known)
-        differences.append(difference_of(other.score - held.score, deviation, num_clips=num_clips))
+        differences.append(difference_of(other.score - base.score, deviation, num_clips=num_clips))
     return Row(what="Overall", metric="", found=found, differences=tuple(differences))
 
 
@@ -187,24 +189,25 @@ def _cells(row: Row) -> list[str]:
 
 
 def _letters(comparison: Comparison) -> list[str]:
-    """A, B, ..., Z, A1, B1, ..."""
+    """Return A, B, ..., Z, A1, B1, ..."""
     return [chr(65 + place % 26) + (str(place // 26) if place >= 26 else "") for place in range(len(comparison.runs))]
 
 
 def _warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
-    """What else than the encoder differs between runs, one line each."""
-    described = [_surroundings(run) for run in runs]
+    """Return what differs between the runs besides the encoder, one line each."""
+    described = [_conditions(run) for run in runs]
     warnings = []
     for name in dict.fromkeys(name for values in described for name in values):
         values = [values.get(name) for values in described]
         if any(value != values[0] for value in values):
             letters = zip((chr(65 + place) for place in range(len(values))), values, strict=True)
             shown = ", ".join(f"{letter} {_short(str(value))}" for letter, value in letters)
-            warnings.append(f"{name} differs: {shown}")
+            warnings.append(f"different {name}: {shown}")
     return tuple(warnings)
 
 
-def _surroundings(run: FinishedRun) -> dict[str, Any]:
+def _conditions(run: FinishedRun) -> dict[str, Any]:
+    """Return what a score depends on besides the encoder and the datasets, by name."""
     manifest = run.run
     environment = {
         key: ", ".join([str(value), *_trained_elsewhere(run, key, value)])
@@ -213,18 +216,18 @@ def _surroundings(run: FinishedRun) -> dict[str, Any]:
     }
     judges = manifest.environment.get("judges", {})
     return {
-        "the decoder": manifest.decoder["fingerprint"][:12],
-        "the data's revision": manifest.data["revision"],
+        "decoder": manifest.decoder["fingerprint"][:12],
+        "data revision": manifest.data["revision"],
         "--limit": manifest.data["limit"],
-        "the seeds": list(manifest.seeds),
-        **{f"the recipe's {key}": value for key, value in manifest.recipe.items()},
-        **{f"{key} of the environment": value for key, value in environment.items()},
-        **{f"the judge of {key}": value for key, value in judges.items()},
+        "seeds": list(manifest.seeds),
+        **{f"recipe.{key}": value for key, value in manifest.recipe.items()},
+        **{f"environment.{key}": value for key, value in environment.items()},
+        **{f"models of {key}": value for key, value in judges.items()},
     }
 
 
 def _trained_elsewhere(run: FinishedRun, key: str, value: object) -> list[str]:
-    """What was another when LALMs were trained that a later session has reused."""
+    """Return where a value differed when LALMs were trained that this run reused."""
     values = {lalm["mix"]: lalm.get("environment", {}).get(key, value) for lalm in run.lalms}
     return [f"LALM {mix} trained with {other}" for mix, other in values.items() if other != value]
 

@@ -1,4 +1,4 @@
-"""GitHub: a run's scores on the page of the job, and failures as annotations.
+"""GitHub Actions: a run's scores in the summary of the job, and failures as annotations.
 
 GitHub Actions reads commands from lines of the standard output ("Workflow commands for GitHub Actions") and Markdown
 from the file that `GITHUB_STEP_SUMMARY` names.
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-# GitHub drops a summary that is larger, and shows no more of a message.
+# GitHub drops larger summaries and cuts longer messages.
 _MAX_SUMMARY_BYTES = 1_000_000
 _MAX_MESSAGE_LETTERS = 4000
 
 
 def error_lines(environment: Mapping[str, str], failures: Mapping[str, str]) -> list[str]:
-    """One line a failure for the standard output of a job of GitHub Actions; nothing elsewhere.
+    """Return a workflow command per failure, for the standard output; empty outside GitHub Actions.
 
     Args:
         environment: The process's environment variables.
-        failures: What went wrong, by what it happened to.
+        failures: Reasons by dataset or test.
 
     Example:
         >>> error_lines({"GITHUB_ACTIONS": "true"}, {"esc-50": "score 0.4 is 20 % below"})
@@ -33,12 +33,15 @@ def error_lines(environment: Mapping[str, str], failures: Mapping[str, str]) -> 
 
 
 def append_summary(environment: Mapping[str, str], scores: str, failures: Mapping[str, str]) -> list[str]:
-    """Append scores and failures to the job's summary, where there is one; what stands against it.
+    """Append scores and failures to the job's summary, if there is one.
 
     Args:
         environment: The process's environment variables.
         scores: The scores as Markdown.
-        failures: What went wrong, by what it happened to.
+        failures: Reasons by dataset or test.
+
+    Returns:
+        The problem if the summary cannot be written, in one line; it must not fail the run.
     """
     name = environment.get("GITHUB_STEP_SUMMARY")
     if not name:
@@ -48,7 +51,7 @@ def append_summary(environment: Mapping[str, str], scores: str, failures: Mappin
     try:
         with Path(name).open("a", encoding="utf-8") as file:
             if file.tell() + len(text.encode("utf-8")) > _MAX_SUMMARY_BYTES:
-                return [f"GITHUB_STEP_SUMMARY: {name} would be larger than GitHub shows; the scores are not added"]
+                return [f"GITHUB_STEP_SUMMARY: {name} would exceed GitHub's size limit; scores are not added"]
             file.write(text)
     except OSError as cause:
         return [f"GITHUB_STEP_SUMMARY: {name} cannot be written: {cause}"]
@@ -64,6 +67,6 @@ def _property(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text within a line of Markdown, in which nothing of it is markup."""
+    """Escape text for a line of Markdown."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~#" else letter for letter in " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,6 +1,6 @@
-"""The page of a run: `report.html`, one file that holds all it shows and asks no network for anything.
+"""The HTML report of a run: `report.html`, one page that opens offline.
 
-This module gathers what the page says; how it looks is in `templates/`.
+This module gathers the values of the page; its layout is in `templates/`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _MAX_LOSS_POINTS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A score beside what it is held against.
+class ScoreRow:
+    """A row of the table of scores.
 
     Attributes:
-        name: Dataset, or what the overall score is over.
+        name: Dataset, or `Overall`, with what is missing from it.
         metric: Name of the metric; empty for an overall score.
         score: The score, which may be NaN.
-        interval: Its 95 % interval.
-        spread: Standard deviation over the seeds.
-        held: The baseline's score.
-        held_interval: Its 95 % interval.
-        difference_interval: That of score minus baseline.
+        interval: Its 95 % confidence interval.
+        spread: Standard deviation over the training seeds.
+        baseline: The baseline's score.
+        baseline_interval: The 95 % confidence interval of the baseline's score.
+        difference_interval: The 95 % confidence interval of score minus baseline.
         num_rows: Rows that were scored; None for an overall score.
         is_overall: Whether it is an overall score.
     """
@@ -55,20 +55,20 @@ class Line:
     score: float
     interval: tuple[float, float] | None
     spread: float | None
-    held: float | None
-    held_interval: tuple[float, float] | None
+    baseline: float | None
+    baseline_interval: tuple[float, float] | None
     difference_interval: tuple[float, float] | None
     num_rows: int | None
     is_overall: bool = False
 
     @property
     def difference(self) -> float | None:
-        """Score minus baseline; None without one."""
-        return None if self.held is None else self.score - self.held
+        """Score minus baseline; None without a baseline."""
+        return None if self.baseline is None else self.score - self.baseline
 
     @property
     def direction(self) -> str:
-        """`good` or `bad` where the difference is more than its interval explains, else empty."""
+        """`good` or `bad` if the confidence interval of the difference excludes 0, else empty."""
         if self.difference_interval is None:
             return ""
         low, high = self.difference_interval
@@ -77,10 +77,10 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPart:
-    """What the page shows of a task."""
+    """The values of the page for a task."""
 
     name: str
-    lines: tuple[Line, ...]
+    rows: tuple[ScoreRow, ...]
     radar: Radar | None
     costs: Plane | None
     others: tuple[OtherRun, ...]
@@ -88,17 +88,17 @@ class TaskPart:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPart:
-    """What the page shows of a dataset.
+    """The values of the page for a dataset.
 
     Attributes:
         record: Its score.
-        prompts: What was asked.
+        prompts: Its prompts.
         problem: Why its predictions are not shown, or None.
-        num_predictions: Rows that there are.
-        rows: Those that can be searched.
-        confusion_matrix: Of a classification.
+        num_predictions: Number of its predictions.
+        rows: The predictions that can be searched on the page.
+        confusion_matrix: For a classification with one label per clip, else None.
         worst: The worst clips with their audio.
-        no_worst: Why there are none, where there are none.
+        no_worst: Why there are no worst clips, if there are none.
     """
 
     record: ScoreRecord
@@ -112,20 +112,21 @@ class DatasetPart:
 
     @property
     def is_cut(self) -> bool:
-        """Whether there are more rows than can be searched."""
+        """Whether some predictions cannot be searched on the page."""
         return len(self.rows) < self.num_predictions
 
 
 def report_html(results: Results, folder: Path, background: Background) -> str:
-    """The page of a run; the one that is in its folder already, where that shows the same.
-
-    Reading audio takes longer than all the rest, and a session that finds everything finished should not wait for it.
+    """Return the page of a run; an existing page is reused if it would be the same.
 
     Args:
-        results: What was found out.
+        results: The results of the session.
         folder: The run's folder, with `predictions/`; beside it are the store, for the loss curves, and other runs.
-        background: What else is known of the run.
+        background: What the page shows besides the results.
     """
+    # Reading the audio takes longer than all the rest, and a session that finds everything cached should not wait for
+    # it. So the page is first made without audio; its digest, with the sizes of the shards that audio comes from, tells
+    # whether the existing page shows the same.
     datasets = _dataset_parts(results, folder, background.sources)
     silent = _rendered(results, folder, background, datasets, digest="")
     shards = {str(shard): _size(shard) for source in background.sources.values() for shard in source.shards}
@@ -160,35 +161,35 @@ def _rendered(
 def _task_part(results: Results, overall: Overall, folder: Path, background: Background) -> TaskPart:
     records = results.of_task(overall.task)
     baseline = background.baseline
-    lines = []
+    rows = []
     for record in records:
-        held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
-        lines.append(
-            Line(
+        expected = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
+        rows.append(
+            ScoreRow(
                 name=record.dataset,
                 metric=record.metric,
                 score=record.score,
                 interval=record.interval,
                 spread=record.spread,
-                held=None if held is None else held.score,
-                held_interval=None if held is None else held.interval,
+                baseline=None if expected is None else expected.score,
+                baseline_interval=None if expected is None else expected.interval,
                 difference_interval=background.differences.get(record.dataset),
                 num_rows=record.num_rows,
             )
         )
-    held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
-    what = "Overall"
+    expected = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
+    name = "Overall"
     if overall.num_datasets < overall.num_expected:
-        what += f", {overall.num_datasets} of {overall.num_expected} datasets"
-    lines.append(
-        Line(
-            name=what + (", some clips left out" if overall.partial else ""),
+        name += f", {overall.num_datasets} of {overall.num_expected} datasets"
+    rows.append(
+        ScoreRow(
+            name=name + (", some clips left out" if overall.partial else ""),
             metric="",
             score=overall.score,
             interval=overall.interval if math.isfinite(overall.score) else None,
             spread=overall.spread,
-            held=None if held is None else held.score,
-            held_interval=None if held is None else held.interval,
+            baseline=None if expected is None else expected.score,
+            baseline_interval=None if expected is None else expected.interval,
             difference_interval=background.differences.get(f"{overall.task} overall"),
             num_rows=None,
             is_overall=True,
@@ -197,26 +198,26 @@ def _task_part(results: Results, overall: Overall, folder: Path, background: Bac
     others = _other_runs(results, records, folder)
     return TaskPart(
         name=overall.task,
-        lines=tuple(lines),
-        radar=_radar(overall.task, lines[:-1], results.run.name, baseline.name if baseline else ""),
-        costs=_costs(others, None if held is None else held.score),
+        rows=tuple(rows),
+        radar=_radar(overall.task, rows[:-1], results.run.name, baseline.name if baseline else ""),
+        costs=_costs(others, None if expected is None else expected.score),
         others=tuple(others),
     )
 
 
-def _radar(task: str, lines: Sequence[Line], name: str, baseline: str) -> Radar | None:
-    """Task 1 around a circle; None for other tasks, whose metrics have no scale in common, and for too few datasets."""
-    if task != "task1" or len(lines) < 3 or not all(math.isfinite(line.score) for line in lines):
+def _radar(task: str, rows: Sequence[ScoreRow], name: str, baseline: str) -> Radar | None:
+    """Return a radar chart of task 1; None for other tasks, whose metrics have no common scale, or few datasets."""
+    if task != "task1" or len(rows) < 3 or not all(math.isfinite(row.score) for row in rows):
         return None
-    series = {name: [line.score for line in lines]}
-    held = [line.held for line in lines if line.held is not None]
-    if len(held) == len(lines):
-        series[baseline] = held
-    return radar_chart([line.name for line in lines], series)
+    series = {name: [row.score for row in rows]}
+    expected = [row.baseline for row in rows if row.baseline is not None]
+    if len(expected) == len(rows):
+        series[baseline] = expected
+    return radar_chart([row.name for row in rows], series)
 
 
 def _other_runs(results: Results, records: Sequence[ScoreRecord], folder: Path) -> list[OtherRun]:
-    """This run and those beside it that have all its datasets of a task; this one first."""
+    """Return this run, then the runs beside it that have all its datasets of a task."""
     run = results.run
     names = [record.dataset for record in records]
     try:
@@ -234,7 +235,7 @@ def _costs(others: Sequence[OtherRun], level: float | None) -> Plane | None:
 
 
 def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSource]) -> list[DatasetPart]:
-    """What there is of every dataset but for audio."""
+    """Return the values of every dataset, without audio."""
     parts = []
     for record in results.records:
         problem = None
@@ -265,20 +266,20 @@ def _with_audio(parts: Sequence[DatasetPart], sources: Mapping[str, ClipSource])
         name = part.record.dataset
         shards = sources[name].shards if name in sources else ()
         found[name] = recordings_of([clip.name for clip, _ in part.worst], shards)
-    kept = limited(found, MAX_AUDIO_BYTES)
+    within = limited(found, MAX_AUDIO_BYTES)
     return [
-        dataclasses.replace(part, worst=tuple((clip, kept[part.record.dataset][clip.name]) for clip, _ in part.worst))
+        dataclasses.replace(part, worst=tuple((clip, within[part.record.dataset][clip.name]) for clip, _ in part.worst))
         for part in parts
     ]
 
 
 def _worst_of(rows: Sequence[Prediction], num_clips: int) -> tuple[list[WorstClip], str]:
-    """The worst clips, and why there are none."""
+    """Return the worst clips, and the reason if there are none."""
     if any(row.value is None for row in rows):
-        return [], "The metric says nothing of a clip by itself."
+        return [], "The metric has no value for single clips."
     if len({row.clip for row in rows}) < num_clips:
-        return [], "Several clips share a name, and the predictions do not tell which is meant."
-    return worst_clips(rows, WORST_CLIPS), "Every clip has the value 1."
+        return [], "Several clips share a name, so the worst ones cannot be told from the others."
+    return worst_clips(rows, WORST_CLIPS), "All clips have the value 1."
 
 
 def _read_predictions(path: Path) -> list[Prediction]:
@@ -287,7 +288,7 @@ def _read_predictions(path: Path) -> list[Prediction]:
 
 
 def _worst_rows(rows: Sequence[Prediction]) -> list[Prediction]:
-    """As many rows as can be searched, in their order: where there are more, those of the lowest values."""
+    """Return at most `MAX_ROWS` rows, those with the lowest values, in their original order."""
     if len(rows) <= MAX_ROWS:
         return list(rows)
     order = sorted(range(len(rows)), key=lambda place: (_value(rows[place]), place))[:MAX_ROWS]
@@ -299,7 +300,7 @@ def _value(row: Prediction) -> float:
 
 
 def _searchable(datasets: Sequence[DatasetPart]) -> list[dict[str, Any]]:
-    """What the page's script searches."""
+    """Return the predictions for the page's script to search."""
     return [
         {
             "name": part.record.dataset,
@@ -314,7 +315,7 @@ def _short(text: str) -> str:
 
 
 def _losses(results: Results, folder: Path) -> list[tuple[str, Plane | None, str]]:
-    """For every mix its name, its loss curves, and in words how they ended."""
+    """Return every mix's name, its loss curves, and a sentence on the last losses."""
     by_mix: dict[str, dict[str, list[Point]]] = {}
     for lalm in results.lalms:
         name = f"seed {lalm['seed']}" if "seed" in lalm else "loss"
@@ -323,18 +324,18 @@ def _losses(results: Results, folder: Path) -> list[tuple[str, Plane | None, str
     for mix, read in by_mix.items():
         curves = {name: points for name, points in read.items() if points}
         if not curves:
-            found.append((mix, None, "its loss curve is not in the store"))
+            found.append((mix, None, "the loss curve is no longer cached"))
             continue
         ends = ", ".join(
             f"{name}: {thinned(points, 20)[-1][1]:.3f} after {points[-1][0]:g} steps" for name, points in curves.items()
         )
         plane = line_chart({name: thinned(points, _MAX_LOSS_POINTS) for name, points in curves.items()})
-        found.append((mix, plane, f"mean of the last twentieth, {ends}"))
+        found.append((mix, plane, f"mean over the last 5 % of steps, {ends}"))
     return found
 
 
 def _read_losses(path: Path) -> list[Point]:
-    """Steps and losses, without those that are no number; nothing where the file cannot be read."""
+    """Read steps and finite losses; empty if the file cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
         points = [(float(step), float(loss)) for step, loss in (line.split("\t") for line in lines)]
@@ -344,7 +345,7 @@ def _read_losses(path: Path) -> list[Point]:
 
 
 def _reproduction(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titles, and under each what a run depends on: names and values."""
+    """Return what a run depends on: titles, and names and values under each."""
     run = results.run
     environment = dict(run.environment)
     judges = environment.pop("judges", {})
@@ -356,9 +357,9 @@ def _reproduction(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Encoder", _rows({key: run.encoder.get(key) for key in (*shown_encoder, "honours_mask", "realtime_factor")})),
         ("Decoder", _rows(run.decoder)),
         ("Data", _rows(data)),
-        ("Changed from the preset", changed or [("recipe", f"as the preset {run.preset} has it")]),
+        ("Changed from the preset", changed or [("recipe", f"defaults of the {run.preset} preset")]),
         ("Recipe", _rows({**run.recipe, "seeds": list(run.seeds)})),
-        ("Machine and libraries", _rows({**environment, **{f"judge {name}": what for name, what in judges.items()}})),
+        ("Machine and libraries", _rows(environment | {f"models of {name}": files for name, files in judges.items()})),
     ]
 
 
@@ -367,12 +368,12 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _listed(value: object) -> str:
-    """A value for people: text as it is, anything else as JSON."""
+    """Return a value for people to read: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _size(file: Path) -> int | None:
-    """Size of a file in bytes; None where there is none."""
+    """Return the size of a file in bytes; None if there is no file."""
     try:
         return file.stat().st_size
     except OSError:
@@ -380,7 +381,7 @@ def _size(file: Path) -> int | None:
 
 
 def _percent(share: float) -> str:
-    """A share as CSS has it, within 0 and 100 %."""
+    """Return a share in CSS, clipped to 0 % and 100 %."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 

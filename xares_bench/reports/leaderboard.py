@@ -1,4 +1,4 @@
-"""The leaderboard: many runs on one page, a table for each preset, the published scores among them."""
+"""The leaderboard: many runs on one page, with a table per preset; published scores are rows, too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from xares_bench.scores.baselines import load_baseline, shipped_baselines
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value of the table.
+    """A cell of the table.
 
     Attributes:
-        text: As it is shown; empty where there is none.
-        value: What it is sorted by; None where there is none, which sorts last.
-        note: What else there is to say of it.
+        text: The text; may be empty.
+        value: The value to sort by; None sorts last.
+        note: Shown when the mouse is over the cell.
     """
 
     text: str = ""
@@ -31,21 +31,19 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A run, or a published baseline.
+class Row:
+    """A run, or a shipped baseline.
 
     Attributes:
         encoder: Name of the encoder.
-        about: Arguments, and the run's or the baseline's name.
-        is_published: Whether it is a baseline.
-        what_is_missing: Why it is not complete; empty where it is.
+        about: The encoder's arguments and the run's name, or what kind of baseline it is.
+        missing: Why it is incomplete; empty if it is complete.
         cells: Values in the order of the board's columns.
     """
 
     encoder: str
     about: str
-    is_published: bool
-    what_is_missing: str
+    missing: str
     cells: tuple[Cell, ...]
 
 
@@ -55,27 +53,30 @@ class Board:
 
     Attributes:
         preset: Its name.
-        columns: Headers: overall scores, cost, datasets.
-        lines: Complete ones first, the best first.
+        columns: Headers: overall scores, costs, datasets.
+        rows: Complete runs first, each group by overall score.
     """
 
     preset: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[Row, ...]
 
 
 _COSTS = ("dimensions", "frames/s", "real-time factor", "training s")
 
 
 def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
-    """The finished runs of a folder by name, and in one line each, what could not be read.
+    """Read the finished runs of a folder, by name.
+
+    Returns:
+        The runs, and a problem for each that cannot be read.
 
     Raises:
-        UsageError: There is no run in it.
+        UsageError: The folder has no runs.
     """
     files = sorted(folder.glob(f"*/{RESULTS_FILE}"))
     if not files:
-        raise UsageError(f"{folder}: no finished run in it; name the folder that --runs-dir names (default: runs)")
+        raise UsageError(f"no finished run in {folder}; expected the folder of --runs-dir (default: runs)")
     runs, problems = [], []
     for file in files:
         try:
@@ -86,12 +87,12 @@ def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
 
 
 def leaderboard_html(runs: Iterable[FinishedRun]) -> str:
-    """The page over these runs, with the published scores as rows of the full preset's table."""
+    """Return the page of these runs; the table of the full preset is always there, for the published scores."""
     by_preset: dict[str, list[FinishedRun]] = {}
     for run in runs:
         by_preset.setdefault(run.run.preset, []).append(run)
     presets = sorted({*by_preset, "full"}, key=lambda preset: (preset != "full", preset))
-    boards = [board for preset in presets if (board := _board(preset, by_preset.get(preset, []))).lines]
+    boards = [board for preset in presets if (board := _board(preset, by_preset.get(preset, []))).rows]
     return rendered("leaderboard", {"boards": boards})
 
 
@@ -99,14 +100,14 @@ def _board(preset: str, runs: list[FinishedRun]) -> Board:
     catalogue = load_catalogue(preset)
     tasks = {task: tuple(names) for task, names in catalogue.tasks.items()}
     datasets = list(dict.fromkeys([*catalogue.datasets, *(name for run in runs for name in run.records)]))
-    lines = [_run_line(run, tasks, datasets) for run in runs]
-    lines += [line for name in shipped_baselines() if (line := _published_line(name, preset, tasks, datasets))]
+    rows = [_run_row(run, tasks, datasets) for run in runs]
+    rows += [row for name in shipped_baselines() if (row := _baseline_row(name, preset, tasks, datasets))]
     columns = ("overall", *tasks, *_COSTS, *datasets)
-    lines.sort(key=lambda line: (bool(line.what_is_missing), -(line.cells[0].value or 0.0), line.encoder, line.about))
-    return Board(preset=preset, columns=columns, lines=tuple(lines))
+    rows.sort(key=lambda row: (bool(row.missing), -(row.cells[0].value or 0.0), row.encoder, row.about))
+    return Board(preset=preset, columns=columns, rows=tuple(rows))
 
 
-def _run_line(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Line:
+def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Row:
     encoder = run.run.encoder
     missing = [
         f"{task}: {overall.num_datasets if overall else 0} of {len(names)} datasets"
@@ -120,6 +121,8 @@ def _run_line(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: 
         for task in tasks
     ]
     complete = [record for name, record in run.records.items() if any(name in names for names in tasks.values())]
+    # Over datasets, not over tasks, of which one has three times as many. An incomplete run has none: its datasets may
+    # be the easy ones.
     mean = Cell()
     if not missing:
         weight = math.fsum(record.weight for record in complete)
@@ -134,33 +137,31 @@ def _run_line(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: 
     found = [run.records.get(name) for name in datasets]
     scores = [Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found]
     arguments = json.dumps(encoder["arguments"], ensure_ascii=False) if encoder["arguments"] else ""
-    return Line(
+    return Row(
         encoder=encoder["name"],
         about=" ".join(filter(None, [arguments, run.run.name])),
-        is_published=False,
-        what_is_missing="; ".join(missing),
+        missing="; ".join(missing),
         cells=(mean, *overalls, *costs, *scores),
     )
 
 
-def _published_line(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Line | None:
-    """A shipped baseline of that preset as a row; None for one of another preset."""
+def _baseline_row(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Row | None:
+    """Return the row of a shipped baseline; None if it is of another preset."""
     baseline = load_baseline(name, tasks=tasks)
     if baseline.preset != preset:
         return None
     known = [baseline.scores[dataset].score for names in tasks.values() for dataset in names]
     overalls = [baseline.overalls[task] for task in tasks]
     scores = [baseline.scores.get(dataset) for dataset in datasets]
-    return Line(
+    return Row(
         encoder=name,
         about="published" if preset == "full" else "shipped baseline",
-        is_published=True,
-        what_is_missing="",
+        missing="",
         cells=(
             _score(math.fsum(known) / len(known), None, None),
             *(_score(overall.score, None, overall.spread) for overall in overalls),
             *(Cell() for _ in _COSTS),
-            *(Cell() if held is None else _score(held.score, held.interval, held.spread) for held in scores),
+            *(Cell() if score is None else _score(score.score, score.interval, score.spread) for score in scores),
         ),
     )
 
@@ -168,8 +169,8 @@ def _published_line(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]]
 def _score(score: float, interval: tuple[float, float] | None, spread: float | None) -> Cell:
     notes = []
     if interval is not None and math.isfinite(score):
-        notes.append(f"95 %: {interval[0]:.3f} to {interval[1]:.3f}")
+        notes.append(f"95 % confidence interval: {interval[0]:.3f} to {interval[1]:.3f}")
     if spread is not None:
-        notes.append(f"±{spread:.3f} over seeds")
+        notes.append(f"±{spread:.3f} over training seeds")
     value = score if math.isfinite(score) else None
     return Cell(text=f"{score:.3f}", value=value, note=", ".join(notes))

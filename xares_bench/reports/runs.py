@@ -1,4 +1,8 @@
-"""Runs that are finished: their folders read back, and refused where they are not what a run wrote."""
+"""Finished runs: reads their folders, and refuses files that are damaged or were changed.
+
+Comparisons and leaderboards trust these numbers, so whatever can be recomputed (scores from clip sums, overall scores
+from scores) is compared with what the file says.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,20 @@ from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunM
 
 RESULTS_FILE = "results.json"
 
-# A score in results.json against the one that its clip sums give.
+# How far a score in results.json may be from the one that its clip sums give.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What a run has left.
+    """A finished run.
 
     Attributes:
         folder: The run's folder.
-        run: What it was made of.
+        run: What it evaluated, and with what.
         records: The scores by dataset, in the catalogue's order.
         overalls: The overall scores by task.
-        lalms: What is known of the LALMs behind the scores.
+        lalms: The manifests of the LALMs.
     """
 
     folder: Path
@@ -39,7 +43,7 @@ class FinishedRun:
     lalms: tuple[Mapping[str, Any], ...]
 
     def clip_sums(self, dataset: str) -> ClipSums | None:
-        """What a score is made of; None where the folder does not have it any more.
+        """Read the clip sums behind a score; None if the file is missing.
 
         Raises:
             UsageError: The file is damaged, or gives another score.
@@ -57,7 +61,7 @@ class FinishedRun:
         return clip_sums
 
     def predictions(self, dataset: str) -> list[Prediction]:
-        """What the LALM said of every row; nothing where the folder does not have it any more.
+        """Read the predictions of a dataset; empty if the file is missing.
 
         Raises:
             UsageError: The file is damaged.
@@ -76,7 +80,7 @@ def read_run(path: Path) -> FinishedRun:
     """Read a run by its folder, or by its results.json.
 
     Raises:
-        UsageError: There is none, it is of another version, or it is damaged.
+        UsageError: There is no run, it is of another version, or it is damaged.
     """
     file = path if path.name == RESULTS_FILE else path / RESULTS_FILE
     try:
@@ -87,7 +91,7 @@ def read_run(path: Path) -> FinishedRun:
         raise UsageError(f"{file} is truncated or damaged ({cause}); run the suite again") from cause
     if not isinstance(data, dict) or data.get("schema") != RESULTS_SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
-        raise UsageError(f"{file}: its schema is {found}, this version reads {RESULTS_SCHEMA}; run the suite again")
+        raise UsageError(f"{file} has schema {found}; this version reads schema {RESULTS_SCHEMA}; run the suite again")
     try:
         run = RunManifest.from_json(data["run"])
         records = [ScoreRecord.from_json(record) for record in data["scores"]]
@@ -101,7 +105,7 @@ def read_run(path: Path) -> FinishedRun:
         written = {overall["task"]: overall["score"] for overall in data["overall"]}
         lalms = tuple(dict(lalm) for lalm in data["lalms"])
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise UsageError(f"{file} is not what a run wrote ({cause!r}); run the suite again") from cause
+        raise UsageError(f"{file} does not have the fields of a run ({cause!r}); run the suite again") from cause
     for task, overall in overalls.items():
         if math.isfinite(overall.score) and not _close(written.get(task), overall.score):
             raise UsageError(
@@ -112,7 +116,7 @@ def read_run(path: Path) -> FinishedRun:
 
 
 def _check(record: ScoreRecord) -> None:
-    """Raise ValueError where a record's values are of the wrong kind."""
+    """Raise ValueError if a value of a record has the wrong type or range."""
     for name in ("dataset", "task", "metric"):
         if not isinstance(getattr(record, name), str):
             raise ValueError(f"{name} of {record.dataset} is {getattr(record, name)!r}, expected text")
@@ -130,16 +134,16 @@ def _close(found: object, expected: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherRun:
-    """A run as it stands beside others.
+    """A run beside others.
 
     Attributes:
         name: Name of its folder.
         encoder: Name of the encoder's class, or of the model.
-        arguments: What the encoder was made with, as JSON; empty where nothing was given.
-        dimensions: Width of its frames.
-        frames_per_second: How many frames it makes of a second.
+        arguments: The encoder's arguments as JSON; empty if there are none.
+        dimensions: Dimensions of its frames.
+        frames_per_second: Frames per second of audio.
         realtime_factor: Seconds of computing per second of audio.
-        score: Weighted mean over the datasets that it was asked for.
+        score: Weighted mean over the given datasets.
     """
 
     name: str
@@ -152,13 +156,13 @@ class OtherRun:
 
 
 def other_runs(folder: Path, *, preset: str, device: str, datasets: Collection[str]) -> list[OtherRun]:
-    """Runs beside a run's folder that can be compared with it, by name; what cannot be read is passed over.
+    """Return the runs beside a run's folder that can be compared with it, by name; unreadable ones are skipped.
 
     Args:
         folder: The run's folder, which is left out.
         preset: Its preset.
-        device: What it was computed on, as costs of different devices cannot be compared.
-        datasets: What must have been scored, whole.
+        device: Its device, as costs on different devices cannot be compared.
+        datasets: Datasets that a run must have complete scores of.
     """
     found = []
     for path in sorted(folder.parent.glob(f"*/{RESULTS_FILE}")):
@@ -169,15 +173,15 @@ def other_runs(folder: Path, *, preset: str, device: str, datasets: Collection[s
             if other.run.preset == preset and other.run.environment["device"] == device:
                 found.append(other_run(other.run, other.records, datasets))
         except (UsageError, KeyError):
-            continue  # not of this version, or not finished
+            continue  # of another version, or not finished
     return [run for run in found if run is not None]
 
 
 def other_run(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Collection[str]) -> OtherRun | None:
-    """A run as one of others; None where it does not have all of the datasets, each whole.
+    """Return a run for a list of runs; None unless it has complete scores of all the datasets.
 
     Raises:
-        KeyError: What is to be known of the encoder is not in the manifest.
+        KeyError: The manifest lacks a value of the encoder.
     """
     chosen = [records[name] for name in datasets if name in records and not records[name].partial]
     if not chosen or len(chosen) < len(datasets) or not all(math.isfinite(record.score) for record in chosen):

@@ -1,7 +1,7 @@
-"""Pages: templates become HTML files that hold all they show and ask no network for anything.
+"""Templates to HTML pages. A page is one file that works offline: styles, scripts, data and audio are inside it.
 
-Every text goes through the template's escaping. The page's content security policy allows its own script alone,
-whatever a label or a prediction holds.
+Labels and predictions can contain anything, so a page defends itself twice: the template escapes every text, and the
+content security policy allows no script but the page's own, by its digest.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def rendered(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None) -> str:
-    """A page.
+    """Return a page.
 
     Args:
-        name: Of its template `NAME.html.j2` and its script `NAME.js`.
-        values: What the template shows; a name that it does not have is an error.
-        filters: What the template does with values.
+        name: Of the template `NAME.html.j2` and the script `NAME.js`.
+        values: The template's variables; a variable without a value is an error.
+        filters: The template's filters.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -39,7 +39,7 @@ def rendered(name: str, values: Mapping[str, Any], filters: Mapping[str, Callabl
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     return environment.get_template(f"{name}.html.j2").render(
         **values,
-        # Files of this package, and the only parts of the page that are not escaped.
+        # Not escaped, as they are files of this package.
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         style=Markup(style),
@@ -47,7 +47,7 @@ def rendered(name: str, values: Mapping[str, Any], filters: Mapping[str, Callabl
 
 
 def json_for_script(data: object) -> Any:
-    """JSON that a <script> element can hold: nothing in it ends the element or starts a comment."""
+    """Return JSON for a <script> element: nothing in it can end the element or start a comment."""
     from markupsafe import Markup
 
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))

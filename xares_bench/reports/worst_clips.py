@@ -1,6 +1,6 @@
-"""Worst clips: the clips that a LALM did worst on, with a short copy of their audio.
+"""Worst clips: the clips with the lowest scores, and short copies of their audio.
 
-Predictions name clips; their audio is read back from the test shards, each of which is passed over once.
+Predictions hold only the names of clips, so the audio is read from the test shards again, each in a single pass.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 MAX_CLIP_S = 10.0
 
-# A report is written at the end of every session, so it does not read through hundreds of gigabytes.
+# A report is written at the end of every session, which must not read hundreds of gigabytes for three clips.
 MAX_SHARD_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A clip's audio as a report holds it, or why it has none.
+    """A clip's audio in a report, or why it has none.
 
     Attributes:
-        audio: An Ogg or FLAC file; None where there is a problem.
-        media_type: Its media type; empty where there is a problem.
+        audio: An Ogg or FLAC file; None if there is a problem.
+        media_type: Its media type; empty if there is a problem.
         duration_s: Seconds of the whole clip.
-        problem: Why there is none, or None.
+        problem: Why there is no audio, or None.
     """
 
     audio: bytes | None = None
@@ -49,13 +49,13 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstClip:
-    """A clip that went wrong.
+    """A clip with a wrong prediction.
 
     Attributes:
         name: Its key.
         references: Its targets, each once.
-        hypothesis: What was said of it.
-        value: Mean of its rows' values.
+        hypothesis: The prediction.
+        value: Mean of the values of its rows.
     """
 
     name: str
@@ -65,9 +65,9 @@ class WorstClip:
 
 
 def worst_clips(predictions: Iterable[Prediction], num_clips: int) -> list[WorstClip]:
-    """The clips of the lowest values below 1, the worst first.
+    """Return the clips with the lowest values below 1, the lowest first.
 
-    Among equals those go first whose target has not been shown yet. Rows without a value are no clips of this list.
+    Among equal values, clips with a target that is not in the list yet come first. Rows without a value are left out.
     """
     rows_by_clip: dict[str, list[Prediction]] = {}
     for row in predictions:
@@ -80,6 +80,8 @@ def worst_clips(predictions: Iterable[Prediction], num_clips: int) -> list[Worst
         if value < 1:
             references = tuple(dict.fromkeys(row.reference for row in rows))
             clips.append(WorstClip(name=name, references=references, hypothesis=rows[0].hypothesis, value=value))
+    # Sorted by value, then by how often the target came before: where whole classes are wrong, the list has one clip of
+    # each class before the second of any.
     order: list[tuple[float, int, int]] = []
     for clip in clips:
         target = normalise(clip.references[0])
@@ -89,11 +91,11 @@ def worst_clips(predictions: Iterable[Prediction], num_clips: int) -> list[Worst
 
 
 def recordings_of(names: Sequence[str], shards: Sequence[Path]) -> dict[str, Recording]:
-    """The audio of clips, by name; every name is there.
+    """Return the audio of clips, or why it is missing, by name.
 
     Args:
         names: Keys of clips.
-        shards: The test shards, which need not be on disk.
+        shards: The test shards; some or all may be missing.
     """
     wanted = set(names)
     found: dict[str, Recording] = {}
@@ -113,60 +115,57 @@ def recordings_of(names: Sequence[str], shards: Sequence[Path]) -> dict[str, Rec
         except (DataError, OSError) as cause:
             absent.append(f"{path.name} ({cause})")
     if is_cut:
-        problem = (
-            f"not in the first {MAX_SHARD_BYTES // 1_000_000} MB of the test shards; further it was not looked for"
-        )
+        problem = f"not in the first {MAX_SHARD_BYTES // 1_000_000} MB of the test shards; the rest was not searched"
     elif absent:
-        problem = f"its shard is not on disk, or cannot be read: {', '.join(absent[:3])}" + (
-            "..." if absent[3:] else ""
-        )
+        problem = f"its shard is missing or cannot be read: {', '.join(absent[:3])}" + ("..." if absent[3:] else "")
     else:
-        problem = "no test shard has this clip" if shards else "the test shards are not known"
+        problem = "no test shard has this clip" if shards else "its test shards are unknown"
     return {name: found.get(name, Recording(problem=problem)) for name in names}
 
 
 def shortened(audio: bytes, suffix: str) -> Recording:
-    """The first seconds of an encoded clip, as a small file that browsers play.
+    """Return the first seconds of an encoded clip, as a small file that browsers play.
 
-    Ogg/Opus where libsndfile writes it, else FLAC; mono at 16 kHz, as the encoder has heard it.
+    Ogg/Opus if libsndfile can write it, else FLAC; mono at 16 kHz, as the encoder gets it.
     """
     try:
         waveform = read_audio(audio, suffix)
     except ValueError as cause:
-        return Recording(problem=f"not decoded: {cause}")
+        return Recording(problem=f"it cannot be read: {cause}")
     import soundfile
 
-    heard = waveform[: round(MAX_CLIP_S * SAMPLE_RATE_HZ)]
+    excerpt = waveform[: round(MAX_CLIP_S * SAMPLE_RATE_HZ)]
     duration_s = len(waveform) / SAMPLE_RATE_HZ
     content = io.BytesIO()
     if "OPUS" in soundfile.available_subtypes("OGG"):
-        soundfile.write(content, heard, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
+        soundfile.write(content, excerpt, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS")
         return Recording(audio=content.getvalue(), media_type="audio/ogg", duration_s=duration_s)
-    soundfile.write(content, _as_integers(heard), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    soundfile.write(content, _as_integers(excerpt), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return Recording(audio=content.getvalue(), media_type="audio/flac", duration_s=duration_s)
 
 
 def limited(recordings: Mapping[str, Mapping[str, Recording]], max_bytes: int) -> dict[str, dict[str, Recording]]:
-    """The same recordings, without the audio of those that are no longer within so many bytes.
+    """Return the recordings without the audio that exceeds a limit for all audio together.
 
     Args:
-        recordings: By dataset and clip; of every dataset the first goes before the second of any.
-        max_bytes: For all audio together.
+        recordings: Recordings by dataset and clip. The first clip of every dataset comes before the second of any, so
+            that no dataset uses up the limit alone.
+        max_bytes: The limit.
     """
     turns = itertools.zip_longest(*([(dataset, name) for name in clips] for dataset, clips in recordings.items()))
-    kept: dict[str, dict[str, Recording]] = {dataset: {} for dataset in recordings}
+    within: dict[str, dict[str, Recording]] = {dataset: {} for dataset in recordings}
     used_bytes = 0
     for dataset, name in (place for turn in turns for place in turn if place is not None):
         recording = recordings[dataset][name]
         used_bytes += len(recording.audio or b"")
         if recording.audio is not None and used_bytes > max_bytes:
-            recording = Recording(problem=f"left out: all audio of a report takes at most {max_bytes / 1e6:g} MB")
-        kept[dataset][name] = recording
-    return kept
+            recording = Recording(problem=f"left out, as a report holds at most {max_bytes / 1e6:g} MB of audio")
+        within[dataset][name] = recording
+    return within
 
 
 def _read_shard(path: Path, wanted: set[str], found: dict[str, Recording]) -> None:
-    """Add the clips of one shard; of clips of the same name, the first."""
+    """Add the wanted clips of one shard; of clips with the same key, the first."""
     for sample in read_samples(Shard(path=path, name=path.name, digest="")):
         if sample.key in wanted and sample.key not in found and sample.audio is not None:
             found[sample.key] = shortened(sample.audio, sample.suffix)

@@ -5,7 +5,7 @@
   function compared(one, other, place, sign) {
     if (place === 0) return sign * one.cells[0].dataset.text.localeCompare(other.cells[0].dataset.text);
     const [a, b] = [one, other].map((row) => row.cells[place].dataset.value);
-    if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // what has no value is last
+    if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // cells without a value come last
     return sign * (Number(a) - Number(b));
   }
 

@@ -8,8 +8,8 @@
   const body = document.getElementById("rows");
   const count = document.getElementById("count");
   const more = document.getElementById("more");
-  const all = datasets.flatMap(({ name, rows }) => rows.map(([clip, reference, said, value]) => (
-    { name, clip, reference, said, value, text: [clip, reference, said].join("\n").normalize("NFKC").toLowerCase() })));
+  const all = datasets.flatMap(({ name, rows }) => rows.map(([clip, target, prediction, value]) => (
+    { name, clip, target, prediction, value, text: [clip, target, prediction].join("\n").normalize("NFKC").toLowerCase() })));
   let found = [];
   let shown = 0;
 
@@ -24,11 +24,11 @@
 
   function showMore() {
     const part = document.createDocumentFragment();
-    for (const { name, clip, reference, said, value } of found.slice(shown, shown + STEP)) {
+    for (const { name, clip, target, prediction, value } of found.slice(shown, shown + STEP)) {
       const row = document.createElement("tr");
       cell(row, "", `${name} · ${clip}`, "small faint");
-      cell(row, "target", reference, "said");
-      cell(row, "said", said === "" ? "(nothing)" : said, said === "" ? "said faint" : "said");
+      cell(row, "target", target, "text");
+      cell(row, "prediction", prediction === "" ? "(empty)" : prediction, prediction === "" ? "text faint" : "text");
       cell(row, "value", value === null ? "–" : value.toFixed(3), "num");
       part.append(row);
     }
