@@ -218,7 +218,7 @@ def test_terminal_table_against_a_baseline() -> None:
         ),
     ],
 )
-def test_an_incomplete_overall_is_never_held_against_a_baseline(given: Results, label: str) -> None:
+def test_an_incomplete_overall_is_never_compared_with_a_baseline(given: Results, label: str) -> None:
     table = terminal_table(given, baseline({"task1": 0.111}, esc_50=0.5, gtzan=0.5))
     assert rows_of(table)[label] == ["0.500"]
     assert "0.111" not in table
