@@ -21,7 +21,7 @@ from xares_bench.runtime.signals import cancel_deadline, deadline, defer_interru
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A deadline of a twentieth of a second; faulthandler's timer, which would end the tests, is far away."""
     monkeypatch.setattr(signals, "LIMIT_S", 0.05)
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "an alarm of somebody else: there would be no deadline"
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "another alarm is set: there would be no deadline"
     yield
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
