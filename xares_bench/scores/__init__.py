@@ -1,8 +1,8 @@
-"""Scores and what is decided on them.
+"""Scores, their errors, and the decision whether they pass.
 
 records     predictions, scores and runs as data; overall scores
-clip_sums   per clip, the sums that a metric is a function of
-statistics  confidence intervals, paired differences, several tests at once
+clip_sums   the sums behind a score, clip by clip
+statistics  confidence intervals, paired differences, correction for many tests
 baselines   scores to compare a run with
-gate        whether scores may pass, and if not, why
+gate        decides which scores pass, and says why others fail
 """

@@ -224,16 +224,18 @@ def write_baseline(
     check_new_baseline(path, replace=replace)
     if not scores:
         raise BaselineError(f"{path} is not written: there are no scores to save")
-    for dataset, held in scores.items():
+    for dataset, known in scores.items():
         # Also refuses NaN: any comparison with it is false.
-        if not -1 <= held.score <= 1:
+        if not -1 <= known.score <= 1:
             raise BaselineError(
-                f"{path} is not written: the score of {dataset} is {held.score}, expected a number within -1 and 1"
+                f"{path} is not written: the score of {dataset} is {known.score}, expected a number within -1 and 1"
             )
     content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
     if note:
         content["note"] = note
-    clip_sums = {dataset: held.clip_sums.to_bytes() for dataset, held in scores.items() if held.clip_sums is not None}
+    clip_sums = {
+        dataset: known.clip_sums.to_bytes() for dataset, known in scores.items() if known.clip_sums is not None
+    }
     digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in clip_sums.items()}
     content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
     if fingerprints:
@@ -337,16 +339,16 @@ def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
     )
 
 
-def _described(held: BaselineScore, clip_sums: str | None) -> dict[str, object]:
+def _described(known: BaselineScore, clip_sums: str | None) -> dict[str, object]:
     """Return a score for YAML, in plain floats: PyYAML cannot write numpy's."""
     found: dict[str, object] = {
-        "score": float(held.score),
-        "interval": None if held.interval is None else [float(end) for end in held.interval],
-        "deviation": None if held.deviation is None else float(held.deviation),
-        "rows": held.num_rows,
-        "clips": held.num_clips,
-        "seeds": held.num_seeds,
-        "spread": None if held.spread is None else float(held.spread),
+        "score": float(known.score),
+        "interval": None if known.interval is None else [float(end) for end in known.interval],
+        "deviation": None if known.deviation is None else float(known.deviation),
+        "rows": known.num_rows,
+        "clips": known.num_clips,
+        "seeds": known.num_seeds,
+        "spread": None if known.spread is None else float(known.spread),
         "clip_sums": clip_sums,
     }
     return {key: value for key, value in found.items() if value is not None}
@@ -360,11 +362,11 @@ def _clip_sums_file(path: Path, dataset: str) -> Path:
 def _overalls(scores: Mapping[str, BaselineScore], tasks: Mapping[str, Iterable[str]]) -> dict[str, BaselineScore]:
     """Return the mean of every complete task; it has an error if all of its datasets have one."""
     overalls = {}
-    for task, members in tasks.items():
-        held = [scores.get(dataset) for dataset in members]
-        known = [score for score in held if score is not None]
-        if not known or len(known) < len(held):
-            continue
+    for task, datasets in tasks.items():
+        members = tuple(datasets)
+        known = [scores[dataset] for dataset in members if dataset in scores]
+        if not known or len(known) < len(members):
+            continue  # over fewer datasets, it could not be compared
         deviations = [score.deviation for score in known if score.deviation is not None]
         spreads = [score.spread for score in known if score.spread is not None]
         overalls[task] = BaselineScore(

@@ -98,24 +98,24 @@ class Gate:
             clip_sums: The clip sums behind it.
         """
         what = record.dataset
-        held = None if self.baseline is None else self.baseline.scores.get(what)
+        expected = None if self.baseline is None else self.baseline.scores.get(what)
         if self.baseline is not None and record.partial:
             problem = f"{what}: a score over fewer clips (--limit) cannot be compared with a baseline"
             return Finding(what=what, score=record.score, problem=problem)
         # Before any comparison: scores of two test sets differ without any change to the encoder.
-        if held is not None and held.num_rows not in (None, record.num_rows):
+        if expected is not None and expected.num_rows not in (None, record.num_rows):
             problem = (
-                f"{what}: the score is over {record.num_rows} rows, the baseline's over {held.num_rows}; "
+                f"{what}: the score is over {record.num_rows} rows, the baseline's over {expected.num_rows}; "
                 "the test sets differ, so the scores cannot be compared"
             )
-            return Finding(what=what, score=record.score, baseline=held.score, problem=problem)
-        return self._finding(what, record, held, record.num_clips, clip_sums)
+            return Finding(what=what, score=record.score, baseline=expected.score, problem=problem)
+        return self._finding(what, record, expected, record.num_clips, clip_sums)
 
     def examine_overall(self, overall: Overall, num_clips: int) -> Finding:
         """Compare a task's complete overall score, over so many clips, with the baseline."""
         assert overall.complete, overall
-        held = None if self.baseline is None else self.baseline.overalls.get(overall.task)
-        return self._finding(f"{overall.task} overall", overall, held, num_clips, None)
+        expected = None if self.baseline is None else self.baseline.overalls.get(overall.task)
+        return self._finding(f"{overall.task} overall", overall, expected, num_clips, None)
 
     def failures(self, findings: Sequence[Finding], num_tests: int) -> dict[str, str]:
         """Return the reason for each score that fails, by dataset or overall score.
@@ -143,7 +143,7 @@ class Gate:
         self,
         what: str,
         found: ScoreRecord | Overall,
-        held: BaselineScore | None,
+        expected: BaselineScore | None,
         num_clips: int,
         clip_sums: ClipSums | None,
     ) -> Finding:
@@ -152,33 +152,33 @@ class Gate:
             return Finding(what=what, score=score, problem=f"{what}: the score is NaN, so the test fails")
         if self.baseline is None:
             return Finding(what=what, score=score)
-        if held is None:
+        if expected is None:
             unknown = f"{what}: no score in the baseline {self.baseline.name}"
             return Finding(what=what, score=score, problem=unknown)
         if self.tolerance.by_noise:
-            difference = self._difference(found, held, num_clips, clip_sums)
-            return Finding(what=what, score=score, baseline=held.score, difference=difference)
+            difference = self._difference(found, expected, num_clips, clip_sums)
+            return Finding(what=what, score=score, baseline=expected.score, difference=difference)
         problem: str | None = None
-        if not is_within_tolerance(score, held.score, self.tolerance.number):
+        if not is_within_tolerance(score, expected.score, self.tolerance.number):
             problem = (
-                f"{what}: score {score:.4f} is {held.score - score:.4f} below the baseline {held.score:.4f} "
+                f"{what}: score {score:.4f} is {expected.score - score:.4f} below the baseline {expected.score:.4f} "
                 f"({self.baseline.name}), tolerance {self.tolerance}"
             )
-        return Finding(what=what, score=score, baseline=held.score, problem=problem)
+        return Finding(what=what, score=score, baseline=expected.score, problem=problem)
 
     def _difference(
-        self, found: ScoreRecord | Overall, held: BaselineScore, num_clips: int, clip_sums: ClipSums | None
+        self, found: ScoreRecord | Overall, expected: BaselineScore, num_clips: int, clip_sums: ClipSums | None
     ) -> Difference:
         """Return score minus baseline: paired by clip if both have clip sums, else with the errors of both scores."""
-        training = pooled_training_noise((found.spread, len(found.seed_scores)), (held.spread, held.num_seeds))
-        if clip_sums is not None and held.clip_sums is not None:
-            paired = paired_difference(held.clip_sums, clip_sums, training=training)
+        training = pooled_training_noise((found.spread, len(found.seed_scores)), (expected.spread, expected.num_seeds))
+        if clip_sums is not None and expected.clip_sums is not None:
+            paired = paired_difference(expected.clip_sums, clip_sums, training=training)
             # Only over all clips: the loss over some of them need not be the loss of the score that the message names.
             if paired is not None and paired.num_clips == num_clips:
                 return paired
         # A published score has no error; it counts as exact.
-        deviation = math.hypot(found.deviation or 0.0, held.deviation or 0.0)
-        return difference_of(found.score - held.score, deviation, num_clips=num_clips, training=training)
+        deviation = math.hypot(found.deviation or 0.0, expected.deviation or 0.0)
+        return difference_of(found.score - expected.score, deviation, num_clips=num_clips, training=training)
 
     def _describe(self, finding: Finding, num_tests: int) -> str:
         assert self.baseline is not None
