@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +200,50 @@ def test_a_sequence_that_the_table_of_positions_is_too_short_for_is_refused(
     longest = max(one.num_positions for one in examples)
     with pytest.raises(UsageError, match=rf"needs {longest} positions, the decoder GPT2LMHeadModel has 20"):
         lalm(batch)
+
+
+@pytest.mark.parametrize(
+    ("capability", "options"),
+    [("AVX2", {"cpp.simdlen": 256}), ("AVX512", {"cpp.simdlen": 512}), ("DEFAULT", {})],
+)
+def test_a_compiled_step_states_the_width_of_the_processor_s_vectors(
+    decoder_folder: str,
+    mini_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    options: dict[str, int],
+) -> None:
+    """torch's cache of compiled code tells processors apart by nothing else."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **values: asked.append(values))
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
+    with lalm.compiled(torch.device("cpu")):
+        assert asked == [{"options": options}] * 2
+    asked.clear()
+    with lalm.compiled(torch.device("cuda")):
+        assert asked == [{"mode": "reduce-overhead"}] * 2
+
+
+_COMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from xares_bench.lalm.model import _cpu_compile_options
+torch.compile(lambda x: (x.sin() + 1).cos(), options=_cpu_compile_options())(torch.ones(64))
+print(counters["inductor"].get("fxgraph_cache_hit", 0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor that can also pass for one of AVX2"
+)
+def test_code_for_narrower_vectors_is_not_run_from_a_cache_that_machines_share(tmp_path: Path) -> None:
+    def hits(capability: str) -> str:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability}
+        command = [sys.executable, "-c", _COMPILED]
+        return subprocess.run(
+            command, env={**os.environ, **environment}, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert [hits("avx2"), hits("avx2"), hits("avx512")] == ["0", "1", "0"]

@@ -145,7 +145,10 @@ class LALM(nn.Module):
         if not (layers and self.reads_packed):
             raise UsageError(f"compile=true: {type(self.decoder).__name__} has no layers that can be compiled here")
         for layer in layers:
-            layer.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+            if device.type == "cuda":
+                layer.compile(mode="reduce-overhead")
+            else:
+                layer.compile(options=_cpu_compile_options())
         self._is_compiled = True
         try:
             yield
@@ -319,3 +322,14 @@ def _max_positions(decoder: PreTrainedModel) -> int | None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _cpu_compile_options() -> dict[str, Any]:
+    """Options that keep code compiled for one processor from running on another.
+
+    torch caches the C++ that it generates under a key without the processor's instruction set. In a cache folder that
+    machines share, code for vectors of 256 bits then met a processor with 512: every store wrote twice as much as there
+    was room for (docs/log.md, 2026-11-26). A stated width is part of the key.
+    """
+    width = {"AVX2": 256, "AVX512": 512}.get(torch.backends.cpu.get_cpu_capability())
+    return {} if width is None else {"cpp.simdlen": width}
