@@ -1,9 +1,10 @@
 """The user's encoder: loaded, checked and identified.
 
-loading              load, freeze and call the user's module
-contract             the check of the encoder's contract, clause by clause
-clauses              names and sentences of the contract (no torch)
-fingerprint          the encoder's identity, part of every key
-hugging_face         a Hugging Face audio model as an encoder
-hugging_face_models  Hugging Face audio models: located, checked, loaded
+loading                load, freeze and call the user's module
+contract               the check of the encoder's contract, clause by clause
+clauses                names and sentences of the contract (no torch)
+fingerprint            the encoder's identity, part of every key
+hugging_face           a Hugging Face audio model as an encoder
+hugging_face_families  how clips get through models of each type
+hugging_face_models    Hugging Face audio models: located, checked, loaded
 """

@@ -23,8 +23,8 @@ from xares_bench.core.errors import EncoderError
 from xares_bench.core.parsing import parse_json
 
 _SUPPORTED = (
-    "supported are whisper, audio-spectrogram-transformer, wav2vec2 and its like, and what AutoFeatureExtractor and "
-    "AutoModel take from audio to a last_hidden_state [B, T, D]"
+    "supported are the audio models that AutoFeatureExtractor and AutoModel take from audio to a last_hidden_state "
+    "[B, T, D]"
 )
 _WHAT_TO_DO = "wrap the model in a class of your own and give its file (examples/ has some to copy from)"
 _CONFIG_FILE = "config.json"
