@@ -230,7 +230,7 @@ def test_terminal_table_names_dropped_samples_and_kept_scores() -> None:
         terminal_table(results(scored("gtzan", 0.5, dropped=dropped), scored("esc-50", 0.5, reused=True)), None)
     )
     assert "gtzan (2 dropped)" in rows
-    assert rows["esc-50"][-1] == "kept"
+    assert rows["esc-50"][-1] == "cached"
 
 
 def test_terminal_table_of_a_nan() -> None:

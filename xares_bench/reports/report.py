@@ -1,10 +1,11 @@
-"""Reports: records and verdicts become the terminal's table and the files of a run's folder."""
+"""Reports: the files of a run's folder, and the terminal's table."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +17,66 @@ from xares_bench.scores.baselines import Baseline, BaselineScore
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, ScoreRecord
 
 
-def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:
-    """Write a run's files, each whole or not at all, `results.json` last; what is not written, in one line each.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A file in a run's folder.
 
-    The page and the model card are made of the scores and never stand in their way.
+    Attributes:
+        file: Its name.
+        text: Makes its content from the results, the run's folder and the background.
+        required: Whether the run fails without it. The others are views of the scores and never stand in their way.
+    """
+
+    file: str
+    text: Callable[[Results, Path, Background], str]
+    required: bool = False
+
+
+# All of them. `results.json` comes last: what reads runs takes a folder with it as complete.
+REPORTS: tuple[Report, ...] = (
+    Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
+    Report(file=PAGE_FILE, text=report_html),
+    Report(file="scores.tsv", text=lambda results, folder, background: scores_tsv(results), required=True),
+    Report(
+        file="scores.md",
+        text=lambda results, folder, background: scores_markdown(results, background.baseline),
+        required=True,
+    ),
+    Report(file="results.json", text=lambda results, folder, background: results_json(results), required=True),
+)
+
+
+def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:
+    """Write all reports of a run, each atomically; return why optional ones are not written, in one line each.
 
     Args:
         folder: The run's folder.
-        results: What was found out.
-        background: What else the page shows.
+        results: What the session found out.
+        background: What reports show beside the results.
 
     Raises:
-        DiskError: The scores cannot be written.
+        DiskError: A required report cannot be written.
     """
     background = background or Background()
-    makers: dict[str, Callable[[], str]] = {
-        "model_card.yaml": lambda: model_index_yaml(results),
-        PAGE_FILE: lambda: report_html(results, folder, background),
-    }
     problems = []
-    for name, make in makers.items():
+    for report in REPORTS:
+        if report.required:
+            continue
+        path = folder / report.file
         try:
-            write_atomically(folder / name, make())
+            write_atomically(path, report.text(results, folder, background))
         except Exception as cause:  # whatever it is, the scores are worth more
-            (folder / name).unlink(missing_ok=True)  # one of an earlier session would show other scores
-            problems.append(f"{folder / name} is not written: {type(cause).__name__}: {cause}")
-    scores = {
-        "scores.tsv": scores_tsv(results),
-        "scores.md": scores_markdown(results, background.baseline),
-        "results.json": results_json(results),
-    }
-    write_together({folder / name: text for name, text in scores.items()})
+            path.unlink(missing_ok=True)  # one of an earlier session would show other scores
+            problems.append(f"{path} is not written: {type(cause).__name__}: {cause}")
+    required = [report for report in REPORTS if report.required]
+    write_together({folder / report.file: report.text(results, folder, background) for report in required})
     return problems
 
 
 def scores_tsv(results: Results) -> str:
-    """`Task`, `score`, `weight`, a row a dataset and a last row `Overall` for every task.
+    """Return `Task`, `score` and `weight`: one row per dataset, and a last row `Overall` per task.
 
-    The overall's weight is the sum of its datasets'; where datasets are missing or limited the row says so.
+    The weight of an overall score is the sum of its datasets'. Where datasets are missing or limited, the row says so.
     """
     lines = ["Task\tscore\tweight"]
     for overall in results.overalls:
@@ -65,7 +88,7 @@ def scores_tsv(results: Results) -> str:
 
 
 def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
-    """The scores as tables for a pull request, with what they are held against where there is a baseline."""
+    """Return the scores as tables for a pull request, beside the baseline where there is one."""
     run = results.run
     parts = [
         f"# {run.encoder['name']} on the {run.preset} preset",
@@ -90,14 +113,14 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
     if dropped:
         counts = ", ".join(f"{name} {count}" for name, count in dropped.items())
-        parts.append(f"Samples that could not be used: {counts}.")
+        parts.append(f"Dropped samples: {counts}.")
     if results.missing:
         parts.append(f"No score: {', '.join(results.missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def results_json(results: Results) -> str:
-    """Everything, for programs; the schema's version comes first. A score that is no number is null."""
+    """Return everything, for programs, with the version of the schema first. A score of NaN is null."""
     data = {
         "schema": RESULTS_SCHEMA,
         "run": results.run.to_json(),
@@ -123,7 +146,7 @@ def results_json(results: Results) -> str:
 
 
 def timings(results: Results) -> dict[str, float]:
-    """Seconds that features (of training shards), training and generation took when they were done."""
+    """Return the seconds that features, training and generation took when they were computed."""
     return {
         "features_s": sum(lalm["features_s"] for lalm in results.lalms) + sum(r.features_s for r in results.records),
         "training_s": sum(lalm["training_s"] for lalm in results.lalms),
@@ -132,9 +155,10 @@ def timings(results: Results) -> dict[str, float]:
 
 
 def terminal_table(results: Results, baseline: Baseline | None) -> str:
-    """One table a task: what was scored, how sure that is, against what, on how much, how long it took.
+    """Return one table per task: score, noise, baseline, number of rows, and seconds or `cached`.
 
-    `95 %` is the noise of the test clips; `over seeds`, where several LALMs were trained, that of the training.
+    `95 %` is the confidence interval from the test clips. `over seeds` is the standard deviation over trainings, where
+    there are several.
     """
     several = len(results.run.seeds) > 1
     headers = ["dataset", "metric", "score", "95 %", *(["over seeds"] if several else []), "baseline", "difference"]
@@ -145,7 +169,7 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
         for record in results.of_task(overall.task):
             held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
             name = record.dataset + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
-            seconds = "kept" if record.reused else f"{record.generation_s:.1f}"
+            seconds = "cached" if record.reused else f"{record.generation_s:.1f}"
             measured = _measured(record, several=several)
             rows.append([name, record.metric, *measured, *_against(record.score, held), record.num_rows, seconds])
         held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
@@ -156,7 +180,7 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
 
 
 def _measured(found: ScoreRecord | Overall, *, several: bool) -> list[str]:
-    """Score, interval, and spread over seeds where there are several."""
+    """Score, confidence interval, and standard deviation over seeds where there are several."""
     cells = [f"{found.score:.3f}", shown_interval(found.interval)]
     if several:
         cells.append("" if found.spread is None else f"±{found.spread:.3f}")
@@ -164,7 +188,7 @@ def _measured(found: ScoreRecord | Overall, *, several: bool) -> list[str]:
 
 
 def shown_interval(interval: tuple[float, float] | None) -> str:
-    """An interval for people to read; empty where there is none."""
+    """Return an interval for people to read; empty where there is none."""
     return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
@@ -181,13 +205,13 @@ def _incomplete(overall: Overall) -> str:
 
 
 def tabulated(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str, *, left: Collection[str] = ()) -> str:
-    """A table of cells as they stand; columns of text are set to the left, the others to the right.
+    """Return a table of the given cells; columns of text are aligned left, the others right.
 
     Args:
         rows: Cells of every row.
         headers: Name of every column.
         form: One of tabulate's formats.
-        left: Names of columns of text besides those that every table has.
+        left: Names of columns of text, besides those that every table has.
     """
     from tabulate import tabulate
 
