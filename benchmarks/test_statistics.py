@@ -1,4 +1,4 @@
-"""Error bars, and runs held against runs: how long they take and how much memory.
+"""Time and memory of confidence intervals and of comparisons of runs.
 
 pytest benchmarks/test_statistics.py
 """

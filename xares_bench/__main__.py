@@ -1,7 +1,7 @@
 """`python -m xares_bench`: what can be done without pytest.
 
-`download` fetches the data of the published benchmark, `compare` holds finished runs against each other,
-`leaderboard` puts many of them on one page.
+`download` fetches the data of the published benchmark, `compare` compares finished runs, `leaderboard` puts many of
+them on one page.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ download and run there uses it, until --data-revision names another.
 """
 
 _COMPARE_DESCRIPTION = """\
-Shows the scores of finished runs of one preset side by side. Differences are to the first run, with their 95 %
-intervals; over the same clips, where both runs have kept what their scores are made of. * marks a row's best score.
+Shows the scores of finished runs of one preset side by side. Differences are to the first run, with 95 % confidence
+intervals, paired by clip if both runs have their clip sums. * marks the best score of a row.
 """
 
 
@@ -85,21 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     download.set_defaults(do=_download)
     compare = commands.add_parser(
         "compare",
-        help="hold finished runs against each other",
+        help="compare finished runs",
         description=_COMPARE_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its results.json")
     compare.add_argument(
-        "--clips", type=int, default=10, metavar="N", help="of two runs, show the N rows that differ most; default: 10"
+        "--clips", type=int, default=10, metavar="N", help="for two runs: show the N rows that differ most; default: 10"
     )
     compare.set_defaults(do=_compare)
     board = commands.add_parser(
         "leaderboard",
         help="one page over many finished runs",
-        description="Writes one HTML file, which needs no network, with a sortable table of all runs for every preset.",
+        description="Writes one HTML file that works offline, with a sortable table of all runs per preset.",
     )
-    board.add_argument("folder", type=Path, metavar="RUNS_DIR", help="the folder that --runs-dir names")
+    board.add_argument("folder", type=Path, metavar="RUNS_DIR", help="the folder of --runs-dir")
     board.add_argument("--output", type=Path, metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
     board.set_defaults(do=_leaderboard)
     return parser
@@ -112,7 +112,7 @@ def _compare(options: argparse.Namespace) -> None:
     _say(comparison_table(compare(runs)))
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
-        _say(f"\n{rows}" if rows else "\nno row differs")
+        _say(f"\n{rows}" if rows else "\nno rows differ")
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
