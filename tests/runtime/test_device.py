@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from xares_bench.core.errors import UsageError
-from xares_bench.runtime.device import open_accelerator
+from xares_bench.runtime import device
+from xares_bench.runtime.device import environment_of, open_accelerator
 
 
 def test_device_and_precision_are_those_that_accelerate_finds(mixed_precision: Callable[[str], None]) -> None:
@@ -28,3 +31,20 @@ def test_a_precision_that_cannot_be_had_is_refused(
     mixed_precision(precision)
     with pytest.raises(UsageError, match=message):
         open_accelerator()
+
+
+def test_a_tracker_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(device.TRACKERS, "notes", ("no_such_package",))
+    with pytest.raises(UsageError, match="--track=notes needs a package that is not installed: pip install no_such_p"):
+        open_accelerator("notes")
+
+
+def test_the_environment_has_what_can_affect_results_as_plain_json(mixed_precision: Callable[[str], None]) -> None:
+    mixed_precision("bf16")
+    environment = environment_of(open_accelerator())
+    assert json.loads(json.dumps(environment)) == environment
+    assert (environment["precision"], environment["processes"]) == ("bf16", 1)
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["torch"] == torch.__version__
+    assert environment["processor"]
+    assert {"device", "gpu", "instructions", "platform", "python", "transformers", "xares-bench"} <= environment.keys()

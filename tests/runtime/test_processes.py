@@ -10,16 +10,167 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
+from accelerate import Accelerator
 
 from tests.conftest import REPOSITORY
 from tests.test_bench import ENCODER
 from tests.training.test_resume import Sessions, outcome, wait_for_step
+from xares_bench.core.errors import DataError, XaresError
+from xares_bench.core.store import Entry, Store
+from xares_bench.runtime import processes
+from xares_bench.runtime.processes import (
+    broadcast_from_main,
+    end_session_on_error,
+    in_lockstep,
+    obtain_in_all_processes,
+    sum_over_processes,
+)
 
-# Does what FAULT says in the process of number 1 when it meets a clip of a quarter of a second.
+# Two threads that stand for two processes.
+
+
+class Group:
+    """Collective operations of two threads, in place of accelerate's."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._values: list[Any] = [None, None]
+        self._own = threading.local()
+
+    def exchange(self, value: Any) -> list[Any]:
+        self._values[self._own.number] = value
+        self._barrier.wait()
+        values = list(self._values)
+        self._barrier.wait()
+        return values
+
+    def broadcast(self, values: list[Any], from_process: int) -> None:
+        values[:] = self.exchange(list(values))[from_process]
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        return [value for part in self.exchange(values) for value in part]
+
+    def run(self, work: Callable[[Accelerator], Any]) -> list[Any]:
+        """The results, or errors, of calling `work` in each."""
+        results: list[Any] = [None, None]
+
+        def call(number: int) -> None:
+            self._own.number = number
+            accelerator = SimpleNamespace(
+                num_processes=2,
+                process_index=number,
+                is_main_process=number == 0,
+                device="cpu",
+                reduce=lambda tensor, _: sum(self.exchange(tensor)),
+            )
+            try:
+                results[number] = work(cast(Accelerator, accelerator))
+            except BaseException as error:
+                results[number] = error
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Group:
+    made = Group()
+    monkeypatch.setattr(processes, "broadcast_object_list", made.broadcast)
+    monkeypatch.setattr(processes, "gather_object", made.gather)
+    return made
+
+
+def test_all_compute_an_entry_and_only_the_main_one_fills_it(group: Group, tmp_path: Path) -> None:
+    called: list[int] = []
+
+    def obtain(accelerator: Accelerator) -> Entry:
+        def make(folder: Path) -> dict[str, Any]:
+            called.append(accelerator.process_index)
+            group.exchange(None)  # needs the other one
+            if accelerator.is_main_process:
+                (folder / "file").write_text("content")
+            return {"steps": 3}
+
+        return obtain_in_all_processes(accelerator, Store(root=tmp_path), "lalms", "key", make)
+
+    first = group.run(obtain)
+    assert sorted(called) == [0, 1]
+    assert [(entry.manifest["steps"], entry.reused) for entry in first] == [(3, False)] * 2
+    assert [entry.reused for entry in group.run(obtain)] == [True, True]
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("failing", [(0,), (0, 1)])
+def test_an_error_of_the_main_process_is_raised_in_both(group: Group, tmp_path: Path, failing: Sequence[int]) -> None:
+    def obtain(accelerator: Accelerator) -> Entry:
+        def make(folder: Path) -> dict[str, Any]:
+            if accelerator.process_index in failing:
+                raise DataError("a.tar is damaged")
+            return {}
+
+        return obtain_in_all_processes(accelerator, Store(root=tmp_path), "lalms", "key", make)
+
+    for error in group.run(obtain):
+        assert isinstance(error, XaresError)
+        assert str(error) == "a.tar is damaged"
+    assert Store(root=tmp_path).find("lalms", "key") is None
+
+
+def test_in_lockstep_nobody_gets_an_item_that_the_other_could_not_make(group: Group) -> None:
+    got: dict[int, list[int]] = {0: [], 1: []}
+
+    def take(accelerator: Accelerator) -> None:
+        def items() -> Iterator[int]:
+            yield from range(3)
+            if accelerator.process_index == 1:
+                raise ValueError("a clip is damaged")
+            yield 3
+
+        for item in in_lockstep(accelerator, items()):
+            got[accelerator.process_index].append(item)
+
+    waiting, failed = group.run(take)
+    assert got == {0: [0, 1, 2], 1: [0, 1, 2]}
+    assert isinstance(failed, ValueError)
+    assert isinstance(waiting, XaresError)
+    assert str(waiting) == "process 1: ValueError: a clip is damaged"
+
+
+def test_sums_and_broadcasts_are_the_same_in_both(group: Group) -> None:
+    def work(accelerator: Accelerator) -> tuple[list[float], str]:
+        number = accelerator.process_index
+        sums = sum_over_processes(accelerator, [1.0, float(number)])
+        return sums, broadcast_from_main(accelerator, lambda: f"from {number}")
+
+    assert group.run(work) == [([2.0, 1.0], "from 0")] * 2
+
+
+def test_an_error_ends_the_session_only_where_others_wait(group: Group) -> None:
+    def fail(accelerator: Accelerator) -> None:
+        with end_session_on_error(accelerator):
+            raise ValueError("broken")
+
+    for number, error in enumerate(group.run(fail)):
+        assert isinstance(error, KeyboardInterrupt)
+        assert str(error) == f"process {number} of 2 failed: ValueError: broken"
+    with pytest.raises(ValueError, match="broken"):
+        fail(cast(Accelerator, SimpleNamespace(num_processes=1)))
+
+
+# Whole sessions. In the process of number 1 this encoder does what FAULT says when it meets a clip of a quarter of a
+# second.
 FAULTY = """
 import os, signal
 import torch

@@ -32,6 +32,10 @@ def obtain_in_all_processes(
 ) -> Entry:
     """`Store.obtain` where `make` needs all processes, but only the main one fills the folder.
 
+    If each process obtained the entry by itself, one would get its lock and wait in `make` for the others, which wait
+    for the lock. So only the main process obtains it, and sends the others one or two messages: `_STARTED` when it
+    calls `make`, so that they call it as well; then `_FINISHED`, or the text of its error.
+
     Raises:
         XaresError: `make` failed; raised in every process.
     """
@@ -50,7 +54,7 @@ def obtain_in_all_processes(
             raise
         _send(accelerator, _FINISHED)
         return entry
-    # Only the main process looks into the store. If the entry is cached, the first message is already `_FINISHED`.
+    # If the entry is cached, the first message is already `_FINISHED`.
     message = _receive(accelerator)
     started = message == _STARTED
     if started:
