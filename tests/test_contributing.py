@@ -13,15 +13,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 import yaml
 
+from tests.audio_models import noise, padded, save_wav2vec2_bert
 from tests.conftest import REPOSITORY
+from tests.reports.test_report import COMPLETE
 from tests.shard_factory import tone, write_shard
 from xares_bench.config.catalogue import DATA_FOLDER, load_catalogue
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.encoders import hugging_face_families as families
+from xares_bench.encoders.loading import load_encoder
 from xares_bench.metrics import METRICS, Metric, evaluate
+from xares_bench.reports import report
 from xares_bench.reports.compare import compare, comparison_table
 from xares_bench.reports.runs import read_run
 
+CPU = torch.device("cpu")
 ENCODER = REPOSITORY / "examples" / "logmel_encoder.py"
 
 
@@ -104,3 +112,42 @@ def test_a_metric_added_as_described_reaches_every_report(
     assert row.metric == metric.name
     assert row.differences[1] is not None
     assert metric.name in comparison_table(comparison)
+
+
+def test_an_encoder_family_added_as_described_encodes_a_batch_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_wav2vec2_bert(tmp_path)
+    clips = [noise(1.0), noise(0.4), noise(0.7)]
+    spec = parse_encoder_spec(f"hf:{folder}")
+    expected = [load_encoder(spec, CPU)(*padded([clip]))[0][0] for clip in clips]
+
+    before = set(vars(families))
+    exec(compile(example("Add an encoder family to `hf:`"), "CONTRIBUTING.md", "exec"), families.__dict__)
+    (name,) = set(vars(families)) - before
+    monkeypatch.setattr(families, "FAMILIES", {**families.FAMILIES, "wav2vec2-bert": getattr(families, name)})
+    monkeypatch.delattr(families, name)
+    encoder = load_encoder(spec, CPU)
+    wrapper: Any = encoder.module.wrapper
+    batch_sizes: list[int] = []
+    wrapper.model.register_forward_pre_hook(
+        lambda module, args, kwargs: batch_sizes.append(len(kwargs["input_features"])), with_kwargs=True
+    )
+    features_BTD, mask_BT = encoder(*padded(clips))
+    assert batch_sizes == [3]
+    assert mask_BT is not None
+    for found_TD, mask_T, alone_TD in zip(features_BTD, mask_BT, expected, strict=True):
+        torch.testing.assert_close(found_TD[mask_T], alone_TD, rtol=1e-3, atol=1e-4)
+
+
+def test_a_report_added_as_described_is_in_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("latex")
+    exec(compile(example("Add a report"), "CONTRIBUTING.md", "exec"), module.__dict__)
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"`(Report\(file=.*\))`", page)
+    added = eval(entry, {**module.__dict__, "Report": report.Report})
+    monkeypatch.setattr(report, "REPORTS", (added, *report.REPORTS))
+    assert report.write_run(tmp_path, COMPLETE) == []
+    text = (tmp_path / "scores.tex").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == r"esc-50 & 0.250 \\"
+    assert r"\textbf{task2} & \textbf{0.125} \\" in text
