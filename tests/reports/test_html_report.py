@@ -273,7 +273,7 @@ def test_a_page_that_cannot_be_made_loses_no_score(folder: Path, monkeypatch: py
     results = results_of(folder)
     (folder / "results.json").unlink()
     assert (folder / "report.html").is_file()
-    monkeypatch.setattr("xares_bench.reports.report.report_html", fail)
+    monkeypatch.setattr("xares_bench.reports.html_report._rendered", fail)
     (problem,) = write_run(folder, results)
     assert "report.html is not written: RuntimeError: no template" in problem
     assert not (folder / "report.html").exists(), "an earlier one would show other scores"
