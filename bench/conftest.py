@@ -17,7 +17,7 @@ from xares_bench.session.session import BenchSession
 
 if TYPE_CHECKING:
     from xares_bench.core.store import Entry
-    from xares_bench.encoders.contract import ContractReport
+    from xares_bench.encoders.contract_report import ContractReport
 
 _CLOCK = ComputeClock()
 

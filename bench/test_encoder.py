@@ -11,7 +11,7 @@ from xares_bench.core.errors import EncoderWarning
 from xares_bench.encoders.clauses import CLAUSES
 
 if TYPE_CHECKING:
-    from xares_bench.encoders.contract import ContractReport
+    from xares_bench.encoders.contract_report import ContractReport
 
 pytestmark = pytest.mark.encoder
 

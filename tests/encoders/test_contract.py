@@ -11,7 +11,8 @@ import torch
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.store import Store
 from xares_bench.encoders.clauses import CLAUSES
-from xares_bench.encoders.contract import ContractReport, check_contract, probe_clip
+from xares_bench.encoders.contract import check_contract, probe_clip
+from xares_bench.encoders.contract_report import ContractReport
 
 CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -361,7 +362,7 @@ def test_the_dummy_is_warned_of_and_used() -> None:
     assert report.failure is None
     assert [clause for clause, _ in report.warnings] == ["repeatable"]
     assert [c for c, o in report.outcomes.items() if o.status == "not tested"] == ["others", "padding"]
-    assert "hands the audio mask back" in report.outcomes["with-mask"].message
+    assert "it returns the audio mask" in report.outcomes["with-mask"].message
     assert not report.honours_mask
 
 

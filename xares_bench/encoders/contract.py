@@ -1,7 +1,7 @@
 """The contract check: does an encoder do what the benchmark relies on, clause by clause.
 
-Seven calls of the encoder, 40 seconds of audio in all. With a large encoder that is most of a session that finds
-everything finished, so the report of one that keeps every clause is kept.
+The check calls the encoder seven times, with 40 seconds of audio in all. For a large encoder that would be most of the
+time of a session that finds everything else cached, so the report of an encoder that keeps every clause is cached, too.
 
 Shapes: B clips, S samples, T frames, D = output_dim.
 """
@@ -9,9 +9,8 @@ Shapes: B clips, S samples, T frames, D = output_dim.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.digests import code_digest, digest_of, library_versions
 from xares_bench.core.errors import EncoderError
 from xares_bench.core.store import Store
-from xares_bench.encoders.clauses import CLAUSES
+from xares_bench.encoders.contract_report import ContractReport, Outcome, Status, completed, stopped
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.runtime.determinism import seeded
@@ -31,6 +30,7 @@ from xares_bench.runtime.determinism import seeded
 CONTRACT_MODULES = (
     "encoders.clauses",
     "encoders.contract",
+    "encoders.contract_report",
     "encoders.fingerprint",
     "encoders.loading",
     "runtime.determinism",
@@ -40,83 +40,41 @@ SAMPLE_RATE_HZ = 16_000
 
 _NUM_SECOND = SAMPLE_RATE_HZ
 _NUM_SHORT = SAMPLE_RATE_HZ // 10
-# 0.7 s and a little: a multiple of no usual hop, window or patch, where masks are rounded wrongly.
+# A bit more than 0.7 s: a multiple of no usual hop, window or patch, which is where masks are rounded wrongly.
 _NUM_ODD = 11_205
 _NUM_LONG = 30 * SAMPLE_RATE_HZ
 
 _LOADING = ("loads", "is-module", "arguments", "output-dim")
 _FIRST_CALL = ("no-mask", "two-results", "features-float", "features-shape", "device", "features-finite", "mask-shape")
 
-_NOT_REPEATABLE = "the same clip twice gives different features, so that nothing can be compared"
-_HANDED_BACK = "it hands the audio mask back, which is no mask of its frames: clips are encoded without a mask"
-
-Status = Literal["passed", "failed", "warning", "not tested"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one clause: a status, and one line about it (empty if there is nothing to say)."""
-
-    status: Status
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContractReport:
-    """What the check found.
-
-    Attributes:
-        encoder: The loaded encoder, or None if it cannot be loaded.
-        outcomes: One outcome per clause, in the order of `CLAUSES`.
-        honours_mask: Whether clips of different lengths may be batched: the features of a padded clip with its mask
-            equal those of the clip alone.
-        frames_per_second: Frames per second of audio, of a 30 s clip.
-        realtime_factor: Seconds of computing per second of audio, of a 30 s clip alone.
-        reused: Whether the check itself was made by an earlier session, on the same encoder.
-    """
-
-    encoder: FrozenEncoder | None
-    outcomes: Mapping[str, Outcome]
-    honours_mask: bool
-    frames_per_second: float | None
-    realtime_factor: float | None
-    reused: bool = False
-
-    @property
-    def failure(self) -> tuple[str, str] | None:
-        """Name and message of the first clause that failed."""
-        return next(((name, o.message) for name, o in self.outcomes.items() if o.status == "failed"), None)
-
-    @property
-    def warnings(self) -> tuple[tuple[str, str], ...]:
-        """Names and messages of the clauses that do not hold but do not keep the encoder from being used."""
-        return tuple((name, o.message) for name, o in self.outcomes.items() if o.status == "warning")
+_NOT_REPEATABLE = "the same clip gives different features each time, so nothing can be compared"
+_HANDED_BACK = "it returns the audio mask, which is no mask of its frames: clips are encoded without a mask"
 
 
 def check_contract(spec: EncoderSpec, device: torch.device, store: Store | None = None) -> ContractReport:
-    """Load an encoder and hold it against every clause of `CLAUSES`.
+    """Load an encoder and check every clause of `CLAUSES`.
 
-    What the user's code raises becomes the outcome of a clause. The session's random state is left as it was.
+    An error of the user's code becomes the outcome of a clause. The session's random state does not change.
 
     Args:
         spec: Which encoder.
         device: Where it computes.
-        store: Where a report without failure or warning is kept, and found again; None: nowhere.
+        store: The store that caches reports without failures and warnings, or None.
     """
     with seeded(0, device):
         try:
             encoder = load_encoder(spec, device)
         except EncoderError as error:
-            return _stopped(None, {}, _LOADING, error)
+            return stopped(None, {}, _LOADING, error)
         if store is None:
             return _check(encoder)
         key = _report_key(encoder)
         entry = store.find("contracts", key)
         if entry is not None:
-            return _read_report(encoder, entry.manifest)
+            return ContractReport.from_json(entry.manifest, encoder)
         report = _check(encoder)
         if report.failure is None and not report.warnings:
-            store.obtain("contracts", key, lambda _: _written_report(report))
+            store.obtain("contracts", key, lambda _: report.to_json())
         return report
 
 
@@ -135,7 +93,7 @@ def probe_clip(num_samples: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoded:
-    """What one call gave.
+    """What one call of the encoder returned.
 
     Attributes:
         frames: The valid frames `[T, D]` of each clip.
@@ -149,7 +107,7 @@ class _Encoded:
 
 
 class _Check:
-    """One encoder under test and what has become of the clauses so far."""
+    """One encoder under test, and the outcomes so far."""
 
     def __init__(self, encoder: FrozenEncoder) -> None:
         self.encoder = encoder
@@ -204,7 +162,7 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     try:
         alone_TD = check.encode(second_clip[None]).frames[0]
     except EncoderError as error:
-        return _stopped(encoder, check.outcomes, (*_LOADING, *_FIRST_CALL), error)
+        return stopped(encoder, check.outcomes, (*_LOADING, *_FIRST_CALL), error)
     for clause in (*_LOADING, *_FIRST_CALL):
         check.settle(clause, "passed")
 
@@ -219,7 +177,7 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     check.settle("input-unchanged", "passed")
     return ContractReport(
         encoder=encoder,
-        outcomes=_completed(check.outcomes),
+        outcomes=completed(check.outcomes),
         honours_mask=honours_mask,
         frames_per_second=frames_per_second,
         realtime_factor=realtime_factor,
@@ -255,7 +213,7 @@ def _check_repeatable(check: _Check, clip: Tensor, alone_TD: Tensor) -> None:
             "repeatable",
             "warning",
             f"the same clip twice gives {difference}; remove what is random or kept between calls, "
-            "or take the scores as those of one draw",
+            "or accept that the scores are those of one draw",
         )
 
 
@@ -281,7 +239,7 @@ def _check_neighbours(check: _Check, clip: Tensor, alone_TD: Tensor) -> None:
 
 
 def _check_mask(check: _Check, clip: Tensor, alone_TD: Tensor, short_clip: Tensor, short_alone_TD: Tensor) -> bool:
-    """Whether padded clips with a mask have the features of the clips alone; settles `with-mask` and `padding`."""
+    """Return whether padded clips with a mask have the features of the clips alone; settles `with-mask`, `padding`."""
     odd_clip = probe_clip(_NUM_ODD, seed=3)
     clips = [clip, odd_clip, short_clip]
     audio_BS = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
@@ -295,7 +253,7 @@ def _check_mask(check: _Check, clip: Tensor, alone_TD: Tensor, short_clip: Tenso
         return False
     finding: str | None = None
     if not padded.has_mask:
-        finding = "it hands the audio mask back" if padded.hands_mask_back else "it returns no mask for a padded batch"
+        finding = "it returns the audio mask" if padded.hands_mask_back else "it returns no mask for a padded batch"
     else:
         odd = check.try_encode("lengths", "a 0.7 s clip", odd_clip[None])
         if odd is None:
@@ -348,32 +306,6 @@ def _tolerance(encoder: FrozenEncoder, features: Tensor) -> float:
     return max(1e-4, 8 * epsilon)
 
 
-def _stopped(
-    encoder: FrozenEncoder | None, outcomes: dict[str, Outcome], clauses: Sequence[str], error: EncoderError
-) -> ContractReport:
-    """The report when a failure keeps everything after it from being tested."""
-    for clause in clauses:
-        if clause == error.clause:
-            break
-        outcomes.setdefault(clause, Outcome(status="passed"))
-    outcomes[error.clause] = Outcome(status="failed", message=str(error))
-    return ContractReport(
-        encoder=encoder,
-        outcomes=_completed(outcomes),
-        honours_mask=False,
-        frames_per_second=None,
-        realtime_factor=None,
-    )
-
-
-def _completed(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """An outcome for every clause, in order; what was not come to is not tested, for the first failure's sake."""
-    failed = next((clause for clause in CLAUSES if clause in outcomes and outcomes[clause].status == "failed"), None)
-    rest = Outcome(status="not tested", message=f"{failed} does not hold")
-    assert failed is not None or set(outcomes) == set(CLAUSES), set(CLAUSES) - set(outcomes)
-    return {clause: outcomes.get(clause, rest) for clause in CLAUSES}
-
-
 def _report_key(encoder: FrozenEncoder) -> str:
     """Digest of all that the report of an encoder which loads depends on."""
     device = encoder.device
@@ -384,26 +316,4 @@ def _report_key(encoder: FrozenEncoder) -> str:
             "code": code_digest(*(f"xares_bench.{name}" for name in CONTRACT_MODULES)),
             "libraries": library_versions(("numpy", "torch")),
         }
-    )
-
-
-def _written_report(report: ContractReport) -> dict[str, Any]:
-    """A report as JSON, without its encoder."""
-    return {
-        "outcomes": {clause: asdict(outcome) for clause, outcome in report.outcomes.items()},
-        "honours_mask": report.honours_mask,
-        "frames_per_second": report.frames_per_second,
-        "realtime_factor": report.realtime_factor,
-    }
-
-
-def _read_report(encoder: FrozenEncoder, written: Mapping[str, Any]) -> ContractReport:
-    """The report that `_written_report` wrote, of the same encoder loaded anew."""
-    return ContractReport(
-        encoder=encoder,
-        outcomes={clause: Outcome(**written["outcomes"][clause]) for clause in CLAUSES},
-        honours_mask=written["honours_mask"],
-        frames_per_second=written["frames_per_second"],
-        realtime_factor=written["realtime_factor"],
-        reused=True,
     )

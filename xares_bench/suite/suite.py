@@ -25,7 +25,8 @@ from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
 from xares_bench.datasets.shards import ShardFolder, ShardSource
-from xares_bench.encoders.contract import ContractReport, check_contract
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.contract_report import ContractReport
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
