@@ -15,7 +15,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the benchmark."""
+    """Add the options of the benchmark: a list, as long as there are options."""
     group = parser.getgroup("xares-bench", "xares-bench: does a language model understand sound through your encoder?")
     add = group.addoption
     add(
