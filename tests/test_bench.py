@@ -257,7 +257,7 @@ def test_a_run_passes_its_own_baseline_and_fails_a_better_one(run: Run, baseline
 def test_noise_decides_unless_a_number_is_given(run: Run, baseline: Path) -> None:
     options = [f"--encoder={ENCODER}", "-k", "task2", f"--baseline={baseline}"]
     passed = run(*options)
-    passed.stdout.fnmatch_lines(["baseline: *, tolerance ci", "*dataset*metric*score*95 %*baseline*difference*"])
+    passed.stdout.fnmatch_lines(["baseline: *, tolerance ci", "*dataset*metric*score*95 % CI*baseline*difference*"])
     assert passed.ret == 0
     raise_scores(baseline, 0.9)
     failed = run(*options, "--tolerance=ci:0.01")
@@ -279,7 +279,7 @@ def test_several_seeds_give_means_and_their_spread(run: Run, tmp_path: Path) -> 
     options = [f"--encoder={ENCODER}", "-k", "task2", "--seeds=2"]
     result = run(*options, f"--save-baseline={file}")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*steps: task2 3, each with the seeds 42 to 43", "*score*95 %*over seeds*"])
+    result.stdout.fnmatch_lines(["*steps: task2 3, each with the seeds 42 to 43", "*score*95 % CI*over seeds*"])
     results = json.loads((run_folder(result) / "results.json").read_text())
     assert results["run"]["seeds"] == [42, 43]
     assert sorted(lalm["seed"] for lalm in results["lalms"]) == [42, 43]

@@ -150,7 +150,7 @@ def test_markdown_has_a_table_a_task() -> None:
     assert "Encoder `enc.py`, fingerprint `0f0f0f0f0f0f`; run `logmel-0f0f`." in text
     assert text.index("## task1") < text.index("## task2")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["dataset", "metric", "score", "95 %", "rows"]
+    assert rows[0] == ["dataset", "metric", "score", "95 % CI", "rows"]
     assert ["esc-50", "Accuracy", "0.250", "", "50"] in rows
     assert ["gtzan", "Accuracy", "0.667", "", "50"] in rows
     assert ["clotho", "chrF", "0.125", "", "50"] in rows
@@ -166,7 +166,7 @@ def test_markdown_has_intervals_and_the_baseline() -> None:
     text = scores_markdown(given, baseline({"task1": 0.5}, esc_50=0.5))
     assert "Baseline `base`." in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["dataset", "metric", "score", "95 %", "baseline", "difference", "rows"]
+    assert rows[0] == ["dataset", "metric", "score", "95 % CI", "baseline", "difference", "rows"]
     assert ["esc-50", "Accuracy", "0.250", "0.125 to 0.375", "0.500", "-0.250", "50"] in rows
     assert ["gtzan", "Accuracy", "0.500", "0.125 to 0.375", "", "", "50"] in rows, "the baseline has no score for it"
     assert ["**Overall**", "", "**0.375**", "0.288 to 0.462", "0.500", "-0.125", ""] in rows
@@ -177,8 +177,8 @@ def test_terminal_table_without_a_baseline() -> None:
     table = terminal_table(COMPLETE, None)
     tables = table.split("\n\n")
     assert [text.splitlines()[0] for text in tables] == ["task1", "task2"]
-    header = tables[0].splitlines()[1].replace("95 %", "95%").split()
-    assert header == ["dataset", "metric", "score", "95%", "baseline", "difference", "rows", "seconds"]
+    header = tables[0].splitlines()[1].replace("95 % CI", "95%CI").split()
+    assert header == ["dataset", "metric", "score", "95%CI", "baseline", "difference", "rows", "seconds"]
     assert rows_of(tables[0])["esc-50"] == ["Accuracy", "0.250", "50", "2.5"]
     assert rows_of(tables[0])["Overall"] == ["0.562"]
     assert rows_of(tables[1])["clotho"] == ["chrF", "0.125", "50", "2.5"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xares_bench.core.errors import UsageError
-from xares_bench.reports.report import shown_interval, tabulated
+from xares_bench.reports.report import INTERVAL_HEADER, shown_interval, tabulated
 from xares_bench.reports.runs import FinishedRun
 from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
@@ -82,12 +82,11 @@ def comparison_table(comparison: Comparison) -> str:
     letters = _letters(comparison)
     headers = ["dataset", "metric"]
     for place, letter in enumerate(letters):
-        headers += [letter, "95 %"] if place == 0 else [letter, f"{letter} - A", f"95 % of {letter} - A"]
-    intervals = [header for header in headers if header.startswith("95 %")]
+        headers += [letter, *([] if place == 0 else [f"{letter} - A"]), INTERVAL_HEADER]
     tables = []
     for task, rows in comparison.rows.items():
         cells = [[row.what, row.metric, *_cells(row)] for row in rows]
-        tables.append(f"{task}\n{tabulated(cells, headers, 'simple', left=intervals)}")
+        tables.append(f"{task}\n{tabulated(cells, headers, 'simple')}")
     legend = "\n".join(
         f"{letter}: {run.folder} ({run.run.encoder['spec']})"
         for letter, run in zip(letters, comparison.runs, strict=True)

@@ -32,6 +32,9 @@ class Report:
     required: bool = False
 
 
+# Header of confidence intervals in tables.
+INTERVAL_HEADER = "95 % CI"
+
 # All of them. `results.json` comes last: what reads runs takes a folder with it as complete.
 REPORTS: tuple[Report, ...] = (
     Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
@@ -97,18 +100,20 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     if baseline is not None:
         parts.append(f"Baseline `{baseline.name}`.")
     several = len(run.seeds) > 1
-    headers = ["dataset", "metric", "score", "95 %", *(["over seeds"] if several else [])]
+    headers = ["dataset", "metric", "score", INTERVAL_HEADER, *(["over seeds"] if several else [])]
     headers += [*(["baseline", "difference"] if baseline is not None else []), "rows"]
     for overall in results.overalls:
         rows: list[Sequence[Any]] = []
         for record in results.of_task(overall.task):
-            held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
-            against = _against(record.score, held) if baseline is not None else ()
-            rows.append([record.dataset, record.metric, *_measured(record, several=several), *against, record.num_rows])
-        held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
-        against = _against(overall.score, held) if baseline is not None else ()
+            expected = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
+            compared = _comparison(record.score, expected) if baseline is not None else ()
+            rows.append(
+                [record.dataset, record.metric, *_measured(record, several=several), *compared, record.num_rows]
+            )
+        expected = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
+        compared = _comparison(overall.score, expected) if baseline is not None else ()
         score, *noise = _measured(overall, several=several)
-        rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{score}**", *noise, *against, ""])
+        rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{score}**", *noise, *compared, ""])
         parts.append(f"## {overall.task}\n\n{tabulated(rows, headers, 'github')}")
     dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
     if dropped:
@@ -157,24 +162,26 @@ def timings(results: Results) -> dict[str, float]:
 def terminal_table(results: Results, baseline: Baseline | None) -> str:
     """Return one table per task: score, noise, baseline, number of rows, and seconds or `cached`.
 
-    `95 %` is the confidence interval from the test clips. `over seeds` is the standard deviation over trainings, where
-    there are several.
+    `95 % CI` is the confidence interval from the test clips. `over seeds` is the standard deviation over trainings,
+    where there are several.
     """
     several = len(results.run.seeds) > 1
-    headers = ["dataset", "metric", "score", "95 %", *(["over seeds"] if several else []), "baseline", "difference"]
-    headers += ["rows", "seconds"]
+    headers = ["dataset", "metric", "score", INTERVAL_HEADER, *(["over seeds"] if several else [])]
+    headers += ["baseline", "difference", "rows", "seconds"]
     tables = []
     for overall in results.overalls:
         rows: list[Sequence[Any]] = []
         for record in results.of_task(overall.task):
-            held = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
+            expected = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
             name = record.dataset + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
             seconds = "cached" if record.reused else f"{record.generation_s:.1f}"
             measured = _measured(record, several=several)
-            rows.append([name, record.metric, *measured, *_against(record.score, held), record.num_rows, seconds])
-        held = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
+            rows.append(
+                [name, record.metric, *measured, *_comparison(record.score, expected), record.num_rows, seconds]
+            )
+        expected = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
         measured = _measured(overall, several=several)
-        rows.append([f"Overall{_incomplete(overall)}", "", *measured, *_against(overall.score, held), "", ""])
+        rows.append([f"Overall{_incomplete(overall)}", "", *measured, *_comparison(overall.score, expected), "", ""])
         tables.append(f"{overall.task}\n" + tabulated(rows, headers, "simple"))
     return "\n\n".join(tables)
 
@@ -192,7 +199,7 @@ def shown_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
-def _against(score: float, baseline: BaselineScore | None) -> tuple[str, str]:
+def _comparison(score: float, baseline: BaselineScore | None) -> tuple[str, str]:
     return ("", "") if baseline is None else (f"{baseline.score:.3f}", f"{score - baseline.score:+.3f}")
 
 
@@ -215,6 +222,6 @@ def tabulated(rows: Iterable[Sequence[Any]], headers: Sequence[str], form: str, 
     """
     from tabulate import tabulate
 
-    left = {"dataset", "metric", "95 %", *left}
+    left = {"dataset", "metric", INTERVAL_HEADER, *left}
     alignment = ["left" if name in left else "right" for name in headers]
     return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=alignment)
