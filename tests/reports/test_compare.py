@@ -98,7 +98,7 @@ def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
     )
 
 
-def test_where_a_reused_lalm_was_trained_is_told(tmp_path: Path) -> None:
+def test_another_environment_of_a_cached_lalm_is_a_warning(tmp_path: Path) -> None:
     first, second = finished(tmp_path / "a", 30), finished(tmp_path / "b", 30)
     trained = {**second.lalms[0], "environment": {"device": "cpu", "threads": 1, "torch": "2.13.0"}}
     second = dataclasses.replace(second, lalms=(trained,))

@@ -47,12 +47,14 @@ def test_without_failures_there_is_no_list(tmp_path: Path) -> None:
     assert summary.read_text(encoding="utf-8") == "# 狗\n\n"
 
 
-def test_no_summary_is_asked_for() -> None:
+def test_without_a_summary_file_nothing_is_written() -> None:
     assert append_summary({}, "# Scores\n", {}) == []
     assert append_summary({"GITHUB_STEP_SUMMARY": ""}, "# Scores\n", {}) == []
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_summary_that_cannot_be_written_is_a_problem_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (problem,) = append_summary({"GITHUB_STEP_SUMMARY": str(tmp_path)}, "# Scores\n", {})
     assert "cannot be written" in problem
     monkeypatch.setattr(github, "_MAX_SUMMARY_BYTES", 5)

@@ -115,7 +115,7 @@ def predictions_in(reader: Reader) -> dict[str, list[list[Any]]]:
     return {part["name"]: part["rows"] for part in json.loads(reader.scripts[0])}
 
 
-def test_the_page_asks_no_network_and_runs_only_its_own_script(folder: Path, background: Background) -> None:
+def test_the_page_loads_nothing_and_runs_only_its_own_script(folder: Path, background: Background) -> None:
     page = report_html(results_of(folder), folder, background)
     reader = Reader(page)
     addresses = [
@@ -248,7 +248,7 @@ def test_a_run_without_predictions_says_so(folder: Path) -> None:
     assert text.count("its predictions cannot be read") == 2
 
 
-def test_a_score_that_is_no_number_has_a_page(folder: Path) -> None:
+def test_a_run_with_nan_scores_has_a_page(folder: Path) -> None:
     results = results_of(folder)
     records = tuple(
         dataclasses.replace(record, score=float("nan"), interval=None, deviation=None, seed_scores=(float("nan"),))
@@ -266,7 +266,7 @@ def test_clips_that_share_a_name_are_not_played(folder: Path, background: Backgr
     assert "Several clips share a name" in text
 
 
-def test_a_page_that_cannot_be_made_loses_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_page_loses_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise RuntimeError("no template")
 
@@ -281,7 +281,7 @@ def test_a_page_that_cannot_be_made_loses_no_score(folder: Path, monkeypatch: py
     assert (folder / "model_card.yaml").is_file()
 
 
-def test_a_page_that_shows_the_same_is_kept_and_its_audio_not_read_again(
+def test_an_unchanged_page_is_reused_without_reading_audio_again(
     folder: Path, background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = results_of(folder)

@@ -81,7 +81,7 @@ def test_names_cannot_put_anything_into_the_page(tmp_path: Path) -> None:
     assert "编码器 مرمز" in page
 
 
-def test_the_page_asks_no_network_for_anything(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_from_the_network(tmp_path: Path) -> None:
     page = leaderboard_html([read_run(whole(tmp_path / "mine", 5))])
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)

@@ -224,7 +224,7 @@ def test_an_incomplete_overall_is_never_compared_with_a_baseline(given: Results,
     assert "0.111" not in table
 
 
-def test_terminal_table_names_dropped_samples_and_kept_scores() -> None:
+def test_terminal_table_names_dropped_samples_and_cached_scores() -> None:
     dropped = tuple(DroppedSample(shard="a.tar", clip=f"k{number}", reason="no audio member") for number in range(2))
     rows = rows_of(
         terminal_table(results(scored("gtzan", 0.5, dropped=dropped), scored("esc-50", 0.5, reused=True)), None)

@@ -1,4 +1,4 @@
-"""Finished runs: read back, and refused in one line where they are not what a run wrote."""
+"""Finished runs: read back; damaged or changed ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_run_is_read_back(folder: Path) -> None:
         assert [row.hypothesis for row in run.predictions("esc-50")] == ["dog", "dog"]
 
 
-def test_what_a_folder_no_longer_has_is_not_there(folder: Path) -> None:
+def test_missing_clip_sums_and_predictions_are_not_an_error(folder: Path) -> None:
     (folder / "clip_sums" / "esc-50.npz").unlink()
     (folder / "predictions" / "esc-50.jsonl").unlink()
     run = read_run(folder)
@@ -78,7 +78,9 @@ def set_value(folder: Path, name: str, value: object) -> None:
         (lambda folder: set_value(folder, "weight", 0), "the weight of esc-50 is 0, expected a number above 0"),
     ],
 )
-def test_what_no_run_wrote_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_files_that_no_run_wrote_are_refused_in_one_line(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(folder)
     with pytest.raises(UsageError) as caught:
         read_run(folder)
@@ -87,7 +89,7 @@ def test_what_no_run_wrote_is_refused_in_one_line(folder: Path, damage: Callable
     assert "\n" not in str(caught.value)
 
 
-def test_a_score_that_its_clip_sums_does_not_give_is_refused(folder: Path) -> None:
+def test_a_score_that_does_not_follow_from_its_clip_sums_is_refused(folder: Path) -> None:
     path = folder / "clip_sums" / "esc-50.npz"
     load_clip_sums(path).select(["a"]).save(path)
     with pytest.raises(UsageError, match=r"the score of esc-50 is 0\.500000, but .* gives 1\.000000"):
@@ -100,7 +102,7 @@ def test_a_prediction_can_hold_any_line_separator(tmp_path: Path) -> None:
     assert [row.hypothesis for row in run.predictions("esc-50")] == [said]
 
 
-def test_damaged_predictions_are_told(folder: Path) -> None:
+def test_damaged_predictions_are_refused(folder: Path) -> None:
     (folder / "predictions" / "esc-50.jsonl").write_text('{"clip": "a"}\n')
     with pytest.raises(UsageError, match=r"esc-50\.jsonl cannot be read"):
         read_run(folder).predictions("esc-50")

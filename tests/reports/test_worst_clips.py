@@ -50,7 +50,7 @@ def test_audio_is_found_in_whichever_shard_has_it(tmp_path: Path) -> None:
     assert found["clip-0"].media_type in ("audio/ogg", "audio/flac")
 
 
-def test_why_there_is_no_audio_is_said(tmp_path: Path) -> None:
+def test_a_clip_without_audio_says_why(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", [("here", tone(0.1), {"label": "x"})])
     absent = tmp_path / "b.tar"
     assert "is missing" in (recordings_of(["c"], [shard, absent])["c"].problem or "")

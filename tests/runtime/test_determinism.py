@@ -8,7 +8,7 @@ from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 CPU = torch.device("cpu")
 
 
-def test_the_same_seed_gives_the_same_numbers_and_the_generator_goes_on_from_where_it_was() -> None:
+def test_the_same_seed_gives_the_same_numbers_and_the_generators_state_is_restored() -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -26,7 +26,7 @@ def without_algorithm() -> None:
     torch.zeros(3).put_(indices, torch.ones(2), accumulate=False)
 
 
-def test_an_operation_without_a_deterministic_form_is_an_error_or_a_warning() -> None:
+def test_an_operation_without_a_deterministic_algorithm_is_an_error_or_a_warning() -> None:
     without_algorithm()
     with deterministic_algorithms(wanted=True, required=True), pytest.raises(RuntimeError, match="deterministic"):
         without_algorithm()

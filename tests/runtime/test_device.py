@@ -25,7 +25,7 @@ def test_device_and_precision_are_those_that_accelerate_finds(mixed_precision: C
         ("half", r"--mixed-precision=half: expected one of no, bf16, fp16"),
     ],
 )
-def test_a_precision_that_cannot_be_had_is_refused(
+def test_an_unsupported_precision_is_refused(
     precision: str, message: str, mixed_precision: Callable[[str], None]
 ) -> None:
     mixed_precision(precision)

@@ -257,7 +257,7 @@ def test_two_processes_make_one_set_of_files_and_the_scores_of_one(
     assert "1 passed" in (undisturbed / "process-1.log").read_text()
 
 
-def test_killed_both_they_go_on_together(launched: Launched, undisturbed: Path) -> None:
+def test_after_both_are_killed_they_resume_together(launched: Launched, undisturbed: Path) -> None:
     runs = launched.folder / "killed"
     process = launched.start(runs)
     wait_for_step(process, runs, 20)
@@ -270,7 +270,7 @@ def test_killed_both_they_go_on_together(launched: Launched, undisturbed: Path) 
     assert outcome(runs) == outcome(undisturbed)
 
 
-def test_a_signal_to_the_launcher_keeps_the_state_of_both(launched: Launched, undisturbed: Path) -> None:
+def test_after_a_signal_to_the_launcher_both_resume(launched: Launched, undisturbed: Path) -> None:
     runs = launched.folder / "terminated"
     process = launched.start(runs)
     wait_for_step(process, runs, 20)

@@ -1,4 +1,4 @@
-"""Baselines: what ships, what is read, what is refused, what is written, and who passes."""
+"""Baselines: which ship, what is read and refused, what is written."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_an_ill_formed_file_is_an_error_that_names_file_and_key(
     assert name in str(caught.value)
 
 
-def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path) -> None:
     for text in ("", "- 1\n", "just words\n"):
         with pytest.raises(BaselineError, match=r"base\.yaml"):
             load_baseline(written(tmp_path, text), tasks={})
@@ -256,14 +256,14 @@ def test_missing_folders_are_created(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.01, 1.01, 65.2])
-def test_a_score_that_is_none_is_not_written(tmp_path: Path, value: float) -> None:
+def test_a_score_out_of_range_is_not_written(tmp_path: Path, value: float) -> None:
     path = tmp_path / "base.yaml"
     with pytest.raises(BaselineError, match="the score of bad is"):
         write_baseline(path, preset="mini", scores=held({"good": 0.5, "bad": value}))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_score_is_not_written(tmp_path: Path) -> None:
+def test_a_baseline_without_scores_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(BaselineError, match="there are no scores to save"):
         write_baseline(tmp_path / "base.yaml", preset="mini", scores={})
     assert list(tmp_path.iterdir()) == []
@@ -279,7 +279,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_dangling_link_is_there_already(tmp_path: Path) -> None:
+def test_a_dangling_link_counts_as_an_existing_file(tmp_path: Path) -> None:
     link = tmp_path / "link.yaml"
     link.symlink_to(tmp_path / "nothing.yaml")
     with pytest.raises(UsageError, match="exists already"):
@@ -294,7 +294,7 @@ def test_a_baseline_is_a_yaml_file(tmp_path: Path) -> None:
         check_new_baseline(tmp_path / "base.json")
 
 
-def test_a_file_is_overwritten_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_file_is_overwritten_on_request(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores=held({"a": 0.5}))
     write_baseline(path, preset="mini", scores=held({"a": 0.25}), replace=True)
@@ -316,7 +316,7 @@ WHOLE = BaselineScore(
 )
 
 
-def test_all_that_is_known_of_a_score_is_read_back(tmp_path: Path) -> None:
+def test_a_score_is_read_back_with_its_error_and_clip_sums(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE, "b": BaselineScore(score=0.5)})
     found = load_baseline(str(path), tasks={"one": ["a"], "both": ["a", "b"]})
@@ -335,7 +335,7 @@ def test_without_its_clip_sums_a_baseline_still_stands(tmp_path: Path) -> None:
     assert load_baseline(str(path), tasks={}).scores["a"].clip_sums is None
 
 
-def test_clip_sums_of_another_baseline_is_refused(tmp_path: Path) -> None:
+def test_clip_sums_of_another_baseline_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
     CLIP_SUMS.select(["x"]).save(tmp_path / "base.clip_sums" / "a.npz")
@@ -343,7 +343,7 @@ def test_clip_sums_of_another_baseline_is_refused(tmp_path: Path) -> None:
         load_baseline(str(path), tasks={})
 
 
-def test_a_score_that_its_clip_sums_does_not_give_is_refused(tmp_path: Path) -> None:
+def test_a_score_that_does_not_follow_from_its_clip_sums_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
     path.write_text(path.read_text().replace("score: 0.75", "score: 0.7"))
@@ -363,7 +363,7 @@ def test_a_score_that_its_clip_sums_does_not_give_is_refused(tmp_path: Path) -> 
         ("- 0.5\n    - 1.0", "- a\n    - b", r"scores\.a\.interval: "),
     ],
 )
-def test_what_is_wrong_with_a_score_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_invalid_score_is_an_error_that_names_its_key(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "base.yaml"
     write_baseline(path, preset="mini", scores={"a": WHOLE})
     text = path.read_text()

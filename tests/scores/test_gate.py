@@ -95,7 +95,7 @@ def test_a_number_lets_a_score_down_to_it_pass(baseline: float) -> None:
     assert gate.failures([gate.examine_overall(overall, 100)], 1) == {}
 
 
-def test_a_lower_one_is_told_with_score_baseline_and_tolerance() -> None:
+def test_a_failure_names_score_baseline_and_tolerance() -> None:
     gate = gate_of({"gtzan": BaselineScore(score=0.73)}, PLAIN)
     assert failures(gate, RECORD, CLIP_SUMS) == {
         "gtzan": "gtzan: score 0.7000 is 0.0300 below the baseline 0.7300 (base), tolerance 0.02"
@@ -126,7 +126,7 @@ def test_without_a_baseline_every_number_passes() -> None:
     assert "NaN" in failures(gate, dataclasses.replace(RECORD, score=math.nan), CLIP_SUMS)["gtzan"]
 
 
-def test_an_incomplete_overall_is_not_even_asked_about() -> None:
+def test_an_incomplete_overall_score_is_never_compared() -> None:
     with pytest.raises(AssertionError):
         gate_of({}).examine_overall(overall_of("task1", [RECORD], ["gtzan", "esc-50"]), 100)
 
@@ -142,7 +142,7 @@ def test_a_loss_within_the_noise_passes_and_beyond_it_fails() -> None:
     )
 
 
-def test_the_same_clips_tell_more() -> None:
+def test_pairing_by_clip_finds_smaller_losses() -> None:
     """Twelve clips lost of 400 are noise between test sets, and none where the other 388 stayed as they were."""
     right = np.arange(400) < 280
     lost = right.copy()

@@ -74,7 +74,7 @@ def test_a_record_comes_back_from_json() -> None:
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_no_number_is_null(score: float) -> None:
+def test_a_score_that_is_nan_or_infinite_is_null(score: float) -> None:
     data = through_json(made(score=score).to_json())
     assert data["score"] is None
     assert math.isnan(ScoreRecord.from_json(data).score)

@@ -66,7 +66,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= covered / 200 <= 0.99
 
 
-def test_clips_that_both_find_hard_cancel() -> None:
+def test_clips_that_are_hard_for_both_cancel_out() -> None:
     generator = np.random.default_rng(1)
     right = generator.random(400) < 0.6
     lost = right & (generator.random(400) > 0.1)
@@ -117,14 +117,14 @@ def test_scores_of_one_seed_have_no_known_noise_of_training() -> None:
     assert pooled_training_noise((None, 1), (None, 1)) is None
 
 
-def test_holm_rejects_by_steps() -> None:
+def test_holm_corrects_for_many_tests() -> None:
     assert holm([]) == []
     assert holm([0.01, 0.04, 0.03]) == [True, False, False]
     assert holm([0.01, 0.02, 0.03]) == [True, True, True]
     assert holm([math.nan, 0.001]) == [False, True]
 
 
-def test_what_is_significant_stays_so_when_more_becomes_known() -> None:
+def test_a_significant_test_stays_significant_when_more_p_values_are_known() -> None:
     generator = np.random.default_rng(2)
     for _ in range(200):
         p_values = list(generator.random(12) ** 3 / 4)
