@@ -1,4 +1,4 @@
-"""Results: everything that a session has found out, and what reports need to know besides."""
+"""Results: the results of a session, and what reports show beside them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that a session has found out, in the order of the catalogue.
+    """The results of a session, in the order of the catalogue.
 
     Attributes:
-        run: What the run was made of.
+        run: What the run evaluated, and with what.
         records: The scores.
-        lalms: What is known of the LALMs they were made with: mix, key, steps, rows, times.
-        missing: Datasets that were asked for and have no score.
+        lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
+        missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
     """
 
@@ -35,23 +35,23 @@ class Results:
     overalls: tuple[Overall, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Average every task that has a score."""
+        """Compute the overall score of every task that has a score."""
         tasks = dict.fromkeys(record.task for record in self.records)
         overalls = [overall_of(task, self.records, self.run.tasks.get(task, ())) for task in tasks]
         object.__setattr__(self, "overalls", tuple(overalls))
 
     def of_task(self, task: str) -> list[ScoreRecord]:
-        """The records of a task."""
+        """Return the records of a task."""
         return [record for record in self.records if record.task == task]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
-    """Where a dataset's test clips lie, and what was asked of them.
+    """The prompts and test shards of a dataset.
 
     Attributes:
-        prompts: The prompts, one of which every clip was asked.
-        shards: Test shards, in order; they need not be on disk.
+        prompts: The prompts, one of which was chosen for each clip.
+        shards: The test shards in order; some or all may be missing.
     """
 
     prompts: tuple[str, ...]
@@ -60,12 +60,12 @@ class ClipSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """What a report shows of a run beside its results.
+    """What a report shows of a run besides its results.
 
     Attributes:
         command: The command line.
         baseline: The baseline that scores are compared with, or None.
-        differences: 95 % interval of score minus baseline, by dataset, and by `TASK overall`.
+        differences: 95 % confidence interval of score minus baseline, by dataset, and by `TASK overall`.
         sources: The test clips, by dataset.
     """
 
@@ -78,11 +78,11 @@ class Background:
 def background_of(
     plan: Plan, results: Results, command: str, baseline: Baseline | None, findings: Mapping[str, Finding]
 ) -> Background:
-    """The background of a session's results.
+    """Return the background of a session's results.
 
     Args:
-        plan: What was trained and evaluated.
-        results: What came of it.
+        plan: The plan of the session.
+        results: The results.
         command: The command line.
         baseline: The baseline that scores are compared with, or None.
         findings: The gate's findings, by dataset or task.

@@ -114,8 +114,7 @@ def paired_difference(first: ClipSums, second: ClipSums, *, training: TrainingNo
     if not common or (first.metric, first.arguments) != (second.metric, second.arguments):
         return None
     first, second = first.select(common), second.select(common)
-    # The weights depend on the number of clips alone, and both now have the same clips in the same order: both calls of
-    # `scores` see the same resamples.
+    # Now both have the same clips in the same order, so the same weights draw the same clips from both.
     differences = np.concatenate(
         [second.scores(weights) - first.scores(weights) for weights in _weights(len(common), NUM_RESAMPLES, 0)]
     )
@@ -255,7 +254,7 @@ def _student_quantile(share: float, degrees: float) -> float:
 def _weights(num_clips: int, num_resamples: int, seed: int) -> Iterator[Array]:
     """Yield how often each clip is drawn, `[B, C]`, in blocks of resamples that fit in memory.
 
-    Equal numbers of clips give equal weights: paired differences rely on it, and `_drawn` is cached by it.
+    Datasets with equal numbers of clips get equal weights, so `_drawn` can cache them.
     """
     block = max(1, min(num_resamples, _BLOCK_NUMBERS // num_clips))
     for start in range(0, num_resamples, block):
