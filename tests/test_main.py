@@ -138,7 +138,7 @@ def test_another_decoder_and_another_revision_of_the_data(machine: Machine, hub:
     [
         (["esc50"], "esc50: no such task or dataset; expected some of task1, task2, all, aishell-1"),
         (["gtzan", "--data-revision", "a@b"], "--data-revision=a@b: expected"),
-        (["gtzan", "--data-revision", "a/b@c"], "--data-revision=a/b@c: nothing is wanted of this repository"),
+        (["gtzan", "--data-revision", "a/b@c"], "--data-revision=a/b@c: no dataset to download is in this repository"),
         (["gtzan", "--no-models", "--decoder", "x"], "--decoder=x and --no-models contradict each other"),
     ],
 )

@@ -22,13 +22,13 @@ from xares_bench.reports.runs import read_run
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
-Fetches what a run of the full preset reads: the shards into the data folder, the decoder into huggingface_hub's cache,
-and, for test sets that are scored with FENSE or DATE, the models that judge captions (docs/captions.md).
-A transfer that was cut goes on where it was cut. Afterwards a machine without network can run the benchmark: with the
+Downloads what a run of the full preset reads: the shards into the data folder, the decoder into the cache of
+huggingface_hub, and, for test sets that are scored with FENSE or DATE, the models that judge captions
+(docs/captions.md). Interrupted transfers resume. Afterwards a machine without network can run the benchmark, with the
 same data folder, the same cache (HF_HOME) and HF_HUB_OFFLINE=1. HF_ENDPOINT, HF_TOKEN and proxies are respected.
 
-The commit that a repository's main branch is at is written to xares-bench.lock.json in the data folder, and every later
-download and run there uses it, until --data-revision names another.
+The current commit of each repository's main branch is written to xares-bench.lock.json in the data folder. Later
+downloads and runs with that folder use the same commit, until --data-revision names another.
 """
 
 _COMPARE_DESCRIPTION = """\
@@ -38,12 +38,12 @@ intervals, paired by clip if both runs have their clip sums. * marks the best sc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status: 0 done, 1 not all could be had, 2 wrong usage."""
+    """Run a command; return the exit status: 0 done, 1 something could not be downloaded or read, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     try:
         options.do(options)
     except KeyboardInterrupt:
-        sys.stderr.write("xares_bench: interrupted; the same command goes on where it was\n")
+        sys.stderr.write("xares_bench: interrupted; run the same command again to resume\n")
         return 130
     except XaresError as cause:
         sys.stderr.write(f"xares_bench: {cause}\n")
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     download = commands.add_parser(
         "download",
-        help="fetch shards and decoder of the published benchmark",
+        help="download shards and decoder of the published benchmark",
         description=_DOWNLOAD_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,10 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--split",
         choices=("train", "eval"),
-        help="only the training shards or only the test shards; default: both, as a run needs both",
+        help="only the training shards or only the test shards; default: both, which a run needs",
     )
-    add("--dry-run", action="store_true", help="only say how much it is and what is there; writes nothing")
-    add("--data-home", metavar="DIR", help="where the shards go; default: $XARES_DATA_HOME, else ./xares_data")
+    add("--dry-run", action="store_true", help="only show how much there is to download; writes nothing")
+    add("--data-home", metavar="DIR", help="folder for the shards; default: $XARES_DATA_HOME, else ./xares_data")
     add(
         "--data-revision",
         action="append",
@@ -79,9 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--decoder",
         metavar="NAME[@REVISION]",
-        help="language model to fetch, with either split, as every run needs it; default: the full preset's",
+        help="language model to download, with either split; default: the one of the full preset",
     )
-    add("--no-models", action="store_true", help="fetch shards only, neither language model nor judges of captions")
+    add(
+        "--no-models",
+        action="store_true",
+        help="download shards only, neither the language model nor the models that judge captions",
+    )
     download.set_defaults(do=_download)
     compare = commands.add_parser(
         "compare",
@@ -109,10 +113,10 @@ def _compare(options: argparse.Namespace) -> None:
     from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
     runs = [read_run(path) for path in options.runs]
-    _say(comparison_table(compare(runs)))
+    _print(comparison_table(compare(runs)))
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
-        _say(f"\n{rows}" if rows else "\nno rows differ")
+        _print(f"\n{rows}" if rows else "\nno rows differ")
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
@@ -123,13 +127,13 @@ def _leaderboard(options: argparse.Namespace) -> None:
         sys.stderr.write(f"xares_bench: left out: {problem}\n")
     output = options.output or options.folder / "leaderboard.html"
     write_atomically(output, leaderboard_html(runs))
-    _say(f"{output}: {len(runs)} runs")
+    _print(f"{output}: {len(runs)} runs")
 
 
 def _download(options: argparse.Namespace) -> None:
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what goes wrong is said in one line, by us
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # errors are shown in one line below
     catalogue = load_catalogue(_PRESET)
     datasets = _datasets(catalogue, options.names or ["all"])
     wanted = _wanted(datasets, options.split)
@@ -137,7 +141,7 @@ def _download(options: argparse.Namespace) -> None:
     for repository in revisions:
         if repository is not None and repository not in wanted:
             raise UsageError(
-                f"--data-revision={repository}@{revisions[repository]}: nothing is wanted of this repository; "
+                f"--data-revision={repository}@{revisions[repository]}: no dataset to download is in this repository; "
                 f"expected one of {', '.join(wanted)}"
             )
     if options.no_models and options.decoder:
@@ -145,15 +149,15 @@ def _download(options: argparse.Namespace) -> None:
     folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     home = DataHome(folder, revisions, write=not options.dry_run)
     shards = home.survey(wanted)
-    _say(f"shards   {shards.summary}")
-    _say(f"         in {folder}")
+    _print(f"shards   {shards.summary}")
+    _print(f"         in {folder}")
     for repository in wanted:
-        _say(f"         from {repository} at commit {home.commit(repository) or 'unknown'}")
+        _print(f"         from {repository} at commit {home.commit(repository) or 'unknown'}")
     surveys = [shards]
     decoder, at, revision = (options.decoder or catalogue.preset.decoder).partition("@")
     if not options.no_models:
         model = survey_model(decoder, revision=revision if at else None, data_home=folder, write=not options.dry_run)
-        _say(f"decoder  {decoder}: {model.summary}")
+        _print(f"decoder  {decoder}: {model.summary}")
         surveys.append(model)
     if options.dry_run:
         return
@@ -165,11 +169,11 @@ def _download(options: argparse.Namespace) -> None:
     if not options.no_models and options.split != "train":
         _fetch_judges(datasets)
     _check(home, wanted)
-    _say("all present")
+    _print("all present")
 
 
 def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
-    """The datasets that names of tasks and datasets stand for.
+    """Return the datasets that names of tasks and datasets stand for.
 
     Raises:
         UsageError: There is no such task or dataset.
@@ -185,7 +189,7 @@ def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
 
 
 def _wanted(datasets: Iterable[Dataset], split: str | None) -> dict[str, list[str]]:
-    """Paths of the shards of datasets, per repository."""
+    """Return the paths of the datasets' shards, by repository."""
     wanted: dict[str, list[str]] = {}
     for dataset in datasets:
         assert dataset.repository is not None, dataset.name
@@ -195,14 +199,14 @@ def _wanted(datasets: Iterable[Dataset], split: str | None) -> dict[str, list[st
 
 
 def _fetch_judges(datasets: Iterable[Dataset]) -> None:
-    """Fetch the models that the metrics of these datasets judge with.
+    """Download the models that the metrics of these datasets judge with.
 
     Raises:
-        UsageError: One is absent and cannot be fetched.
+        UsageError: One is missing and cannot be downloaded.
     """
     for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].needs_models}):
         metric_identity(metric)
-        _say(f"judges   of {metric}: present")
+        _print(f"judges   of {metric}: present")
 
 
 def _splits(dataset: Dataset, split: str | None) -> list[Split]:
@@ -211,7 +215,7 @@ def _splits(dataset: Dataset, split: str | None) -> list[Split]:
 
 
 def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
-    """Raise the first reason why a shard could not be had, with the number of the others."""
+    """Raise the first reason why a shard could not be downloaded, with the number of the others."""
     reasons = []
     for repository, paths in wanted.items():
         for path in paths:
@@ -224,7 +228,7 @@ def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
         raise DataError(f"{reasons[0]}{others}")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
