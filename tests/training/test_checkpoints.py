@@ -98,7 +98,7 @@ def test_a_full_disk_is_said_once_and_the_one_before_stays(store: Store, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("xares_bench.training.checkpoints.save_file", full)
-    with pytest.warns(CacheWarning, match="No space left on device; the training goes on"):
+    with pytest.warns(CacheWarning, match="No space left on device; the training continues"):
         kept.save(after(9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

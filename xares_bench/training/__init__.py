@@ -2,6 +2,6 @@
 
 loop         optimiser, schedule, steps
 sampler      which row of which dataset comes next
-dataloader   drawn rows as batches: shuffled in a buffer, sorted by length within a window
-checkpoints  how far an unfinished training has come
+dataloader   batches of drawn rows: shuffled in a buffer, sorted by length within a window
+checkpoints  the state of an unfinished training, to resume from
 """

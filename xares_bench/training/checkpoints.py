@@ -1,8 +1,8 @@
-"""Checkpoints: how far an unfinished training has come, kept so that the same command goes on with it.
+"""Checkpoints: the state of an unfinished training, from which the same command resumes.
 
-Those of a training lie under `RUNS/store/checkpoints/KEY`, where the key is that of the LALM it makes: a training with
-another encoder, recipe, data or code finds none of them. Tensors are safetensors, the rest is JSON; nothing is executed
-when they are read. They may be deleted at any time.
+The checkpoints of a training are under `RUNS/store/checkpoints/KEY`, where the key is that of the LALM to be trained: a
+training with another encoder, recipe, data or code does not find them. Tensors are safetensors, the rest is JSON;
+nothing is executed when they are read. They may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xares_bench.core.store import Entry, Store
 
 KIND = "checkpoints"
 
-# Where the newest is damaged, the one before is used.
+# If the newest checkpoint is damaged, the one before it is used.
 _NUM_KEPT = 2
 
 _TENSORS_FILE = "state.safetensors"
@@ -36,9 +36,9 @@ class Checkpoint:
     """The state of a training after some of its steps.
 
     Attributes:
-        num_steps: Steps that are done.
-        tensors: Parameters, moments of the optimiser, states of random generators.
-        values: What else there is, as JSON has it.
+        num_steps: Number of steps done.
+        tensors: Parameters, moments of the optimiser, states of random number generators.
+        values: Everything else, as JSON values.
     """
 
     num_steps: int
@@ -55,7 +55,7 @@ class Checkpoints:
         Args:
             store: Holds them.
             lalm_key: Key of the LALM that the training makes.
-            description: What is trained, for people and for other sessions.
+            description: What is trained: mix, seed and encoder. Checkpoints of other keys are compared by it.
         """
         self._store = store
         self._kind = f"{KIND}/{lalm_key}"
@@ -64,11 +64,11 @@ class Checkpoints:
 
     @property
     def num_steps(self) -> int:
-        """Steps that a session would continue after; 0: there is nothing to continue."""
+        """Return the step of the newest checkpoint; 0 if there is none."""
         return max((entry.manifest["step"] for entry in self._store.entries(self._kind)), default=0)
 
     def of_others(self) -> int:
-        """Steps of the longest unfinished training of the same description that cannot be continued here."""
+        """Return the largest step of a checkpoint with this description under another key; 0 if there is none."""
         root = self._store.root / KIND
         kinds = [f"{KIND}/{folder.name}" for folder in sorted(root.iterdir())] if root.is_dir() else []
         others = [entry.manifest for kind in kinds if kind != self._kind for entry in self._store.entries(kind)]
@@ -76,23 +76,23 @@ class Checkpoints:
         return max(same, default=0)
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is intact, or None; damaged ones are removed, with a warning."""
+        """Return the newest intact checkpoint, or None; damaged ones are removed, with a warning."""
         for entry in reversed(self._store.entries(self._kind)):
             if self._store.use(self._kind, entry.folder.name) is None:
                 continue
             try:
                 return _read(entry)
             except (OSError, ValueError, KeyError, SafetensorError) as cause:
-                warnings.warn(f"{entry.folder} is no checkpoint: {cause}; it is removed", CacheWarning, stacklevel=2)
+                warnings.warn(f"{entry.folder} is no checkpoint ({cause}) and was removed", CacheWarning, stacklevel=2)
                 self._store.remove(self._kind, entry.folder.name)
         return None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, and remove all but the last two; where it cannot be written, warn, once."""
+        """Write a checkpoint, and remove all but the last two. If it cannot be written, warn once."""
         try:
             unfinished = self._store.begin(self._kind, f"step-{checkpoint.num_steps:09d}", wait=True)
             if unfinished is None:
-                return  # an interruption right after the regular one
+                return  # it exists: an interruption right after a regular checkpoint
             try:
                 save_file(dict(checkpoint.tensors), unfinished.folder / _TENSORS_FILE)
                 (unfinished.folder / _VALUES_FILE).write_text(json.dumps(checkpoint.values), encoding="utf-8")
@@ -103,8 +103,8 @@ class Checkpoints:
         except (OSError, SafetensorError) as cause:  # safetensors reports a full disk in an exception of its own
             if not self._has_failed:
                 warnings.warn(
-                    f"no checkpoint could be written: {cause}; the training goes on, an interruption would lose what "
-                    "it has done since the last one",
+                    f"no checkpoint could be written: {cause}; the training continues, but an interruption would lose "
+                    "the steps since the last checkpoint",
                     CacheWarning,
                     stacklevel=2,
                 )
@@ -114,7 +114,7 @@ class Checkpoints:
             self._store.remove(self._kind, entry.folder.name)
 
     def remove(self) -> None:
-        """Take all of them away: the training is finished."""
+        """Remove all checkpoints, once the training has finished."""
         shutil.rmtree(self._store.root / self._kind, ignore_errors=True)
 
 

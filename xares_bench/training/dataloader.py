@@ -18,7 +18,7 @@ from xares_bench.training.sampler import Draw, Past
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """A sequence to learn from that may not be encoded yet; attributes are those of `Utterance`."""
+    """A training sequence whose audio may not be encoded yet; attributes are those of `Utterance`."""
 
     clip: Clip | AudioClip
     prompt_ids: tuple[int, ...]
@@ -26,19 +26,21 @@ class Example:
 
     @property
     def sort_length(self) -> float:
-        """What the recipe sorts by: seconds of audio plus number of tokens."""
+        """Return what sequences are sorted by: seconds of audio plus number of tokens, as in the published recipe."""
         return self.clip.duration_s + len(self.prompt_ids) + len(self.target_ids)
 
 
 def past_of(recipe: TrainingRecipe, num_batches: int, unusable: Iterable[int]) -> Past:
-    """What was drawn for the first batches of a recipe, and what of it the batches behind them are still to be made of.
+    """Return the resume position in the draws after a number of batches.
 
-    Nothing but numbers goes the way of the draws here, so that it takes a moment.
+    The position cannot be a count of rows: the shuffle buffer and the window that is being sorted hold rows that were
+    drawn before rows already used. So the numbers of the draws go through the same shuffling and sorting windows as the
+    draws themselves. Nothing is read for that, and 100,000 steps take a fraction of a second.
 
     Args:
         recipe: Sizes of buffer, window and batch, and the seed.
-        num_batches: Batches that were used.
-        unusable: Numbers of the drawn rows that have come to nothing.
+        num_batches: Number of batches that have been used.
+        unusable: Numbers of the drawn rows whose clips were unusable. They never entered the buffer.
     """
     left_out = frozenset(unusable)
     drawn: set[int] = set()
@@ -54,8 +56,8 @@ def past_of(recipe: TrainingRecipe, num_batches: int, unusable: Iterable[int]) -
     num_windows = num_batches * recipe.batch_size // recipe.sort_window
     shuffled = iter(webdataset.DataPipeline(numbers, _shuffle(recipe)))
     used = set(itertools.islice(shuffled, num_windows * recipe.sort_window))
-    # The next window is sorted, and its recordings are encoded, as a whole; begun in any case, for webdataset looks at
-    # the sample behind a batch before it gives the batch.
+    # The next window is needed as a whole: it is sorted, and its audio is encoded, together. It was drawn in any case,
+    # because webdataset's `batched` takes the sample behind a batch before it returns the batch.
     next(itertools.islice(shuffled, recipe.sort_window - 1, None))
     return Past(num_draws=max(drawn) + 1, still_needed=frozenset(drawn - used))
 
@@ -68,21 +70,22 @@ def training_batches(
     num_past: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """Endless batches of endless draws, in an order that depends on the draws and the recipe's seed alone.
+    """Yield endless batches of endless draws, in an order that depends only on the draws and the recipe's seed.
 
-    Draws are shuffled in a buffer and sorted by length within a window, longest first; an incomplete batch is dropped.
-    Recordings are encoded a window at a time; of clips whose features are kept only their places move through this.
+    Draws are shuffled in a buffer and sorted by length within a window, longest first, so that the sequences of a batch
+    have similar lengths. Audio is encoded one window at a time. For cached features only their position in a file moves
+    through buffer and window, so that these need little memory.
 
     Args:
-        draws: Rows with clips or recordings; None for those that only past batches need.
-        clips: Encodes the recordings.
-        tokenizer: Makes tokens of prompts and targets.
+        draws: Rows with features or audio; None for rows that only past batches have used.
+        clips: Encodes audio.
+        tokenizer: Tokenises prompts and targets.
         recipe: Sizes of buffer, window and batch, and the seed.
-        num_past: Batches that were used in an earlier session, to be left out.
-        share: `(index, number)` of the process, which gets its share of every batch.
+        num_past: Number of batches that an earlier session has used; they are skipped.
+        share: Index of this process and number of processes; each gets its share of every batch.
 
     Raises:
-        EncoderError: The encoder breaks its contract on one of the recordings.
+        EncoderError: The encoder breaks its contract on one of the clips.
     """
     stages: list[object] = [
         lambda: (None if draw is None else example_of(draw, tokenizer) for draw in draws),
@@ -94,7 +97,7 @@ def training_batches(
 
 
 def example_of(draw: Draw, tokenizer: TextTokenizer) -> Example:
-    """A draw as a sequence to learn from."""
+    """Return a draw as a training sequence, tokenised."""
     target_ids = (*tokenizer.tokens(draw.target), tokenizer.eos_id)
     return Example(clip=draw.clip, prompt_ids=tokenizer.tokens(draw.prompt), target_ids=target_ids)
 
@@ -106,7 +109,7 @@ def _shuffle(recipe: TrainingRecipe) -> object:
 def _encode_windows(
     examples: Iterator[Example | None], recipe: TrainingRecipe, clips: ClipEncoder, num_past: int
 ) -> Iterator[Utterance]:
-    """Examples sorted by length within a window, longest first, their recordings encoded; none of the past ones."""
+    """Yield examples sorted by length within a window, longest first, and encoded; past ones are skipped."""
     num_past_windows, num_past_of_next = divmod(num_past, recipe.sort_window)
     for number in itertools.count():
         drawn = list(itertools.islice(examples, recipe.sort_window))
@@ -115,9 +118,9 @@ def _encode_windows(
         if number < num_past_windows:
             continue
         window = [example for example in drawn if example is not None]
-        assert len(window) == len(drawn), "something of the past is still needed"
+        assert len(window) == len(drawn), "a row of this window was taken for past"
         window.sort(key=lambda example: -example.sort_length)
-        # Rows of one clip share its recording.
+        # Rows of the same clip share its audio: encode it once.
         recordings = {id(example.clip): example.clip for example in window if isinstance(example.clip, AudioClip)}
         encoded: dict[int, Clip] = {}
         if recordings:

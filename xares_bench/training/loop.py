@@ -26,10 +26,10 @@ from xares_bench.runtime.processes import end_session_on_error, sum_over_process
 from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.training.checkpoints import Checkpoint
 
-# Between the seeds of two processes.
+# Distance between the seeds of two processes.
 _SEEDS_APART = 1_000_003
 
-# Parts of a parameter's name that keep it from decaying.
+# Parameters with such names have no weight decay.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.|_)norm(\.|$)", re.IGNORECASE)
 
 
@@ -46,35 +46,29 @@ def train(
     keep: Callable[[Checkpoint], None] | None = None,
     keep_every: int = 1000,
 ) -> list[float]:
-    """Fit a LALM, in place, and leave it on the accelerator's device in eval mode.
+    """Train a LALM in place, and leave it on the accelerator's device in eval mode.
 
     Args:
-        lalm: What to train.
-        batches: At least as many as there are steps left.
-        num_steps: Optimiser steps, those before `start` included.
-        recipe: Hyper-parameters; the loss is averaged over the targets of a batch.
+        lalm: The LALM.
+        batches: At least as many batches as there are steps left.
+        num_steps: Number of optimiser steps, including those before `start`.
+        recipe: Hyper-parameters. The loss is averaged over the target tokens of a batch.
         accelerator: Device and precision.
         progress: Shows steps and the loss.
         description: Title of the progress bar.
-        start: Where an earlier session was when it was interrupted; None: at the beginning.
-        keep: Keeps what is to be `start` in a later session; called every so many steps, and on SIGINT and SIGTERM.
-        keep_every: So many.
+        start: Checkpoint to resume from, or None.
+        keep: Saves a checkpoint; called every `keep_every` steps, and on SIGINT and SIGTERM.
+        keep_every: Number of steps between two checkpoints.
 
     Returns:
         The loss of every step, in nats per token.
 
     Raises:
         TrainingError: The loss is no longer a finite number.
-        OutOfMemory: There is too little memory for a step.
-        KeyboardInterrupt: SIGINT or SIGTERM has come; the step that was being made is finished, and kept.
+        OutOfMemory: Memory does not suffice for a step.
+        KeyboardInterrupt: SIGINT or SIGTERM was received; the current step is finished and its checkpoint saved.
     """
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(lalm, recipe.weight_decay),
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        fused=True,
-    )
+    optimizer = _optimizer(lalm, recipe)
     schedule = LambdaLR(optimizer, lambda step: _rate_share(step, recipe.warmup_steps, num_steps))
     losses: list[float] = [] if start is None else list(start.values["losses"])
     first = len(losses)
@@ -82,7 +76,7 @@ def train(
     with (
         _prepared(lalm, accelerator) as model,
         lalm.compiled(accelerator.device) if recipe.compile else contextlib.nullcontext(),
-        # For the dropout, which each process draws for its share.
+        # Seeds the dropout, which each process draws for its own share of a batch.
         seeded(recipe.seed + _SEEDS_APART * accelerator.process_index, accelerator.device),
         deterministic_algorithms(wanted=recipe.deterministic, required=True),
         progress.bar(description, num_steps, num_before=first) as advance,
@@ -95,25 +89,15 @@ def train(
         for step, batch in zip(range(first, num_steps), batches, strict=False):
             batch = batch.to(accelerator.device)
             with end_session_on_error(accelerator), _explain_out_of_memory(description, step + 1, batch):
-                with accelerator.autocast():
-                    loss = model(batch) / batch.num_targets
-                # Gradients are averaged over the processes; the loss is a sum over them.
-                accelerator.backward(loss * accelerator.num_processes)
-                accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-                optimizer.step()
-                loss_of_all, num_interrupted = sum_over_processes(
-                    accelerator, [float(loss.detach()), float(is_interrupted())]
-                )
-            # With fp16, a step whose gradients overflow is left out; the rate then waits for it.
-            if not accelerator.optimizer_step_was_skipped:
-                schedule.step()
-            optimizer.zero_grad()
+                loss = _step(model, batch, optimizer, schedule, accelerator, recipe.max_grad_norm)
+                # Together, so that all processes end after the same step, whichever of them a signal has reached.
+                loss_of_all, num_interrupted = sum_over_processes(accelerator, [loss, float(is_interrupted())])
             losses.append(loss_of_all)
             accelerator.log({f"loss/{description.replace(' ', '_')}": losses[-1]}, step=step + 1)
             if not losses[-1] < float("inf"):
                 raise TrainingError(
                     f"{description}: the loss is {losses[-1]} at step {step + 1} of {num_steps}; "
-                    "lower the learning rate (--set learning_rate=...) or look at the encoder's features"
+                    "lower the learning rate (--set learning_rate=...) or check the encoder's features"
                 )
             num_clips += len(batch.lengths)
             clips_per_s = num_clips / (time.perf_counter() - started)
@@ -127,9 +111,38 @@ def train(
     return losses
 
 
+def _step(
+    model: Any, batch: Batch, optimizer: Any, schedule: LambdaLR, accelerator: Accelerator, max_grad_norm: float
+) -> float:
+    """Make one optimiser step; return this process's part of the loss."""
+    with accelerator.autocast():
+        loss = model(batch) / batch.num_targets
+    # `num_targets` counts the targets of the whole batch, so the losses of the processes add up to the batch's loss.
+    # But accelerate averages gradients over the processes.
+    accelerator.backward(loss * accelerator.num_processes)
+    # Also unscales gradients in fp16, which must happen before their norm is limited.
+    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    # In fp16 a step whose gradients overflow is skipped. The learning rate then stays, too.
+    if not accelerator.optimizer_step_was_skipped:
+        schedule.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def _optimizer(lalm: LALM, recipe: TrainingRecipe) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        _parameter_groups(lalm, recipe.weight_decay),
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """All that changes from step to step, and that the next step depends on."""
+    """Everything that a step changes and the next step depends on."""
 
     lalm: LALM
     optimizer: Any
@@ -137,7 +150,7 @@ class _State:
     accelerator: Accelerator
 
     def checkpoint(self, losses: Sequence[float]) -> Checkpoint:
-        """A copy of it."""
+        """Return a copy of the state as a checkpoint."""
         optimizer = self.optimizer.state_dict()
         tensors = {f"parameter.{name}": value.detach() for name, value in self.lalm.trained_parameters()}
         for number, moments in optimizer["state"].items():
@@ -157,7 +170,7 @@ class _State:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be again as it was then."""
+        """Restore the state from a checkpoint."""
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in checkpoint.tensors.items():
             kind, _, rest = name.partition(".")
@@ -185,10 +198,10 @@ class _State:
 
 @contextlib.contextmanager
 def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterator[None]:
-    """No smaller batch is tried where memory does not suffice: sums in another order would give another LALM.
+    """Explain a lack of memory. No smaller batch is tried: sums in another order would give another LALM.
 
     Raises:
-        OutOfMemory: It does not suffice.
+        OutOfMemory: Memory does not suffice.
     """
     try:
         yield
@@ -197,13 +210,13 @@ def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterato
             raise
         raise OutOfMemory(
             f"{description}: {type(error).__name__} at step {step}, with {len(batch.lengths)} clips of "
-            f"{sum(batch.lengths)} positions in the batch: {error}. Free memory, or use more of it: several processes "
-            "share a batch, bf16 halves it (docs/gpus.md). The same command goes on from the last checkpoint"
+            f"{sum(batch.lengths)} positions in the batch: {error}. Free memory, or train with several processes, "
+            "which share a batch, or in bf16 (docs/gpus.md). The same command resumes from the last checkpoint"
         ) from None
 
 
 def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:
-    """Share of the learning rate at a step from 0: up in a line over the warm-up, down in a line to 0 at the end."""
+    """Return the factor of the learning rate at a step, from 0: linear warm-up, then linear decay to 0."""
     if step < num_warmup:
         return step / num_warmup
     return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
@@ -211,14 +224,14 @@ def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:
 
 @contextlib.contextmanager
 def _prepared(lalm: LALM, accelerator: Accelerator) -> Iterator[Any]:
-    """A LALM in train mode on the accelerator's device; afterwards in eval mode and free of accelerate's wrapping."""
+    """Put a LALM into train mode on the accelerator's device; then into eval mode, without accelerate's changes."""
     own = set(vars(lalm))
     model = accelerator.prepare(lalm)
     model.train()
     try:
         yield model
     finally:
-        # Among them a `forward` that casts, which stands before the class's own.
+        # accelerate sets attributes, such as a `forward` that casts, which would hide the one of the class.
         for name in set(vars(lalm)) - own:
             delattr(lalm, name)
         accelerator.free_memory()
@@ -226,7 +239,7 @@ def _prepared(lalm: LALM, accelerator: Accelerator) -> Iterator[Any]:
 
 
 def _parameter_groups(lalm: LALM, weight_decay: float) -> list[dict[str, object]]:
-    """All that is trained, in two groups: biases and norms do not decay, by the rule of transformers' Trainer."""
+    """Return trained parameters in two groups: biases and norms have no weight decay, as in transformers' Trainer."""
     in_layer_norms = {
         f"{name}.{parameter}"
         for name, module in lalm.named_modules()

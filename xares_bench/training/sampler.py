@@ -1,8 +1,11 @@
-"""Draws: which row of which dataset a training sees next.
+"""The sampler: which row of which dataset a training sees next.
 
-Each draw picks a dataset by its weight, then that dataset's next row. A dataset is passed over again and again: its
-shards in a new order every time, the samples of a shard in their own order, a row for each target of a clip. The order
-depends on the seed alone. Only the shards that are being read are in memory, so it does not matter how many there are.
+Each draw picks a dataset by its weight, then that dataset's next row. Passes over a dataset follow one another without
+end: shards in a new order in each pass, samples of a shard in their stored order, one row for each target of a clip.
+The order depends only on the seed. Only the shards that are being read are in memory, so their number does not matter.
+
+Draws are numbered. What a number stands for (dataset, prompt, sample, target) is the same in every session, whatever is
+cached, so a resumed training makes the same draws again and skips those that it has used.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from xares_bench.scores.records import DroppedSample
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
-    """A row to train on.
+    """A row to train on, and the prompt to ask.
 
     Attributes:
         prompt: One of its dataset's prompts.
-        target: What the language model is to say.
-        clip: Its clip, or its recording where that is a window of a longer clip and not encoded yet.
+        target: The text that the language model should predict.
+        clip: Its features; or its audio, not encoded yet, if it is a window of a longer recording.
     """
 
     prompt: str
@@ -40,11 +43,11 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What the same training has drawn before, in a session that was interrupted.
+    """What an interrupted session of the same training has drawn.
 
     Attributes:
-        num_draws: Rows that were drawn, unusable ones included.
-        still_needed: Numbers, from 0, of those that no finished step has used.
+        num_draws: Number of rows that were drawn, including unusable ones.
+        still_needed: Numbers, from 0, of the drawn rows that no finished step has used.
     """
 
     num_draws: int = 0
@@ -53,17 +56,17 @@ class Past:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What draws are made of.
+    """What a training draws from.
 
     Attributes:
         mix: Datasets and weights.
         shards: Training shards of every dataset of the mix.
         sample_counts: Samples of every dataset, counted in the first pass.
-        seed: Decides every order.
+        seed: Determines every order.
         max_audio_s: Longer recordings are cropped to a window of this many seconds.
-        limit: At most this many samples of a dataset; None: all.
-        past: What is passed over: it was counted before, and is decoded and encoded only where it is still needed.
-        unusable: Numbers of the drawn rows whose clips turned out to be unusable; grows with the draws.
+        limit: Maximal number of samples per dataset; None: all.
+        past: Draws of an earlier session. They are counted already, and read and encoded only if they are still needed.
+        unusable: Numbers of the drawn rows whose clips turned out to be unusable; grows as rows are drawn.
     """
 
     mix: Mix
@@ -76,7 +79,7 @@ class TrainingData:
     unusable: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, Any]:
-        """What a later session has to know of the samples that were drawn, as JSON has it."""
+        """Return what a later session needs to know about the drawn samples, as JSON values."""
         sample_counts = {
             name: {
                 "num_samples": sample_count.num_samples,
@@ -87,7 +90,7 @@ class TrainingData:
         return {"unusable": list(self.unusable), "tallies": sample_counts}
 
     def continued(self, counts: Mapping[str, Any], past: Past) -> TrainingData:
-        """The same data in a later session, with the counts of the one before and what was drawn in it."""
+        """Return the same data for a later session, with the counts and the draws of the session before."""
         sample_counts = {
             name: dataclasses.replace(
                 sample_count,
@@ -100,18 +103,18 @@ class TrainingData:
 
 
 def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -> Iterator[Draw | None]:
-    """Endless draws; of clips, and of recordings where a window of a longer clip is drawn, another one at every pass.
+    """Yield draws without end; None for a draw that an earlier session has used.
 
-    None stands for a draw that was used in an earlier session.
+    Clips come with their features. Windows of longer recordings come with their audio, a new window in every pass.
 
     Args:
-        data: What is drawn from.
-        features: Makes the clips, or finds them made.
-        num_threads: Threads that decode; None: one per processor. The draws do not depend on it, nor on what is kept.
+        data: What to draw from.
+        features: Computes features, or finds them in the cache.
+        num_threads: Threads that read audio; None: one per processor. Neither this nor the cache changes the draws.
 
     Raises:
         DataError: A shard is damaged, or too many samples of a dataset are unusable.
-        EncoderError: The encoder does not keep its contract on one of the clips.
+        EncoderError: The encoder breaks its contract on one of the clips.
     """
     num_past = data.past.num_draws
     is_unusable = frozenset(data.unusable).__contains__
@@ -120,6 +123,9 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
     def sample_of(row: _Row) -> object:
         return row.step.sample if row.number >= num_past or is_needed(row.number) else None
 
+    # Rows, unusable samples and ends of shards all go through `resolve`, in order: whether a sample is usable is known
+    # only when a thread has read it, and samples must be counted in order to know when there are too many unusable
+    # ones.
     for row, result in features.resolve(_draw(data, features), sample_of, num_threads):
         step, is_row = row.step, isinstance(row.step.sample, Clip | Pending)
         sample = step.sample if result is None else result
@@ -136,10 +142,10 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Row:
-    """A step on the way to a row, the row itself at last.
+    """A step towards a row; the last step is the row itself.
 
     Attributes:
-        number: Rows that were drawn before.
+        number: Number of rows drawn before.
         prompt: One of the prompts of the dataset.
         step: The step.
     """
@@ -151,17 +157,15 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Step:
-    """A step through a dataset: a row, a sample that cannot be used, or an end.
-
-    All of them travel with the rows, so that samples are counted when it is known what has become of them.
+    """A step through a dataset: a row, an unusable sample, the end of a shard, or the end of a pass.
 
     Attributes:
         dataset: The dataset.
-        pass_number: How often it was passed over before.
-        sample: The row's sample, or the unusable one; None: the end of a shard.
+        pass_number: Number of passes over the dataset before this one.
+        sample: The row's sample, or the unusable one; None: an end.
         target: The row's target.
         is_first: Whether it is the sample's first row.
-        is_last: Whether it is the end of the pass.
+        is_last: Whether this is the end of the pass.
     """
 
     dataset: Dataset
@@ -173,7 +177,7 @@ class _Step:
 
 
 def _count(step: _Step, sample: object, sample_count: SampleCount) -> None:
-    """Count a step of the first pass, whose sample has become what is given."""
+    """Count the sample of a step of the first pass, as it turned out after reading."""
     if sample is None:
         sample_count.check(complete=step.is_last)
     elif step.is_first:
@@ -181,10 +185,11 @@ def _count(step: _Step, sample: object, sample_count: SampleCount) -> None:
 
 
 def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
-    """Steps, up to the next row of the dataset that is drawn, each with a prompt for it."""
+    """Yield the steps to the next row of each drawn dataset, with a prompt for it."""
     rng = random.Random(f"{data.seed} draw")
     number = 0
-    # A shard of which the past needs only some samples cannot be written: nobody encodes the others.
+    # While past draws are repeated, only the samples that are still needed are encoded, so no shard can be cached
+    # whole.
     cache = lambda: number >= data.past.num_draws  # noqa: E731
     steps = {dataset.name: _passes(dataset, data, features, cache) for dataset in data.mix.datasets}
     for number in itertools.count():
@@ -197,13 +202,13 @@ def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
 
 
 def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, cache: Callable[[], bool]) -> Iterator[_Step]:
-    """Every row of a dataset, again and again; the features of shards opened while `cache()` is true are cached."""
+    """Yield the steps of endless passes over a dataset; features of shards opened while `cache()` are cached."""
     assert dataset.train is not None
     shards = data.shards[dataset.name]
     rng = random.Random(f"{data.seed} shards of {dataset.name}")
     for pass_number in itertools.count():
         step = functools.partial(_Step, dataset=dataset, pass_number=pass_number)
-        # A limit means the same samples at every pass.
+        # With a limit, every pass must see the same samples, and so the same first shards.
         order = shards if data.limit is not None else rng.sample(shards, len(shards))
         num_left = data.limit
         for shard in order:
