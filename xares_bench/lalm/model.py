@@ -324,12 +324,13 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _cpu_compile_options() -> dict[str, Any]:
+def _cpu_compile_options() -> dict[str, int]:
     """Options that keep code compiled for one processor from running on another.
 
     torch caches the C++ that it generates under a key without the processor's instruction set. In a cache folder that
     machines share, code for vectors of 256 bits then met a processor with 512: every store wrote twice as much as there
-    was room for (docs/log.md, 2026-11-26). A stated width is part of the key.
+    was room for (docs/log.md, 2026-11-26). A stated width, 0 for no vectors, is part of the key.
     """
-    width = {"AVX2": 256, "AVX512": 512}.get(torch.backends.cpu.get_cpu_capability())
-    return {} if width is None else {"cpp.simdlen": width}
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return {"cpp.simdlen": pick_vec_isa().bit_width()}
