@@ -480,8 +480,7 @@ def test_listing_needs_no_encoder_no_data_and_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["-p", "no:xares_bench"]])
 def test_a_foreign_project_is_left_alone(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
-        "import sys\ndef test_it():\n"
-        "    assert not {'torch', 'yaml', 'xares_bench.session'} & set(sys.modules)\n"
+        "import sys\ndef test_it():\n    assert not {'torch', 'yaml', 'xares_bench.session'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=.", *options]
     ran = subprocess.run(

@@ -235,7 +235,7 @@ def test_data_that_changes_during_a_session_is_said_and_no_score_of_it_kept(
     process = sessions.start(tmp_path / "runs", encoder=encoder, data=data)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
-    assert "reused" in output
+    assert "LALM clotho: cached" in output
 
 
 def test_a_data_folder_that_cannot_be_written_to_will_do(

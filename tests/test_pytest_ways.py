@@ -172,4 +172,5 @@ def test_two_workers_in_any_order(run: Run, scores: str, scores_file: Path) -> N
     scores_file.unlink()
     result = run("-p", "randomly", "-n", "2", "--dist=loadscope", anew=True)
     assert result.ret == 0, result.stdout.str()
+    assert "Benchmark" not in result.stdout.str() + result.stderr.str(), "nobody has asked for benchmarks"
     assert scores_file.read_text() == scores

@@ -437,9 +437,9 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(
 READER = """
 import sys, time
 from pathlib import Path
-from tests.features.test_store import digest_of_frames, shard_at
+from tests.features.test_feature_store import digest_of_frames, shard_at
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features import cached_shard, store as module
+from xares_bench.features import cached_shard, feature_store as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.feature_store import FeatureStore

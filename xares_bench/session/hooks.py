@@ -37,9 +37,10 @@ def open_session(config: pytest.Config) -> BenchSession:
     if rank() > 0:
         leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our own table has the seconds. Whoever gives an option of
-    # pytest-benchmark wants to see its table.
+    # pytest-benchmark wants to see its table, or its warning that xdist allows no benchmarks.
     if not any(argument.startswith("--benchmark-") for argument in _all_arguments(config)):
         config.option.benchmark_quiet = True
+        config.option.benchmark_disable = config.getoption("dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ
     return session
 
 
