@@ -165,7 +165,7 @@ def test_a_decoder_that_lacks_weights_is_refused(mini_recipe: Recipe, tmp_path: 
 @pytest.mark.parametrize(
     ("family", "values", "message"),
     [
-        ("bert", {"intermediate_size": 64}, "BertLMHeadModel sees what comes later in a text"),
+        ("bert", {"intermediate_size": 64}, "BertLMHeadModel is not causal"),
         ("xlnet", {"d_model": 32, "n_head": 4, "d_inner": 64}, "XLNetLMHeadModel cannot generate from embeddings"),
         (
             "gemma4_text",
@@ -177,7 +177,7 @@ def test_a_decoder_that_lacks_weights_is_refused(mini_recipe: Recipe, tmp_path: 
                 "vocab_size_per_layer_input": 384,
                 "hidden_size_per_layer_input": 8,
             },
-            "Gemma4ForCausalLM cannot be driven by embeddings",
+            "Gemma4ForCausalLM does not accept embeddings as input",
         ),
         ("mamba", {}, "LoRA cannot be added to MambaForCausalLM .* --set adaptation=full"),
     ],

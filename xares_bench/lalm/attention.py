@@ -1,9 +1,8 @@
-"""Attention over packed sequences: many sequences one behind the other, none of which sees another.
+"""Attention over packed sequences: many sequences one behind the other, with attention within each only.
 
-A decoder that finds its attention through transformers' attention interface computes everything else position by
-position, so that it can read sequences packed into one row: no position is padding, and none has to be masked. Only
-attention needs to know where sequences begin; here it is told, by the layout that is handed to the decoder along with
-the embeddings.
+A decoder that uses transformers' attention interface computes everything except attention position by position. So it
+can read sequences that are packed into one row, without padding and without a mask. Only attention needs to know where
+sequences begin. It learns that from the layout, which is passed to the decoder along with the embeddings.
 
 Shapes: N positions of all sequences together, B sequences, L positions of the longest, H attention heads, K key and
 value heads (H is a multiple of K), G = H / K, D size of a head, S rows and C positions of a cache.
@@ -24,7 +23,7 @@ IMPLEMENTATION = "xares_packed"
 
 
 class Layout(Protocol):
-    """Where sequences begin and what they attend to."""
+    """Where sequences begin, and what their positions attend to."""
 
     def attend(
         self,
@@ -37,16 +36,16 @@ class Layout(Protocol):
         window: int | None,
         dropout: float,
     ) -> torch.Tensor:
-        """What every position reads from the positions of its own sequence, itself and those before it.
+        """Return the attention of every position over its own sequence, up to and including itself.
 
         Args:
             layer: The attention module of one of the decoder's layers.
-            query_NHD: Queries, rotated already where positions are.
+            query_NHD: Queries, with rotary positions applied.
             key_NKD: Keys.
             value_NKD: Values.
-            scale: Of the products of queries and keys; None: one over the root of D.
-            window: Only the last so many positions are attended to; None: all.
-            dropout: Share of the attention's weights that is dropped.
+            scale: Scale of the products of queries and keys; None: one over the root of D.
+            window: Attend to the last `window` positions only; None: to all.
+            dropout: Dropout of the attention weights.
 
         Returns:
             `[N, H, D]`.
@@ -57,16 +56,16 @@ class Layout(Protocol):
 class Packing:
     """Whole sequences, one behind the other.
 
-    Sequences of different length are unpacked for the attention alone: padded on the right, where causal attention
-    needs no mask.
+    For attention alone, sequences of different lengths are unpacked: padded on the right, where causal attention needs
+    no mask, so that torch's fast kernels can be used.
 
     Attributes:
-        is_position_BL: Where, in the sequences padded to `[B, L]`, there is a position and no padding.
-        places_N: Of each position, its place in the sequences padded to `[B * L]`.
-        position_ids_N: Of each position, its number in its sequence, from 0 on.
-        num_fillers: Positions at the end that belong to no sequence, and are there for the sake of a round number.
-        cache: Keeps keys and values of the sequences; None: nobody asks for them.
-        rows: Rows of the cache that the sequences are kept in.
+        is_position_BL: True at positions and False at padding, in the sequences padded to `[B, L]`.
+        places_N: Index of each position in the sequences padded to `[B * L]`.
+        position_ids_N: Number of each position in its sequence, from 0.
+        num_fillers: Number of positions at the end that belong to no sequence; they make N a round number.
+        cache: Stores keys and values of the sequences; None: they are not needed later.
+        rows: Rows of the cache for the sequences.
     """
 
     is_position_BL: torch.Tensor
@@ -110,14 +109,14 @@ class Packing:
         return self.packed(attended_BHLD.transpose(1, 2))
 
     def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
-        """`[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
+        """Return `[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
         num_sequences, length = self.is_position_BL.shape
         if not self._is_full:
             packed = _Unpack.apply(packed, self.places_N, num_sequences * length)  # type: ignore[no-untyped-call]
         return packed.view(num_sequences, length, *packed.shape[1:])
 
     def packed(self, unpacked: torch.Tensor) -> torch.Tensor:
-        """`[B, L, ...]` as `[N, ...]`, without the padding."""
+        """Return `[B, L, ...]` as `[N, ...]`, without the padding."""
         unpacked = unpacked.flatten(0, 1)
         if not self._is_full:
             unpacked = _Pack.apply(unpacked, self.places_N)  # type: ignore[no-untyped-call]
@@ -125,11 +124,11 @@ class Packing:
 
     @property
     def _is_full(self) -> bool:
-        """Whether all sequences are of the same length, so that unpacking is a matter of shapes."""
+        """Whether all sequences have the same length, so that unpacking is a reshape."""
         return self.places_N.numel() == self.is_position_BL.numel()
 
     def _window_mask(self, window: int | None) -> torch.Tensor | None:
-        """True where a position attends; None where causal attention alone says it."""
+        """True where a position attends to another; None if causal attention is enough."""
         length = self.is_position_BL.shape[1]
         if window is None or window >= length:
             return None
@@ -139,7 +138,7 @@ class Packing:
 
 @dataclass(kw_only=True, eq=False)
 class Cache:
-    """Keys and values of sequences that are being continued: one sequence a row, from the row's start on.
+    """Keys and values of sequences that are being continued, one sequence per row, from the start of the row.
 
     Attributes:
         num_rows: S.
@@ -152,7 +151,7 @@ class Cache:
     _values: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
 
     def keep(self, layer: nn.Module, rows: slice, key_BLKD: torch.Tensor, value_BLKD: torch.Tensor) -> None:
-        """Write the beginnings of sequences into rows; what stood there is of no use any more."""
+        """Write the beginnings of sequences into rows, over whatever is there."""
         num_kept = key_BLKD.shape[1]
         key_SKCD, value_SKCD = self._layer(layer, key_BLKD)
         key_SKCD[rows, :, :num_kept] = key_BLKD.transpose(1, 2)
@@ -161,7 +160,7 @@ class Cache:
     def append(
         self, layer: nn.Module, lengths_B: torch.Tensor, key_BKD: torch.Tensor, value_BKD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a position behind the first rows' sequences; the first rows, `[B, K, C, D]`, are returned."""
+        """Write one more position of each sequence in the first rows; return these rows, `[B, K, C, D]`."""
         num_rows = len(lengths_B)
         key_SKCD, value_SKCD = self._layer(layer, key_BKD[:, None])
         rows_B = torch.arange(num_rows, device=lengths_B.device)
@@ -178,7 +177,7 @@ class Cache:
         if layer not in self._keys:
             _, _, num_heads, head_size = like_BLKD.shape
             shape = (self.num_rows, num_heads, self.num_positions, head_size)
-            # Zeros, not anything: what lies behind a sequence is masked, but NaN times 0 would be NaN.
+            # Zeros, not uninitialised memory: what is behind a sequence is masked, but NaN times 0 would be NaN.
             self._keys[layer], self._values[layer] = like_BLKD.new_zeros(shape), like_BLKD.new_zeros(shape)
         return self._keys[layer], self._values[layer]
 
@@ -188,9 +187,9 @@ class NextPositions:
     """One more position of each sequence in the first rows of a cache.
 
     Attributes:
-        cache: Holds the positions before.
-        lengths_B: How many there are.
-        longest: The greatest of them.
+        cache: Has the positions before.
+        lengths_B: Number of these positions.
+        longest: The largest of `lengths_B`.
     """
 
     cache: Cache
@@ -212,7 +211,7 @@ class NextPositions:
         """See `Layout.attend`; N is B."""
         key_BKCD, value_BKCD = self.cache.append(layer, self.lengths_B, key_NKD, value_NKD)
         num_positions = self.longest + 1
-        # The G heads that share keys are G queries of one head: nothing is repeated.
+        # The G query heads that share a key head become G queries of that head, so nothing is repeated.
         attended_BKGD = functional.scaled_dot_product_attention(
             query_NHD.view(len(query_NHD), key_NKD.shape[1], -1, query_NHD.shape[2]),
             key_BKCD[:, :, :num_positions],
@@ -224,7 +223,7 @@ class NextPositions:
         return attended_BKGD.flatten(1, 2)
 
     def _mask(self, num_positions: int, window: int | None) -> torch.Tensor:
-        """True at the positions of a row's sequence, `[B, 1, 1, num_positions]`; the same one for every layer."""
+        """True at the positions of a row's sequence, `[B, 1, 1, num_positions]`; computed once for all layers."""
         if window not in self._masks:
             positions = torch.arange(num_positions, device=self.lengths_B.device)
             last_B1 = self.lengths_B[:, None]
@@ -236,7 +235,7 @@ class NextPositions:
 
 
 def repeats_shared_heads(query: torch.Tensor) -> bool:
-    """Whether keys and values that several query heads share are repeated, one copy per head, before attention.
+    """Whether to repeat keys and values that several query heads share, one copy per head, before attention.
 
     On a GPU, torch has kernels without a matrix of L x L in memory for shared heads in half precision only; in float32
     it falls back to one that keeps that matrix for the backward pass. Four clips of 30 s then took 21 GB at their peak
@@ -255,12 +254,12 @@ def pack(
     cache: Cache | None = None,
     rows: slice | None = None,
 ) -> Packing:
-    """The layout of whole sequences of these lengths.
+    """Return the layout of whole sequences of these lengths.
 
     Args:
-        lengths: Positions of every sequence.
-        device: Where it is used.
-        multiple: N and L are rounded up to a multiple of this, so that few shapes occur; fillers are one more sequence.
+        lengths: Number of positions of every sequence.
+        device: Device of the layout's tensors.
+        multiple: Round N and L up to a multiple of this, so that few shapes occur; the fillers form one more sequence.
         cache: See `Packing`.
         rows: See `Packing`.
     """
@@ -293,25 +292,25 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer, in the form of transformers' attention interface.
+    """Compute the attention of one layer, as transformers' attention interface asks for it.
 
     Returns:
-        `[1, N, H, D]`, and no weights.
+        `[1, N, H, D]`, and None instead of attention weights.
 
     Raises:
-        NotImplementedError: The layer asks for what is not done here, so that its decoder is to be given padded
-            sequences instead.
+        NotImplementedError: The layer needs something that this function does not support. The probe at loading
+            (`model.build_lalm`) catches this, and the decoder gets padded sequences instead.
     """
     config: Any = module.config
     unknown = {name for name in _UNSUPPORTED if kwargs.get(name) is not None}
     if attention_mask is not None or unknown:
-        raise NotImplementedError(f"{type(module).__name__} brings a mask, or one of {_UNSUPPORTED}")
+        raise NotImplementedError(f"{type(module).__name__} passes a mask, or one of {_UNSUPPORTED}")
     layer_types = getattr(config, "layer_types", None)
     layer_type = layer_types[module.layer_idx] if layer_types else None
     if layer_type not in (None, "full_attention", "sliding_attention"):
-        raise NotImplementedError(f"{type(module).__name__} is of the type {layer_type}")
+        raise NotImplementedError(f"{type(module).__name__} has a layer of type {layer_type}")
     if sliding_window is None and layer_type == "sliding_attention":
-        raise NotImplementedError(f"{type(module).__name__} does not say which window it slides")
+        raise NotImplementedError(f"{type(module).__name__} does not pass the size of its sliding window")
     attended_NHD = layout.attend(
         module,
         query_1HND.transpose(1, 2)[0],
@@ -324,20 +323,20 @@ def packed_attention(
     return attended_NHD[None], None
 
 
-# What other decoders hand to their attention and this one does not do.
+# Arguments that decoders may pass to their attention and that are not supported here.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask", "cache")
 
 
 def register() -> None:
-    """Make the implementation known to transformers, under the name `IMPLEMENTATION`.
+    """Register the implementation with transformers, under the name `IMPLEMENTATION`.
 
-    It has no function that makes masks, so that decoders make none for it.
+    No mask function is registered for it, so decoders build no masks.
     """
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
 class _Unpack(torch.autograd.Function):
-    """Positions at their places among zeros. Backward it takes those places out again; indexing itself would add up."""
+    """Scatter positions among zeros. Its backward pass gathers them again; that of indexing would add up instead."""
 
     @staticmethod
     def forward(ctx: Any, packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:

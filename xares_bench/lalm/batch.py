@@ -1,4 +1,4 @@
-"""Batches: features and text become tensors, sequences behind each other, without padding and without holes.
+"""Batches: sequences of features and tokens, packed one behind the other, without padding.
 
 A sequence is `[audio frames][prompt tokens][target tokens][EOS]`.
 
@@ -21,7 +21,7 @@ from xares_bench.features.encoding import Clip
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One sequence before it is in a batch: its clip and its tokens.
+    """One sequence outside of a batch: its clip and its tokens.
 
     Attributes:
         clip: The clip that the sequence starts with.
@@ -41,17 +41,17 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Sequences one behind the other, without padding; places are counted over all of them.
+    """Sequences one behind the other, without padding. A place is an index into their concatenation.
 
     Attributes:
-        lengths: Positions of every sequence.
+        lengths: Number of positions of every sequence.
         frames_FD: Audio features of all sequences.
-        frame_places_F: Where they go.
+        frame_places_F: Places of the features.
         text_ids_M: Tokens of prompts and targets of all sequences.
-        text_places_M: Where they go.
-        target_ids_T: Those of them that are to be predicted: targets and EOS.
-        predicting_places_T: The places before them, where they are predicted from.
-        num_targets: Tokens that the loss is averaged over: of a share of a batch, those of the whole batch.
+        text_places_M: Places of the tokens.
+        target_ids_T: The tokens to predict: targets and EOS.
+        predicting_places_T: The places that predict them, each one before its token.
+        num_targets: Number of tokens that the loss is averaged over; for one process's share, those of the whole batch.
     """
 
     lengths: tuple[int, ...]
@@ -64,7 +64,7 @@ class Batch:
     num_targets: int
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -72,10 +72,10 @@ class Batch:
 
 
 class TextTokenizer:
-    """Turns prompts and targets into tokens, each on its own and without special tokens between them."""
+    """Tokenises prompts and targets, each on its own, without special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keep the tokeniser and its EOS.
+        """Take the decoder's tokeniser.
 
         Raises:
             ValueError: The tokeniser has no EOS token.
@@ -83,17 +83,17 @@ class TextTokenizer:
         if tokenizer.eos_token_id is None:
             raise ValueError("the decoder's tokeniser has no EOS token")
         self._tokenizer = tokenizer
-        # Prompts and labels come again and again.
+        # Prompts and labels repeat.
         self.tokens: Callable[[str], tuple[int, ...]] = functools.lru_cache(maxsize=8192)(self._tokenise)
         self.eos_id = int(tokenizer.eos_token_id)
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def prompt(self, clip: Clip, prompt: str) -> Utterance:
-        """A sequence to continue."""
+        """Return a sequence for the decoder to continue."""
         return Utterance(clip=clip, prompt_ids=self.tokens(prompt), target_ids=())
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of generated tokens, special tokens left out."""
+        """Return the text of generated tokens, without special tokens."""
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return text.strip()
@@ -103,11 +103,11 @@ class TextTokenizer:
 
 
 def collate(sequences: Sequence[Utterance], share: tuple[int, int] = (0, 1)) -> Batch:
-    """Put sequences, at least one, behind each other.
+    """Pack sequences, at least one.
 
     Args:
-        sequences: All of a batch.
-        share: `(index, number)`: every so many sequences from that one on are taken.
+        sequences: All sequences of a batch.
+        share: `(index, number)`: take every `number`-th sequence, from `index` on.
     """
     num_targets = sum(len(sequence.target_ids) for sequence in sequences)
     sequences = sequences[share[0] :: share[1]]

@@ -1,7 +1,7 @@
-"""Generation: greedy decoding of many clips, each once, whatever the number of its targets.
+"""Generation: greedy decoding, one text for each of many clips.
 
-Clips of like length are continued together, one row of a cache each. A row that has come to its end makes room for the
-next clip, so that a text without an end holds up no other.
+Clips of similar length are decoded together, each in one row of a cache of keys and values. A finished row makes room
+for the next clip, so a text without an end does not hold up the others.
 
 Shapes: B rows in use, V vocabulary.
 """
@@ -23,9 +23,10 @@ from xares_bench.lalm.hugging_face_generation import generate_padded
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.memory import is_out_of_memory, prepare_smaller_batches
 
-# Positions that are read at once when clips get their rows.
+# Maximal number of prompt positions that are read at once.
 _MAX_POSITIONS_READ = 4096
-# Clips get their rows once this share is free: the decoder's weights are read as often for one clip as for many.
+# New clips are taken in once this share of the rows is free. Reading a prompt costs a pass over the decoder's weights,
+# whether it is for one clip or for many.
 _FREE_SHARE = 0.25
 
 
@@ -39,11 +40,11 @@ def generate(
     progress: Progress,
     description: str = "generating",
 ) -> list[str]:
-    """What the LALM says to every prompt, in the order given.
+    """Return the text that the LALM generates for every prompt, in the given order.
 
     Raises:
         UsageError: The decoder has too few positions for a clip and its text.
-        OutOfMemory: There is too little memory for one clip.
+        OutOfMemory: Memory does not suffice for one clip.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-prompts[index].num_positions, index))
     longest_first = [prompts[index] for index in order]
@@ -66,11 +67,12 @@ def _generate_packed(
     recipe: GenerationRecipe,
     device: torch.device,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Index and generated tokens of every prompt, as they come to their ends; the longest are to be first."""
+    """Yield index and generated tokens of every prompt when its text ends; `prompts` must be sorted, longest first."""
     waiting = list(enumerate(prompts))[::-1]
     most = recipe.generation_batch_size
     while waiting:
-        # Rows are as long as the longest clip needs. When clips are half as long, a cache of more rows takes its place.
+        # All rows of a cache have the length that its longest clip needs. Once clips are half as long, a new cache with
+        # more rows is worth its cost.
         num_positions = waiting[-1][1].num_positions + recipe.max_new_tokens
         num_rows = min(most, max(1, recipe.generation_positions // num_positions))
         rows = _Rows(lalm, tokenizer, recipe, device, Cache(num_rows=num_rows, num_positions=num_positions))
@@ -84,7 +86,7 @@ def _generate_packed(
                 raise
             if num_rows == 1:
                 raise OutOfMemory(f"{error}: not enough memory for generation of one clip") from None
-        # Not within the handler: while the error lives, the memory of what raised it does.
+        # Outside the handler, because the exception holds references to the tensors of the frames that it left.
         waiting.extend(sorted(((row.index, row.prompt) for row in rows.in_use), reverse=True))
         del rows
         most = num_rows // 2
@@ -92,7 +94,7 @@ def _generate_packed(
 
 
 def _generate_in(rows: _Rows, waiting: list[tuple[int, Utterance]], shortest: int) -> Iterator[tuple[int, list[int]]]:
-    """Index and generated tokens of the prompts that are waiting, until the next is shorter than is worth its row."""
+    """Generate for waiting prompts, longest first, down to the length `shortest`; yields index and tokens."""
     num_rows = rows.num_free
     while True:
         if rows.num_free >= max(1, _FREE_SHARE * num_rows):
@@ -105,7 +107,7 @@ def _generate_in(rows: _Rows, waiting: list[tuple[int, Utterance]], shortest: in
 
 
 def _take(waiting: list[tuple[int, Utterance]], num_free: int, shortest: int) -> list[tuple[int, Utterance]]:
-    """The next prompts to read together: at most so many, not too many positions, and none shorter than that."""
+    """Remove the next prompts to read together: at most `num_free`, not too long in total, none under `shortest`."""
     taken: list[tuple[int, Utterance]] = []
     num_positions = 0
     while waiting and len(taken) < num_free and waiting[-1][1].num_positions >= shortest:
@@ -118,13 +120,13 @@ def _take(waiting: list[tuple[int, Utterance]], num_free: int, shortest: int) ->
 
 @dataclass(kw_only=True)
 class _Row:
-    """A text in the making.
+    """A text that is being generated.
 
     Attributes:
-        index: That of its prompt.
-        prompt: What it continues.
-        length: Positions that the decoder has read.
-        token_ids: What was generated, the last of which is not read yet.
+        index: Index of its prompt.
+        prompt: The prompt that it continues.
+        length: Number of positions that the decoder has read.
+        token_ids: Generated tokens; the decoder has not read the last one yet.
     """
 
     index: int
@@ -134,7 +136,7 @@ class _Row:
 
 
 class _Rows:
-    """The rows of a cache: the first ones are in use, the rest are free."""
+    """The rows of a cache. Those in use are always the first ones, so that a step computes a slice of the cache."""
 
     def __init__(
         self, lalm: LALM, tokenizer: TextTokenizer, recipe: GenerationRecipe, device: torch.device, cache: Cache
@@ -149,11 +151,11 @@ class _Rows:
 
     @property
     def num_free(self) -> int:
-        """Rows that clips can be put into."""
+        """Number of rows without a clip."""
         return self._cache.num_rows - len(self.in_use)
 
     def begin(self, prompts: Sequence[tuple[int, Utterance]]) -> list[tuple[int, list[int]]]:
-        """Read prompts into free rows and generate a token of each; returns those that end with it."""
+        """Read prompts into free rows and generate their first tokens; return the texts that end with it."""
         first = len(self.in_use)
         begun = [_Row(index=index, prompt=prompt, length=prompt.num_positions) for index, prompt in prompts]
         self.in_use.extend(begun)
@@ -161,11 +163,11 @@ class _Rows:
         packing = pack(batch.lengths, self._device, cache=self._cache, rows=slice(first, first + len(prompts)))
         last_places_B = torch.tensor(batch.lengths).cumsum(0).to(self._device) - 1
         output = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, logits_to_keep=last_places_B)
-        self._say(begun, output.logits[0])
+        self._add_tokens(begun, output.logits[0])
         return self._release()
 
     def advance(self) -> list[tuple[int, list[int]]]:
-        """Generate the next token of every row in use; returns those that end with it."""
+        """Generate the next token of every row in use; return the texts that end with it."""
         rows = self.in_use
         lengths_B = torch.tensor([row.length for row in rows], device=self._device)
         token_ids_B = torch.tensor([row.token_ids[-1] for row in rows], device=self._device)
@@ -174,21 +176,22 @@ class _Rows:
         output = self._lalm.read(inputs_BH, layout, lengths_B)
         for row in rows:
             row.length += 1
-        self._say(rows, output.logits[0])
+        self._add_tokens(rows, output.logits[0])
         return self._release()
 
-    def _say(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> None:
-        """Give every row its likeliest token."""
-        num_said = max(len(row.token_ids) for row in rows)
-        if num_said:
-            # Shorter texts are filled up with a token of their own, which makes no difference.
-            said = [row.token_ids + row.token_ids[:1] * (num_said - len(row.token_ids)) for row in rows]
-            logits_BV = self._penalise(torch.tensor(said, device=self._device), logits_BV.float())
+    def _add_tokens(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> None:
+        """Add the most likely token to every row."""
+        longest = max(len(row.token_ids) for row in rows)
+        if longest:
+            # The penalty takes a rectangle. A token that occurs twice is penalised once, so shorter texts are filled up
+            # with one of their own tokens.
+            filled = [row.token_ids + row.token_ids[:1] * (longest - len(row.token_ids)) for row in rows]
+            logits_BV = self._penalise(torch.tensor(filled, device=self._device), logits_BV.float())
         for row, token_id in zip(rows, logits_BV.float().argmax(dim=-1).tolist(), strict=True):
             row.token_ids.append(token_id)
 
     def _release(self) -> list[tuple[int, list[int]]]:
-        """Take the texts that have come to their ends out of their rows; rows in use stay the first ones."""
+        """Remove finished texts from their rows and return them; the last row moves into each gap."""
         ended: list[tuple[int, list[int]]] = []
         for place in reversed(range(len(self.in_use))):
             row = self.in_use[place]

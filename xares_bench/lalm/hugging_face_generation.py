@@ -1,4 +1,4 @@
-"""Generation by transformers, for decoders that do not read packed sequences: batches that are padded on the left."""
+"""Generation by transformers, for decoders that cannot read packed sequences, in batches padded on the left."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def generate_padded(
     recipe: GenerationRecipe,
     device: torch.device,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Index and generated tokens of every prompt, in the order given, which is best one of length.
+    """Yield index and generated tokens of every prompt, in the given order, which should be one of length.
 
-    Positions are counted from the first audio frame. With a decoder that padding on the left changes, only clips of
+    Positions are counted from the first audio frame. If padding on the left changes a decoder's output, only clips of
     equal length share a batch.
     """
     group_by_length = bool(prompts) and not _ignores_padding(lalm, tokenizer, device)
@@ -40,7 +40,7 @@ def generate_padded(
 
 
 def _batches(prompts: Sequence[Utterance], batch_size: int, group_by_length: bool) -> Iterator[Sequence[int]]:
-    """Indices of prompts that are generated for together."""
+    """Yield the indices of prompts that share a batch."""
     groups: list[list[int]] = [list(range(len(prompts)))]
     if group_by_length:
         by_length = itertools.groupby(groups[0], lambda index: prompts[index].num_positions)
@@ -51,9 +51,9 @@ def _batches(prompts: Sequence[Utterance], batch_size: int, group_by_length: boo
 
 
 def _ignores_padding(lalm: LALM, tokenizer: TextTokenizer, device: torch.device) -> bool:
-    """Whether the decoder says the same to a sequence with padding on its left as to the sequence alone.
+    """Whether the decoder's output for a sequence with padding on the left equals that for the sequence alone.
 
-    Most do. Some count their positions, or carry their state, from the padding on.
+    For most decoders it does. Some count positions, or carry their state, from the padding on.
     """
     decoder: Any = lalm.decoder
     embeddings: torch.Tensor = decoder.get_input_embeddings().weight
@@ -79,9 +79,9 @@ def _ignores_padding(lalm: LALM, tokenizer: TextTokenizer, device: torch.device)
 def _generate_batch(
     lalm: LALM, prompts: Sequence[Utterance], tokenizer: TextTokenizer, recipe: GenerationRecipe, device: torch.device
 ) -> list[list[int]]:
-    """Generated tokens of every prompt, up to EOS."""
+    """Return the generated tokens of every prompt, up to EOS."""
     batch = collate(prompts).to(device)
-    # Padding on the left is padding on the right of what is turned around.
+    # `unpacked` pads on the right, so the sequences are reversed before and after.
     packing = pack(batch.lengths[::-1], device)
     inputs_BLH = packing.unpacked(lalm.embed(batch).flip(0)).flip(0, 1)
     mask_BL = packing.unpacked(torch.ones_like(packing.places_N)).flip(0, 1)
@@ -90,8 +90,8 @@ def _generate_batch(
         inputs_embeds=inputs_BLH,
         attention_mask=mask_BL,
         max_new_tokens=recipe.max_new_tokens,
-        # Not by the argument `repetition_penalty`: with embeddings as input, transformers then leaves as many generated
-        # tokens unpenalised as there is padding on the left, so that a text depends on its batch.
+        # Not as the argument `repetition_penalty`: with embeddings as input, transformers then skips as many generated
+        # tokens as there is padding on the left, so a text would depend on its batch.
         logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(recipe.repetition_penalty)]),
         repetition_penalty=1.0,
         do_sample=False,

@@ -1,8 +1,8 @@
 """LoRA: trained low-rank additions to the frozen linear layers of a decoder (Hu et al. 2021, arXiv:2106.09685).
 
-A layer gives `base(x) + alpha / rank * dropout(x) A^T B^T`, with A drawn as peft draws it and B zero. Mathematics and
-distributions are peft's; the work is less: what belongs to one layer is one step of the backward pass, no gradient of a
-frozen weight exists, and dropout costs a few random places instead of a random number per value.
+A layer computes `base(x) + alpha / rank * dropout(x) A^T B^T`, with A initialised as in peft and B zero. Mathematics
+and distributions are peft's, at about half the cost: forward and backward pass of a layer are one autograd function, no
+gradient of a frozen weight is computed, and dropout draws a few random places instead of a random number per value.
 
 Shapes: N positions, I inputs and O outputs of a layer, R rank.
 """
@@ -23,7 +23,7 @@ from xares_bench.config.recipe import TrainingRecipe
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer and its trained addition.
+    """A frozen linear layer with a trained addition.
 
     Attributes:
         base: The frozen layer, `nn.Linear` or transformers' `Conv1D` (which holds its weight transposed).
@@ -32,7 +32,7 @@ class LoRALinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear | Conv1D, *, rank: int, alpha: int, dropout: float) -> None:
-        """Put a fresh addition, which adds nothing yet, beside a layer; A is drawn from torch's global generator."""
+        """Add to a layer an addition that is zero at first; A is drawn from torch's global generator."""
         super().__init__()
         num_outputs, num_inputs = _weight(base).shape
         self.base = base
@@ -41,11 +41,11 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self._scale = alpha / rank
         self._dropout = dropout
-        # A layer of another class may compute something else.
+        # A subclass may compute something else.
         self._can_fuse = type(base) in (nn.Linear, Conv1D)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output, `[..., O]`, for `[..., I]`."""
+        """Return the layer's output `[..., O]` for `[..., I]`."""
         dropout = self._dropout if self.training else 0.0
         if self._can_fuse and _is_full_precision(x, self.base.weight) and not _is_traced_or_cast():
             out: torch.Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
@@ -58,14 +58,14 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The frozen layer with the addition inside its weight, in place."""
+        """Add the addition to the frozen layer's weight, in place, and return that layer."""
         addition = self._scale * (self.lora_B @ self.lora_A)
         _weight(self.base).add_(addition)
         return self.base
 
 
 def add_lora(decoder: PreTrainedModel, recipe: TrainingRecipe) -> None:
-    """Freeze a decoder and put LoRA on each of its linear layers but the output layer, in place.
+    """Freeze a decoder and add LoRA to each of its linear layers except the output layer, in place.
 
     Raises:
         ValueError: It has no linear layers.
@@ -81,7 +81,7 @@ def add_lora(decoder: PreTrainedModel, recipe: TrainingRecipe) -> None:
 
 
 def merge_lora(decoder: PreTrainedModel) -> None:
-    """Put what was trained into the decoder's own weights, in place: the same function, without the additions."""
+    """Merge all additions into the decoder's own weights, in place: the same function, computed faster."""
     for parent in list(decoder.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):
@@ -89,7 +89,7 @@ def merge_lora(decoder: PreTrainedModel) -> None:
 
 
 def _linear_layers(decoder: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
-    """Every linear layer with the module and the name that hold it."""
+    """Yield every linear layer with its parent module and its name there."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear | Conv1D):
@@ -97,7 +97,7 @@ def _linear_layers(decoder: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Line
 
 
 def _is_full_precision(*tensors: torch.Tensor) -> bool:
-    """Whether tensors are on the CPU in float32, or all in float64, in which tests compare."""
+    """Whether all tensors are on the CPU in float32, or all in float64, which tests use for comparisons."""
     return {(tensor.device.type, tensor.dtype) for tensor in tensors} in _FUSED
 
 
@@ -105,12 +105,12 @@ _FUSED = ({("cpu", torch.float32)}, {("cpu", torch.float64)})
 
 
 def _is_traced_or_cast() -> bool:
-    """Whether torch.compile, or autocast, has the say over the operations."""
+    """Whether torch.compile traces the operations, or autocast chooses their precision."""
     return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
 def _weight(layer: nn.Linear | Conv1D) -> torch.Tensor:
-    """A layer's weight as `[O, I]`."""
+    """Return a layer's weight as `[O, I]`."""
     weight: torch.Tensor = layer.weight
     return weight if isinstance(layer, nn.Linear) else weight.T
 
@@ -152,16 +152,16 @@ class _AdaptedLinear(torch.autograd.Function):
             if dropped is not None:
                 grad_x_NI.view(-1).index_fill_(0, dropped, 0)
             grad_x = grad_x_NI.addmm_(grad_NO, weight_OI).view(*grad.shape[:-1], -1)
-        # The transposed product has the long side where it is read in order.
+        # For B the transposed product, which reads its longer matrix in the order of memory.
         return grad_x, None, None, grad_low_NR.T @ kept_NI, (low_NR.T @ grad_NO).T, None, None
 
 
 def _dropped_places(num_places: int, dropout: float) -> torch.Tensor:
-    """Places that dropout hits, each with probability `dropout` and independently of the others; some occur repeatedly.
+    """Draw the places to drop, each with probability `dropout`, independently of the others; some occur repeatedly.
 
-    If as many hits fall on a place as a Poisson variable of mean -ln(1 - dropout) says, none falls on it with
-    probability 1 - dropout. Throwing as many hits as the sum of those variables, each on a place drawn uniformly, gives
-    just that, for some `dropout` random numbers a place.
+    If the number of hits on each place is a Poisson variable with mean -ln(1 - dropout), a place is not hit with
+    probability 1 - dropout. The sum of these variables is a Poisson variable, too: drawing that many places uniformly
+    has the same distribution, and needs about `dropout` random numbers per place instead of one.
     """
     num_hits = torch.poisson(torch.tensor(-math.log1p(-dropout) * num_places, dtype=torch.float64))
     return torch.randint(num_places, (int(num_hits),))

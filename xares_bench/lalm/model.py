@@ -1,4 +1,4 @@
-"""The LALM: a linear projector in front of a decoder language model. It knows no dataset and no file of features.
+"""The LALM: a linear projector in front of a decoder language model. It knows nothing of datasets or files.
 
 Shapes, over all sequences of a batch: N positions, of them F audio frames, M tokens of text, T targets; D `output_dim`,
 H hidden size, V vocabulary.
@@ -37,7 +37,7 @@ from xares_bench.runtime.determinism import seeded
 
 WEIGHTS_FILE = "trained.safetensors"
 
-# What the number of positions of a compiled step is a multiple of.
+# Compiled steps have a multiple of this number of positions, so that few different shapes are compiled.
 _POSITIONS_COMPILED_FOR = 64
 
 
@@ -46,13 +46,12 @@ class LALM(nn.Module):
 
     Attributes:
         projector: Linear map from the encoder's features to the decoder's embeddings, with bias.
-        decoder: A causal language model, with LoRA or trained whole.
-        reads_packed: Whether the decoder reads sequences one behind the other (see `attention`); the others are padded
-            for it.
+        decoder: A causal language model, with LoRA or trained in full.
+        reads_packed: Whether the decoder can read packed sequences (see `attention`); otherwise they are padded.
     """
 
     def __init__(self, decoder: PreTrainedModel, output_dim: int, *, reads_packed: bool) -> None:
-        """Put a fresh projector (drawn from torch's global generator) in front of a decoder."""
+        """Put a new projector, initialised from torch's global generator, in front of a decoder."""
         super().__init__()
         embeddings = cast(nn.Embedding, decoder.get_input_embeddings())
         self.projector = nn.Linear(output_dim, embeddings.weight.shape[1])
@@ -62,10 +61,10 @@ class LALM(nn.Module):
         self._is_compiled = False
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """What the decoder reads, `[N, H]`: projected features where there is audio, token embeddings elsewhere.
+        """Return the decoder's input `[N, H]`: projected features for audio, token embeddings for text.
 
         Raises:
-            UsageError: The decoder has fewer positions than a sequence.
+            UsageError: A sequence is longer than the decoder allows.
         """
         self.check_length(max(batch.lengths))
         embeddings_MH: torch.Tensor = self.decoder.get_input_embeddings()(batch.text_ids_M)
@@ -75,21 +74,21 @@ class LALM(nn.Module):
         return inputs_NH.index_copy(0, batch.text_places_M, embeddings_MH)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of the cross-entropy over targets and EOS, in nats.
+        """Return the sum of the cross-entropy over targets and EOS, in nats.
 
-        The output layer, the widest of all, is computed only where a target is predicted.
+        The output layer, the widest of all, is computed only at positions that predict a target.
         """
         predict = self._predict_packed if self.reads_packed else self._predict_padded
         return functional.cross_entropy(predict(batch).float(), batch.target_ids_T, reduction="sum")
 
     def read(self, inputs_NH: torch.Tensor, layout: Layout, position_ids_N: torch.Tensor, **arguments: Any) -> Any:
-        """The decoder's output for packed sequences; only for decoders that read them.
+        """Return the decoder's output for packed sequences; only for decoders that can read them.
 
         Args:
-            inputs_NH: What `embed` made.
+            inputs_NH: Input from `embed`.
             layout: Where sequences begin.
-            position_ids_N: Numbers of the positions in their sequences.
-            arguments: What else the decoder is told.
+            position_ids_N: Number of each position in its sequence.
+            arguments: Further arguments of the decoder.
         """
         return self.decoder(
             inputs_embeds=inputs_NH[None],
@@ -100,7 +99,7 @@ class LALM(nn.Module):
         )
 
     def _predict_packed(self, batch: Batch) -> torch.Tensor:
-        """Logits at the places that predict a target, `[T, V]`."""
+        """Return the logits `[T, V]` at the positions that predict a target."""
         multiple = _POSITIONS_COMPILED_FOR if self._is_compiled else 1
         packing = pack(batch.lengths, batch.text_ids_M.device, multiple=multiple)
         inputs_NH = functional.pad(self.embed(batch), (0, 0, 0, packing.num_fillers))
@@ -108,17 +107,17 @@ class LALM(nn.Module):
         return cast(torch.Tensor, output.logits[0])
 
     def _predict_padded(self, batch: Batch) -> torch.Tensor:
-        """The same of sequences padded on the right, where nothing that counts sees the padding."""
+        """The same for sequences padded on the right: with causal attention no position sees the padding behind it."""
         packing = pack(batch.lengths, batch.text_ids_M.device)
         output = self.decoder(inputs_embeds=packing.unpacked(self.embed(batch)), use_cache=False)
         logits_NV = packing.packed(output.logits)
         return logits_NV[batch.predicting_places_T]
 
     def check_length(self, num_positions: int) -> None:
-        """Make sure that a sequence fits the decoder.
+        """Check that a sequence is not too long for the decoder.
 
         Raises:
-            UsageError: The decoder has a table of positions, and fewer of them.
+            UsageError: The decoder has a table of positions, and the sequence has more.
         """
         if self._max_positions is not None and num_positions > self._max_positions:
             raise UsageError(
@@ -128,14 +127,14 @@ class LALM(nn.Module):
             )
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and values of what training changes."""
+        """Yield name and value of every trained parameter."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
 
     @contextlib.contextmanager
     def compiled(self, device: torch.device) -> Iterator[None]:
-        """Within the block the decoder's layers are compiled; on a GPU their kernels are replayed as CUDA graphs.
+        """Compile the decoder's layers within a `with` block; on a GPU their kernels are replayed as CUDA graphs.
 
-        The number of positions is rounded up to few different ones, since each is compiled, or recorded, once.
+        The number of positions is rounded up, so that few different shapes have to be compiled or recorded.
 
         Raises:
             UsageError: The decoder does not say which of its modules are layers.
@@ -155,19 +154,19 @@ class LALM(nn.Module):
         finally:
             self._is_compiled = False
             for layer in layers:
-                layer._compiled_call_impl = None  # torch has no word for it
+                layer._compiled_call_impl = None  # torch has no public function for it
 
     def merge_lora(self) -> None:
-        """Put what LoRA has learnt into the decoder's weights, for good: it then generates without the additions."""
+        """Add LoRA's additions to the decoder's weights, for good: generation is faster without them."""
         merge_lora(self.decoder)
 
     def save(self, folder: Path) -> None:
-        """Write what training changed, and nothing that the decoder's own files hold already."""
+        """Write the trained parameters; the others are in the decoder's own files."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.trained_parameters()}
         (folder / WEIGHTS_FILE).write_bytes(save(state))
 
     def load(self, folder: Path) -> None:
-        """Read back what `save` wrote."""
+        """Load the parameters that `save` wrote."""
         state = load_file(folder / WEIGHTS_FILE)
         own = dict(self.trained_parameters())
         assert state.keys() == own.keys(), sorted(state.keys() ^ own.keys())
@@ -177,17 +176,17 @@ class LALM(nn.Module):
 
 
 def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
-    """An untrained LALM; the same one for the same arguments.
+    """Return an untrained LALM; equal arguments give equal LALMs.
 
     Args:
-        decoder: Hugging Face name or folder of a causal language model. A folder that holds a config and no weights
-            is a decoder that starts from random ones.
-        output_dim: Size of the encoder's features.
+        decoder: Hugging Face name or folder of a causal language model. If a folder has a config and no weights, the
+            decoder starts from random ones.
+        output_dim: Width of the encoder's features.
         recipe: Seed, and how the decoder is adapted.
 
     Raises:
-        UsageError: The decoder lacks weights, is no causal language model, cannot be driven by embeddings, or cannot
-            be adapted as the recipe says.
+        UsageError: The decoder lacks weights, is not a causal language model, does not accept embeddings as input, or
+            cannot be adapted as the recipe says.
     """
     with seeded(recipe.seed, torch.device("cpu")):
         model = _load_decoder(decoder)
@@ -198,12 +197,12 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
 
 
 def load_tokenizer(decoder: str) -> PreTrainedTokenizerBase:
-    """The decoder's own tokeniser."""
+    """Return the decoder's tokeniser."""
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(decoder))
 
 
 def _load_decoder(decoder: str) -> PreTrainedModel:
-    """A decoder in float32, whatever it is stored in.
+    """Load a decoder in float32, whatever its files contain.
 
     Raises:
         UsageError: Its files lack weights.
@@ -221,14 +220,14 @@ def _load_decoder(decoder: str) -> PreTrainedModel:
                 f"--decoder={decoder}: its files lack {len(missing)} tensors of {type(model).__name__}, the first is "
                 f"{missing[0]}; expected a causal language model with all its weights"
             )
-    # Sampling, penalties and lengths that a model suggests for itself are not the recipe's.
+    # A model may come with sampling, penalties and lengths of its own. The recipe's count.
     empty: Any = GenerationConfig
     model.generation_config = empty()
     return cast(PreTrainedModel, model)
 
 
 def _check_decoder(decoder: str, model: Any) -> None:
-    """Make sure that embeddings can stand for tokens and that the model reads from left to right.
+    """Check that embeddings can replace tokens, and that the model is causal.
 
     Raises:
         UsageError: They cannot, or it does not.
@@ -244,22 +243,25 @@ def _check_decoder(decoder: str, model: Any) -> None:
         with torch.no_grad():
             by_token_BLV = model(input_ids=text_BL, use_cache=False).logits[:, :-1]
             inputs_BLH = embeddings(text_BL)
-            # At the end something that is no token, as audio is; what comes before must not know.
+            # Like audio, the last embedding is none of a token. Earlier positions must not depend on it.
             inputs_BLH[:, -1] *= -1
             by_embedding_BLV = model(inputs_embeds=inputs_BLH, use_cache=False).logits[:, :-1]
     except Exception as error:
-        # Whatever a model of somebody else's raises, it cannot be used.
-        raise UsageError(f"{name} cannot be driven by embeddings ({_first_line(error)}); {advice}") from error
-    # A norm that is NaN must not pass.
+        # Whatever a foreign model raises: it cannot be used.
+        raise UsageError(f"{name} does not accept embeddings as input ({_first_line(error)}); {advice}") from error
+    # Written so that a NaN does not pass.
     if not (by_token_BLV - by_embedding_BLV).norm() <= 1e-3 * by_token_BLV.norm():
         raise UsageError(
-            f"{name} sees what comes later in a text, or reads embeddings differently from the tokens they belong to; "
-            f"{advice}"
+            f"{name} is not causal, or its output for embeddings differs from that for the same tokens; {advice}"
         )
 
 
 def _let_read_packed(model: PreTrainedModel) -> bool:
-    """Give a decoder attention over packed sequences, unless it reads them differently from sequences of their own."""
+    """Switch a decoder to attention over packed sequences if its output stays the same; return whether it does.
+
+    The probe reads two short sequences, packed and each alone. A decoder may compute attention by code of its own, mix
+    positions outside of attention, or count positions itself; the probe finds all of these without a list of models.
+    """
     register_packed_attention()
     before = model.config._attn_implementation
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
@@ -278,7 +280,7 @@ def _let_read_packed(model: PreTrainedModel) -> bool:
             ).logits[0]
             equal = bool((packed_NV - alone_NV).norm() <= 1e-4 * alone_NV.norm())
         except Exception:
-            # Whatever stands against it, the decoder is read by itself, as its authors made it.
+            # Whatever it raises: this decoder gets padded sequences, and attention as its authors wrote it.
             equal = False
         if not equal:
             model.set_attn_implementation(before)
@@ -287,7 +289,7 @@ def _let_read_packed(model: PreTrainedModel) -> bool:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the warning that a decoder does not support an implementation of attention."""
+    """Suppress the warning that a decoder does not support an attention implementation."""
     before = get_verbosity()
     set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
@@ -297,13 +299,13 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _add_lora(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> None:
-    """LoRA on every linear layer of the decoder but the output layer, in place.
+    """Add LoRA to every linear layer of a decoder except the output layer, in place.
 
     Raises:
-        UsageError: The decoder has no linear layers, or uses their weights itself.
+        UsageError: The decoder has no linear layers, or uses their weights directly.
     """
     name = f"--decoder={decoder}: LoRA cannot be added to {type(model).__name__}"
-    advice = "choose another decoder, or train it whole with --set adaptation=full"
+    advice = "choose another decoder, or train it in full with --set adaptation=full"
     try:
         add_lora(model, recipe)
         _check_decoder(decoder, model)
@@ -312,7 +314,7 @@ def _add_lora(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> N
 
 
 def _max_positions(decoder: PreTrainedModel) -> int | None:
-    """Positions that the decoder has a table for; None where they are computed, as rotary ones mostly are."""
+    """Return the size of the decoder's table of positions; None if positions are computed, like most rotary ones."""
     config: Any = decoder.config.get_text_config(decoder=True)
     if getattr(config, "rope_parameters", None) is not None:
         return None
