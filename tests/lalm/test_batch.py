@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.conftest import MakeClips
-from xares_bench.config.recipe import Recipe
-from xares_bench.features.encoding import AudioClip, Clip
+from xares_bench.features.encoding import Clip
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
-from xares_bench.training.dataloader import example_of, training_batches
+from xares_bench.training.dataloader import example_of
 from xares_bench.training.sampler import Draw
 
 NO_ENCODER: Any = None  # for clips that are encoded already
@@ -48,80 +43,6 @@ def test_a_prompt_predicts_nothing_yet(make_clips: MakeClips, tokenizer: TextTok
     batch = collate([tokenizer.prompt(clip, "go") for clip in make_clips([4, 2])])
     assert batch.lengths == (6, 4)
     assert batch.num_targets == len(batch.predicting_places_T) == 0
-
-
-def endless(clips: list[Clip], seed: int = 0) -> Iterator[Draw]:
-    """Draws of clips in random order, targets as long as the clips."""
-    rng = random.Random(seed)
-    while True:
-        clip = rng.choice(clips)
-        yield Draw(clip=clip, target="a" * clip.num_frames, prompt="?")
-
-
-def test_batches_follow_the_draws_and_the_seed_alone(
-    make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe
-) -> None:
-    def first_batches(seed: int) -> list[torch.Tensor]:
-        recipe = mini_recipe.replace({"seed": seed, "batch_size": 4, "shuffle_buffer": 8, "sort_window": 4}).training
-        batches = training_batches(endless(make_clips([2, 5, 3, 4])), NO_ENCODER, tokenizer, recipe)
-        return [batch.frames_FD for batch in itertools.islice(batches, 6)]
-
-    again = first_batches(1)
-    assert all(torch.equal(a, b) for a, b in zip(first_batches(1), again, strict=True))
-    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first_batches(2), again, strict=True))
-
-
-def test_the_buffer_shuffles_and_loses_nothing(
-    make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe
-) -> None:
-    recipe = mini_recipe.replace({"batch_size": 1, "shuffle_buffer": 16, "sort_window": 1}).training
-    clips = make_clips(list(range(1, 41)))
-    draws = (Draw(clip=clip, target="x", prompt="?") for clip in clips)
-    lengths = [len(batch.frames_FD) for batch in training_batches(draws, NO_ENCODER, tokenizer, recipe)]
-    assert sorted(lengths) == list(range(1, 41))
-    assert lengths != sorted(lengths)
-    assert all(length <= place + 17 for place, length in enumerate(lengths, start=1))
-
-
-def test_batches_are_sorted_by_length_within_a_window(
-    make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe
-) -> None:
-    recipe = mini_recipe.replace({"batch_size": 4, "shuffle_buffer": 8, "sort_window": 8}).training
-    batches = training_batches(endless(make_clips([2, 5, 3, 4, 9])), NO_ENCODER, tokenizer, recipe)
-    for first, second in itertools.islice(zip(batches, batches, strict=False), 20):
-        num_positions = [length for batch in (first, second) for length in batch.lengths]
-        # Targets are as long as the clips, whose frames are a tenth of a second each: prompt, target, EOS, frames.
-        num_frames = [(length - 2) // 2 for length in num_positions]
-        assert num_frames == sorted(num_frames, reverse=True)
-
-
-def test_recordings_are_encoded_a_window_at_a_time_and_once_each(tokenizer: TextTokenizer, mini_recipe: Recipe) -> None:
-    encoded: list[list[str]] = []
-
-    class Encoder:
-        def encode(self, recordings: list[AudioClip], seed: str) -> list[Clip]:
-            encoded.append(sorted(recording.key for recording in recordings))
-            return [
-                Clip(
-                    key=recording.key,
-                    shard="s",
-                    duration_s=recording.duration_s,
-                    num_frames=2,
-                    fields={},
-                    features=torch.full((2, 3), float(recording.key)),
-                )
-                for recording in recordings
-            ]
-
-    recordings = [
-        AudioClip(key=str(i), shard="s", fields={}, waveform=np.zeros(1600, dtype=np.float32)) for i in range(4)
-    ]
-    draws = (Draw(clip=recordings[i // 2 % 4], target=f"{i % 10}", prompt="?") for i in range(24))
-    recipe = mini_recipe.replace({"batch_size": 4, "shuffle_buffer": 1, "sort_window": 8}).training
-    batches = list(training_batches(draws, Encoder(), tokenizer, recipe))  # type: ignore[arg-type]
-    assert encoded == [["0", "1", "2", "3"]] * 3
-    assert torch.cat([batch.frames_FD for batch in batches]).shape == (48, 3)
-    assert torch.cat([batch.frames_FD for batch in batches])[:, 0].int().bincount().tolist() == [12] * 4
 
 
 def test_a_tokeniser_without_eos_is_refused() -> None:

@@ -37,7 +37,7 @@ from xares_bench.runtime.device import open_accelerator
 from xares_bench.training.checkpoints import Checkpoint
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
-from xares_bench.training.sampler import Past, TrainingData, draws
+from xares_bench.training.sampler import TrainingData, draws
 
 FRAMES = """
 import torch
@@ -148,10 +148,6 @@ def test_what_was_used_is_not_decoded_again(reading: Reading, monkeypatch: pytes
     # Of the 16 in the buffer and the 10 in the window; a chunk is 4 samples.
     assert len(continued.past.still_needed) <= 26
     assert len(decoded) <= 4 * 28 < num_undisturbed / 2
-
-
-def test_a_training_at_its_beginning_has_no_past(recipe: TrainingRecipe) -> None:
-    assert past_of(recipe, 0, []) == Past()
 
 
 # The loop.
