@@ -65,13 +65,17 @@ def test_imported_classes_do_not_count(folder: Path) -> None:
     ("text", "source", "words"),
     [
         ("enc.py", "class Model: ...\nclass Other: ...", ["no class", "Model, Other", "file.py::ClassName"]),
-        ("enc.py", "", ["no class", "found no class at all"]),
+        ("enc.py", "", ["no class", "found no class"]),
         ("enc.py", "from there import AEncoder", ["no class", "imported classes do not count"]),
         ("enc.py", "def f():\n    class AEncoder: ...", ["no class"]),
         ("enc.py", "class AEncoder: ...\nclass BEncoder: ...", ["2 classes", "enc.py::AEncoder or enc.py::BEncoder"]),
-        ("enc.py", "class AEncoder:\n    def f(self:\n", ["syntax error in line 2", "mend"]),
-        ("enc.py", "x = '\0'", ["enc.py", "null bytes", "mend"]),
-        ("enc.py::CEncoder", "class AEncoder: ...", ["'CEncoder'", "found AEncoder", "name one of its own"]),
+        ("enc.py", "class AEncoder:\n    def f(self:\n", ["syntax error in line 2", "fix"]),
+        ("enc.py", "x = '\0'", ["enc.py", "null bytes", "fix"]),
+        (
+            "enc.py::CEncoder",
+            "class AEncoder: ...",
+            ["'CEncoder'", "found AEncoder", "name one of its classes"],
+        ),
         ("enc.py::AEncoder", "from there import AEncoder", ["only imported", "dotted path"]),
         ("enc.py::", "class AEncoder: ...", ["no class ''", "found AEncoder"]),
         ("gone.py", "", ["no file gone.py", "check the path"]),
@@ -81,13 +85,13 @@ def test_imported_classes_do_not_count(folder: Path) -> None:
         ("folder", "", ["directory", "path/to/file.py"]),
         ("folder/weights.pt", "", ["not a Python file"]),
         ("", "", ["empty", "path/to/file.py"]),
-        ("hf:", "", ["'' is neither a folder", "nor a name that the hub allows", "hf:openai/whisper-base"]),
-        ("hf:@main", "", ["'' is neither a folder", "nor a name that the hub allows"]),
-        ("hf:./gone", "", ["'./gone' is neither a folder", "nor a name that the hub allows"]),
+        ("hf:", "", ["'' is neither a folder", "nor a valid name on the hub", "hf:openai/whisper-base"]),
+        ("hf:@main", "", ["'' is neither a folder", "nor a valid name on the hub"]),
+        ("hf:./gone", "", ["'./gone' is neither a folder", "nor a valid name on the hub"]),
         ("hf:a/b/c", "", ["'a/b/c' is neither a folder"]),
         ("hf:enc.py", "", ["'enc.py' is a file, not a folder", "--encoder=enc.py"]),
         ("hf:owner/name@", "", ["no revision after the @"]),
-        ("hf:folder@v1", "", ["folder is a folder, and a folder has no revisions"]),
+        ("hf:folder@v1", "", ["folder is a folder, and folders have no revisions"]),
         ("MyEncoder", "", ["neither a Python file nor a dotted path", "package.module.ClassName"]),
         ("my-package.MyEncoder", "", ["neither a Python file nor a dotted path"]),
         ("no_such_package.encoders.MyEncoder", "", ["no module 'no_such_package.encoders'", "check the spelling"]),
@@ -151,7 +155,7 @@ def test_a_hub_model_is_our_wrapper_with_a_place(
 
 @pytest.mark.parametrize("argument", ["model", "revision"])
 def test_arguments_say_nothing_that_the_specification_says(argument: str) -> None:
-    with pytest.raises(EncoderSpecError, match=f"--encoder-args gives '{argument}', which stands in --encoder already"):
+    with pytest.raises(EncoderSpecError, match=f"--encoder-args gives '{argument}', which --encoder already"):
         parse_encoder_spec("hf:owner/name", f'{{"{argument}": "x"}}')
 
 

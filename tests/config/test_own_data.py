@@ -255,7 +255,7 @@ def test_shards_of_two_repositories_may_not_share_a_path(write: Write, catalogue
     first, second, third = read_own_mix(write(text), catalogue).datasets
     check_places([first, second])
     check_places([first, third])
-    with pytest.raises(CatalogueError, match=r"^second of a/b and third of a/c both have a shard 'train/1\.tar', and"):
+    with pytest.raises(CatalogueError, match=r"^second of a/b and third of a/c both have a shard 'train/1\.tar', but"):
         check_places([first, second, third])
 
 
@@ -391,9 +391,9 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN.replace("one.tar", "one.tar, ./one.tar"), "train_data.mine.data", "one.tar twice"),
         (TRAIN.replace("one.tar", "one.tar, '*.tar'"), "train_data.mine.data", "one.tar twice"),
         (TRAIN.replace("one.tar", "'{0..999999}.tar'"), "train_data.mine.data", "stands for more than 100000 paths"),
-        (TRAIN.replace("mine", "gtzan"), "train_data.gtzan", "this is the name of a public dataset or of a mix"),
-        (TRAIN.replace("mine", "task1"), "train_data.task1", "this is the name of a public dataset or of a mix"),
-        (TRAIN.replace("mine", "all"), "train_data.all", "this is the name of a public dataset or of a mix"),
+        (TRAIN.replace("mine", "gtzan"), "train_data.gtzan", "this is the name of a public dataset or mix"),
+        (TRAIN.replace("mine", "task1"), "train_data.task1", "this is the name of a public dataset or mix"),
+        (TRAIN.replace("mine", "all"), "train_data.all", "this is the name of a public dataset or mix"),
         (TRAIN.replace("mine", "m" * 81), f"train_data.{shown('m' * 81)}", "expected at most 80 letters, digits"),
         (TRAIN.replace("mine", "-mine"), "train_data.-mine", "not - first"),
         (TRAIN.replace("mine", "'mine\\n'"), "train_data.mine\\n", "expected at most 80 letters"),
@@ -427,7 +427,7 @@ def test_absolute_paths_and_another_working_directory(
         (
             TRAIN.replace("label", "label, prob: 1") + "  other: {prompt: Who?, data: two.tar, key: a}\n",
             "train_data",
-            "other has no prob and others have; give every dataset one, or none",
+            "other has no prob, but others have; give all datasets one, or none",
         ),
         (ON_HUB.replace("me/corpus", "corpus"), "train_data.mine.repo_id", "found 'corpus', expected OWNER/NAME"),
         (ON_HUB.replace("me/corpus", "3"), "train_data.mine.repo_id", "found 3, expected non-empty text"),
@@ -452,7 +452,7 @@ def test_absolute_paths_and_another_working_directory(
         (ON_HUB.replace("train/", "./train/"), "train_data.mine.data", "expected a plain path inside the repository"),
         (ON_HUB.replace("train/", "train//"), "train_data.mine.data", "expected a plain path inside the repository"),
         (ON_HUB.replace("0.tar", "{0..1.tar"), "train_data.mine.data", "bad brace pattern"),
-        (ON_HUB.replace("0.tar", "{0,0}.tar"), "train_data.mine.data", "names train/0.tar twice"),
+        (ON_HUB.replace("0.tar", "{0,0}.tar"), "train_data.mine.data", "found train/0.tar twice"),
     ],
 )
 def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, where: str, said: str) -> None:
@@ -518,8 +518,8 @@ def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, whe
             "mine.data.data",
             "found the glob '*.tar', but files on the hub are not listed",
         ),
-        (EVAL.replace("mine", "esc-50"), "esc-50", "this is the name of a public dataset or of a mix; choose another"),
-        (EVAL.replace("mine", "task2"), "task2", "this is the name of a public dataset or of a mix"),
+        (EVAL.replace("mine", "esc-50"), "esc-50", "this is the name of a public dataset or mix; choose another"),
+        (EVAL.replace("mine", "task2"), "task2", "this is the name of a public dataset or mix"),
         (EVAL.replace("mine", "my.set"), "my.set", "found the name 'my.set', expected at most 80 letters"),
     ],
 )

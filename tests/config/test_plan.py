@@ -138,7 +138,7 @@ def test_seed_is_a_deviation_too() -> None:
     assert made.recipe.training.seed == 7
     assert made.deviations == {"seed": (42, 7)}
     assert plan(seed=42).deviations == {}
-    with pytest.raises(UsageError, match=r"--seed=0 and --set seed=3 both name the seed; give one of them"):
+    with pytest.raises(UsageError, match=r"--seed=0 and --set seed=3 both set the seed; give one of them"):
         plan("seed=3", seed=0)
     with pytest.raises(CatalogueError, match="seed: found -1, expected a whole number of at least 0"):
         plan(seed=-1)
@@ -196,7 +196,7 @@ def test_both_yaml_suffixes_are_files() -> None:
     ("options", "said"),
     [
         ({"evaluate": "eval.yaml"}, r"^--eval needs --train: name the mix whose LALM"),
-        ({"train": "train.yaml"}, r"^--train=train\.yaml needs --eval: no public dataset is among"),
+        ({"train": "train.yaml"}, r"^--train=train\.yaml needs --eval: it contains no public dataset"),
         ({"evaluate": "absent.yaml", "train": "task1"}, r"^absent\.yaml: no such file$"),
         ({"train": "absent.yaml"}, r"^absent\.yaml: no such file$"),
         ({"train": "task3"}, r"^--train=task3: no such mix; expected a YAML file or one of auto, task1, task2, all"),
@@ -298,7 +298,7 @@ def test_shards_of_the_hub_go_to_the_data_home_whatever_the_preset(tmp_path: Pat
 def test_revisions_are_those_of_repositories_that_are_used() -> None:
     made = plan(preset="full", data_revisions=["main", "mispeech/MECAT-Caption@v1"])
     assert made.data_revisions == {None: "main", "mispeech/MECAT-Caption": "v1"}
-    with pytest.raises(UsageError, match=r"^--data-revision=me/mine: no such repository is used here; found misp"):
+    with pytest.raises(UsageError, match=r"^--data-revision=me/mine: this repository is not used; found misp"):
         plan(preset="full", data_revisions=["me/mine@v1"])
-    with pytest.raises(UsageError, match=r"found no repository at all"):
+    with pytest.raises(UsageError, match=r"found no repository"):
         plan(data_revisions=["a/b@v1"])

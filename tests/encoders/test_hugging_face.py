@@ -330,7 +330,7 @@ def save_broken_weights(folder: Path) -> None:
         (save_with_config(model_type=None), ["a config.json without a model_type", "class of your own"]),
         (save_with_config(model_type="brand-new"), ["'brand-new' model, a type that this transformers does not know"]),
         (save_lacking_a_weight, ["lacks 1 of its weights", "layers.1.feed_forward.output_dense.weight"]),
-        (save_a_broken_config, ["config.json that cannot be read", "mend"]),
+        (save_a_broken_config, ["config.json that cannot be read", "fix"]),
         (save_broken_weights, ["gives no model"]),
     ],
 )  # fmt: skip

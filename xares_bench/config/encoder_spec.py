@@ -32,7 +32,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """Which class is the encoder and what its constructor is given.
+    """Which class is the encoder, and with which arguments.
 
     Attributes:
         text: The specification as the user wrote it.
@@ -54,7 +54,7 @@ class EncoderSpec:
 
 
 def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderSpec:
-    """What `--encoder=text` and `--encoder-args=arguments_json` ask for.
+    """Read `--encoder=text` and `--encoder-args=arguments_json`.
 
     A file needs one top-level class whose name ends in `Encoder`, or `::ClassName`; classes merely imported there do
     not count. Modules of a dotted path may lie in the current directory. `hf:NAME_OR_FOLDER[@REVISION]` is our own
@@ -85,7 +85,7 @@ def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderS
 
 
 def find_module(name: str, folder: Path) -> ModuleSpec | None:
-    """Where `import name` would find the module with `folder` first on the path; imports nothing, parents neither.
+    """Find the module that `import name` would import with `folder` first on the path, without importing anything.
 
     >>> find_module("json.decoder", Path()).origin.endswith("decoder.py")
     True
@@ -105,7 +105,7 @@ def find_module(name: str, folder: Path) -> ModuleSpec | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _FileClasses:
-    """What a Python file binds at its top level.
+    """The names that a Python file binds at its top level.
 
     Attributes:
         spec_text: The specification as the user wrote it.
@@ -120,11 +120,11 @@ class _FileClasses:
     imported: tuple[str, ...]
 
     def only_encoder(self) -> str:
-        """The one class whose name ends in `Encoder`."""
+        """Return the only class whose name ends in `Encoder`."""
         encoders = [name for name in self.classes if name.endswith("Encoder")]
         if len(encoders) > 1:
             choices = " or ".join(f"{self.spec_text}::{name}" for name in encoders)
-            _fail(self.spec_text, f"defines {len(encoders)} classes whose names end in Encoder; say which: {choices}")
+            _fail(self.spec_text, f"defines {len(encoders)} classes whose names end in Encoder; choose one: {choices}")
         if not encoders:
             _fail(
                 self.spec_text,
@@ -134,22 +134,22 @@ class _FileClasses:
         return encoders[0]
 
     def named(self, name: str) -> str:
-        """The name itself, if the file may hold a class of that name."""
+        """Return the name if the file may define such a class."""
         if name in self.classes or name in self.assigned:
             return name
         if name in self.imported:
             _fail(
                 self.spec_text,
-                f"{name} is only imported in that file; give its dotted path, package.module.{name}, "
+                f"{name} is only imported in this file; give its dotted path, package.module.{name}, "
                 "or define a subclass of it in the file",
             )
         _fail(
             self.spec_text,
-            f"the file defines no class {name!r} at its top level ({self._found()}); name one of its own",
+            f"the file defines no class {name!r} at its top level ({self._found()}); name one of its classes",
         )
 
     def _found(self) -> str:
-        return f"found {', '.join(self.classes)}" if self.classes else "found no class at all"
+        return f"found {', '.join(self.classes)}" if self.classes else "found no class"
 
 
 def _fail(text: str, problem: str) -> NoReturn:
@@ -158,7 +158,7 @@ def _fail(text: str, problem: str) -> NoReturn:
 
 def _parse_file(path: Path, text: str) -> _FileClasses:
     if path.is_dir():
-        _fail(text, "that is a directory; give the Python file in it, as in path/to/file.py")
+        _fail(text, "this is a directory; give the Python file in it, as in path/to/file.py")
     if not path.exists():
         with_suffix = path.with_name(f"{path.name}.py")
         hint = f"did you mean {with_suffix}?" if with_suffix.is_file() else "check the path"
@@ -168,9 +168,9 @@ def _parse_file(path: Path, text: str) -> _FileClasses:
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
-        _fail(text, f"syntax error in line {error.lineno}: {error.msg}; mend the file")
+        _fail(text, f"syntax error in line {error.lineno}: {error.msg}; fix the file")
     except (OSError, ValueError) as error:
-        _fail(text, f"the file cannot be read as Python: {error}; mend the file")
+        _fail(text, f"the file cannot be read as Python: {error}; fix the file")
     classes: list[str] = []
     assigned: list[str] = []
     imported: list[str] = []
@@ -216,7 +216,7 @@ def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
     target = text.removeprefix(_HUB_PREFIX)
     clashing = sorted({"model", "revision"} & set(arguments))
     if clashing:
-        _fail(text, f"--encoder-args gives {clashing[0]!r}, which stands in --encoder already; leave it out")
+        _fail(text, f"--encoder-args gives {clashing[0]!r}, which --encoder already sets; leave it out")
     folder = Path(target).expanduser()
     # A folder's name may hold an @, so folders come first.
     if target and folder.is_dir():
@@ -225,17 +225,19 @@ def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
         model, separator, revision_text = target.partition("@")
         before_last = target.rpartition("@")[0]
         if before_last and Path(before_last).expanduser().is_dir():
-            _fail(text, f"{before_last} is a folder, and a folder has no revisions; leave out what follows the last @")
+            _fail(
+                text, f"{before_last} is a folder, and folders have no revisions; leave out the last @ and what follows"
+            )
         if folder.is_file():
-            _fail(text, f"{target!r} is a file, not a folder; a Python file is given as --encoder={target}")
+            _fail(text, f"{target!r} is a file, not a folder; for a Python file give --encoder={target}")
         if not _HUB_NAME.fullmatch(model):
             _fail(
                 text,
-                f"{model!r} is neither a folder (looked in {Path.cwd()}) nor a name that the hub allows; "
+                f"{model!r} is neither a folder (looked in {Path.cwd()}) nor a valid name on the hub; "
                 f"name a model, {_HUB_EXAMPLE}",
             )
         if separator and not revision_text:
-            _fail(text, "there is no revision after the @; give a branch, a tag or a commit, or leave out the @")
+            _fail(text, "found no revision after the @; give a branch, a tag or a commit, or leave out the @")
         revision, name = revision_text or None, model.rpartition("/")[2]
     return EncoderSpec(
         text=text,

@@ -1,4 +1,4 @@
-"""Own data: the two YAML forms that train on and evaluate tar files of one's own.
+"""Own data: the two kinds of YAML files that describe a user's own tar files, for training and for evaluation.
 
     train_data:                          eval_custom:
       CustomDataName:                      data:
@@ -14,8 +14,8 @@ More keys, all optional: `prob` and `repo_id` beside a training dataset's `promp
 `metric_args` and `weight` beside an evaluation's `metric`, `repo_id` beside its `prompt`. `prompt` and `key` may be
 lists.
 
-Paths may hold braces and globs; relative ones start at the current directory. With `repo_id` they are paths inside that
-dataset repository of the hub, whose files are not listed here, so that globs are refused.
+Paths may contain braces and globs; relative ones start at the current directory. With `repo_id` they are paths inside a
+dataset repository on the hub. The files of a repository are not listed, so globs are refused there.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.core.parsing import Section, read_yaml, shown
 from xares_bench.metrics.registry import METRICS, check_metric
 
-# The task that own datasets are scored in.
+# The task of the user's own datasets.
 OWN_TASK = "custom"
 
-# A name becomes a file's name, a line of a table and a test's id.
+# A name becomes the name of a file, a row of a table and the id of a test.
 _MAX_NAME_LENGTH = 80
 _NAME = re.compile(r"\w[\w-]*")
-# As the hub allows it, save that an owner is required.
+# As on the hub, except that an owner is required.
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{,94}\w)?/\w([\w.-]{,94}\w)?", re.ASCII)
 
 
 def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
-    """The mix of a `train_data` YAML; without `prob`, every dataset in it is drawn equally often.
+    """Read the mix of a `train_data` YAML. Without `prob`, all datasets are drawn equally often.
 
     Raises:
         CatalogueError: The file is ill-formed, or a path in it matches no file.
@@ -77,12 +77,12 @@ def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
         without = datasets[weights.index(None)].name
-        file.fail("train_data", f"{without} has no prob and others have; give every dataset one, or none")
+        file.fail("train_data", f"{without} has no prob, but others have; give all datasets one, or none")
     return make_mix(path.name, datasets, given or [1.0] * len(datasets), steps, num_workers)
 
 
 def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...]:
-    """The datasets of an evaluation YAML.
+    """Read the datasets of an evaluation YAML.
 
     Raises:
         CatalogueError: The file is ill-formed, or a path in it matches no file.
@@ -116,7 +116,7 @@ def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...
 
 
 def check_places(datasets: Iterable[Dataset]) -> None:
-    """Refuse datasets whose shards would overwrite each other, as a shard keeps its path inside its repository.
+    """Refuse datasets whose shards would overwrite each other: a shard keeps its path inside its repository.
 
     Raises:
         CatalogueError: Two repositories have a shard of the same path.
@@ -129,13 +129,13 @@ def check_places(datasets: Iterable[Dataset]) -> None:
             if owner.repository != dataset.repository:
                 raise CatalogueError(
                     f"{owner.name} of {owner.repository} and {dataset.name} of {dataset.repository} both have a shard "
-                    f"{shown(shard)}, and a data folder holds one file of that path; rename one in its repository"
+                    f"{shown(shard)}, but the data folder has room for one; rename one of them in its repository"
                 )
 
 
 def _check_name(section: Section, name: str, catalogue: Catalogue) -> None:
     if name in ("auto", *catalogue.mix_names):
-        section.fail(None, "this is the name of a public dataset or of a mix; choose another one")
+        section.fail(None, "this is the name of a public dataset or mix; choose another name")
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         section.fail(
             None,
@@ -145,7 +145,7 @@ def _check_name(section: Section, name: str, catalogue: Catalogue) -> None:
 
 
 def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of an evaluation's metric, checked."""
+    """Return name and arguments of an evaluation's metric, checked."""
     name = section.text("metric")
     arguments = section.section("metric_args").scalars() if section.has("metric_args") else None
     try:
@@ -169,7 +169,7 @@ def _read_repository(section: Section) -> str | None:
 
 
 def _read_split(section: Section, num_workers: int | None) -> Split:
-    """Shards and target keys; paths of a repository are taken as they are, local ones are looked up."""
+    """Return shards and target keys. Local files must exist; those of a repository are downloaded later."""
     find = _find_in_repository if section.has("repo_id") else _find_files
     shards: list[str] = []
     for pattern in section.texts("data"):
@@ -181,7 +181,7 @@ def _read_split(section: Section, num_workers: int | None) -> Split:
             shards.extend(find(section, path))
     twice = [shard for shard, count in Counter(shards).items() if count > 1]
     if twice:
-        section.fail("data", f"names {twice[0]} twice")
+        section.fail("data", f"found {twice[0]} twice, expected every file once")
     keys = tuple(key.strip() for text in section.texts("key") for key in text.split(";") if key.strip())
     if not keys:
         section.fail("key", f"found {shown(section.values['key'])}, expected a JSON field or several joined by ;")
@@ -189,7 +189,7 @@ def _read_split(section: Section, num_workers: int | None) -> Split:
 
 
 def _find_in_repository(section: Section, path: str) -> list[str]:
-    """A path inside a repository, checked in its form only."""
+    """Return a path inside a repository, after checking its form."""
     if glob.has_magic(path):
         section.fail(
             "data", f"found the glob {shown(path)}, but files on the hub are not listed; use braces, as in {{00..10}}"
@@ -200,7 +200,7 @@ def _find_in_repository(section: Section, path: str) -> list[str]:
 
 
 def _find_files(section: Section, path: str) -> list[str]:
-    """The files that a local path, which may hold a glob, stands for, in order."""
+    """Return the files of a local path, which may be a glob, in order."""
     found = [path] if Path(path).is_file() else []
     if not found and glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern

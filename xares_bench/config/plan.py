@@ -1,4 +1,7 @@
-"""The plan: what a command line asks for, read and checked before anything heavy is imported."""
+"""The plan: what a command line asks for, read and checked before anything heavy is imported.
+
+Every name is resolved here, so that the rest of the package never sees an option or a relative path.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,25 @@ from xares_bench.hub import parse_data_revisions
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done, with every name resolved.
+    """What to train and evaluate, with every name resolved.
 
     Attributes:
-        encoder: The user's encoder; None when the command line names none.
+        encoder: The user's encoder, or None.
         catalogue: Datasets, tasks and mixes of the preset.
         own_datasets: Datasets of `--eval`.
-        mix: The one mix to train on; None: each task's tests use the LALM trained on that task's mix.
-        recipe: The preset's recipe with the changes of this run.
-        num_seeds: So many LALMs are trained of every mix, with seeds from the recipe's on; scores are means.
+        mix: The mix to train on; None: the tests of each task use the LALM trained on that task's mix.
+        recipe: The preset's recipe, with the changes of this run.
+        num_seeds: Number of LALMs per mix, with consecutive seeds; scores are means.
         decoder: The decoder's folder, or its name on the hub.
-        limit: At most this many clips per dataset and split.
-        data_folder: Where local shards lie.
-        data_home: Where shards of hub repositories lie.
-        data_revisions: Revision per hub repository; None: of every other one.
-        tracker: What losses and scores are sent to, or None.
+        limit: Maximal number of clips per dataset and split, or None.
+        data_folder: Folder of local shards.
+        data_home: Folder of shards from the hub.
+        data_revisions: Revision by hub repository; under None the one for all others.
+        tracker: Tracker for losses and scores, or None.
         allow_cpu: Whether a full-size training may start without a GPU.
-        feature_bytes: Disk that kept features may take; None: a share of what is free.
-        checkpoint_steps: So often the state of a training is kept.
-        runs_folder: Where results go.
+        feature_bytes: Disk space for cached features; None: a share of the free space.
+        checkpoint_steps: Number of steps between two checkpoints of a training.
+        runs_folder: Folder for results.
     """
 
     encoder: EncoderSpec | None
@@ -62,48 +65,48 @@ class Plan:
 
     @property
     def deviations(self) -> dict[str, tuple[Any, Any]]:
-        """What is not the preset's, decoder and recipe, as `{key: (preset's, this run's)}`."""
+        """Values of recipe and decoder that differ from the preset, as `{key: (preset's, this run's)}`."""
         preset = {**self.catalogue.preset.recipe.values(), "decoder": self.catalogue.preset.decoder}
         own = {**self.recipe.values(), "decoder": self.decoder}
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds that every LALM is trained with, one after the other."""
+        """Seeds of the LALMs of each mix."""
         first = self.recipe.training.seed
         return tuple(range(first, first + self.num_seeds))
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
-        """Names of the datasets of every task, own ones included."""
+        """Names of the datasets of every task, including the user's own."""
         own = {OWN_TASK: tuple(self.own_datasets)} if self.own_datasets else {}
         return {**self.catalogue.tasks, **own}
 
     def dataset(self, name: str) -> Dataset:
-        """The public or own dataset of that name."""
+        """Return the public or own dataset of this name."""
         return self.own_datasets[name] if name in self.own_datasets else self.catalogue.datasets[name]
 
     def uses_public(self, names: Iterable[str]) -> bool:
-        """Whether testing these datasets reads any public one, to train or to evaluate."""
+        """Whether evaluating these datasets reads a public dataset, in training or evaluation."""
         used = {dataset.name for name in names for dataset in (self.dataset(name), *self.mix_for(name).datasets)}
         return not used.isdisjoint(self.catalogue.datasets)
 
     def covers(self, name: str) -> bool:
-        """Whether a LALM of this plan has been trained for that dataset, so that testing it makes sense."""
+        """Whether a LALM of this plan is trained for a dataset, so that its test makes sense."""
         return self.mix is None or name in self.own_datasets or any(part.name == name for part in self.mix.datasets)
 
     def num_steps(self, mix: Mix) -> int:
-        """Optimiser steps that a mix is trained for."""
+        """Return the number of optimiser steps for a mix."""
         return self.recipe.training.steps or mix.steps
 
     def generation_recipe(self, dataset: Dataset) -> GenerationRecipe:
-        """How answers are generated for a dataset."""
+        """Return the recipe of generation for a dataset."""
         if dataset.generation_batch_size is None:
             return self.recipe.generation
         return dataclasses.replace(self.recipe.generation, generation_batch_size=dataset.generation_batch_size)
 
     def mix_for(self, name: str) -> Mix:
-        """The mix whose LALM a dataset is evaluated with."""
+        """Return the mix whose LALM a dataset is evaluated with."""
         return self.mix if self.mix is not None else self.catalogue.mix(self.dataset(name).task)
 
 
@@ -127,7 +130,7 @@ def make_plan(
     checkpoint_steps: int,
     runs_dir: str,
 ) -> Plan:
-    """Read and check what the command line says.
+    """Read and check the options of the command line; each argument is the value of one option.
 
     Raises:
         UsageError: An option, or a file that it names, is wrong.
@@ -140,20 +143,9 @@ def make_plan(
         raise UsageError("--eval needs --train: name the mix whose LALM its datasets are evaluated with")
     mix = _read_mix(train, catalogue)
     if mix is not None and mix.name not in catalogue.mix_names and not own:
-        raise UsageError(f"--train={train} needs --eval: no public dataset is among what it trains for")
+        raise UsageError(f"--train={train} needs --eval: it contains no public dataset to evaluate")
     datasets = [*catalogue.datasets.values(), *(mix.datasets if mix else ()), *own]
     check_places(datasets)
-    revisions = parse_data_revisions(data_revisions)
-    repositories = sorted({dataset.repository for dataset in datasets if dataset.repository is not None})
-    for repository in revisions:
-        if not repositories or repository not in (None, *repositories):
-            found = ", ".join(repositories) or "no repository at all"
-            raise UsageError(f"--data-revision={repository or ''}: no such repository is used here; found {found}")
-    values = dict(_parse_change(change) for change in changes)
-    if seed is not None:
-        if "seed" in values:
-            raise UsageError(f"--seed={seed} and --set seed={values['seed']} both name the seed; give one of them")
-        values["seed"] = seed
     home = Path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     folder = Path(data_home) if data_home else catalogue.preset.folder or home
     return Plan(
@@ -161,19 +153,40 @@ def make_plan(
         catalogue=catalogue,
         own_datasets={dataset.name: dataset for dataset in own},
         mix=mix,
-        recipe=catalogue.preset.recipe.replace(values),
+        recipe=catalogue.preset.recipe.replace(_read_changes(changes, seed)),
         num_seeds=num_seeds,
         decoder=catalogue.preset.decoder if decoder is None else _read_decoder(decoder),
         limit=limit,
         data_folder=folder.absolute(),
         data_home=home,
-        data_revisions=revisions,
+        data_revisions=_read_revisions(data_revisions, datasets),
         tracker=tracker,
         allow_cpu=allow_cpu,
         feature_bytes=feature_bytes,
         checkpoint_steps=checkpoint_steps,
         runs_folder=Path(runs_dir).absolute(),
     )
+
+
+def _read_revisions(texts: Sequence[str], datasets: Iterable[Dataset]) -> Mapping[str | None, str]:
+    """The values of `--data-revision`, each for a repository that the datasets use."""
+    revisions = parse_data_revisions(texts)
+    repositories = sorted({dataset.repository for dataset in datasets if dataset.repository is not None})
+    for repository in revisions:
+        if not repositories or repository not in (None, *repositories):
+            found = ", ".join(repositories) or "no repository"
+            raise UsageError(f"--data-revision={repository or ''}: this repository is not used; found {found}")
+    return revisions
+
+
+def _read_changes(changes: Sequence[str], seed: int | None) -> dict[str, Any]:
+    """The changes of the recipe by `--set` and `--seed`."""
+    values = dict(_parse_change(change) for change in changes)
+    if seed is not None:
+        if "seed" in values:
+            raise UsageError(f"--seed={seed} and --set seed={values['seed']} both set the seed; give one of them")
+        values["seed"] = seed
+    return values
 
 
 def _read_mix(train: str, catalogue: Catalogue) -> Mix | None:
@@ -185,20 +198,20 @@ def _read_mix(train: str, catalogue: Catalogue) -> Mix | None:
 
 
 def _read_decoder(text: str) -> str:
-    """The absolute path of a folder, or a name on the hub."""
+    """Return the absolute path of a folder, or a name on the hub."""
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"--decoder={text}: that folder holds no config.json; give a model's folder or hub name")
+            raise UsageError(f"--decoder={text}: this folder has no config.json; give a model's folder or hub name")
         return str(path.absolute())
     name, _, _ = text.partition("@")
     if not text.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
-        raise UsageError(f"--decoder={text}: no such folder, and no OWNER/NAME[@REVISION] of the hub either")
+        raise UsageError(f"--decoder={text}: found neither a folder nor a name of the form OWNER/NAME[@REVISION]")
     return text
 
 
 def _parse_change(change: str) -> tuple[str, Any]:
-    """Key and value of one `--set KEY=VALUE`, the value read as YAML."""
+    """Return key and value of one `--set KEY=VALUE`; the value is read as YAML."""
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
         raise CatalogueError(f"--set={change}: expected KEY=VALUE, e.g. --set learning_rate=0.001")

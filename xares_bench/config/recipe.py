@@ -14,7 +14,7 @@ from xares_bench.core.parsing import Section, shown
 Adaptation = Literal["lora", "full"]
 FeatureDtype = Literal["encoder", "float16"]
 
-# The smallest value that makes sense; what is not named here must be above 0.
+# Smallest values that make sense; values that are not named here must be above 0.
 _AT_LEAST = {"seed": 0, "warmup_steps": 0}
 _AT_LEAST_ZERO = {"weight_decay", "lora_dropout", "max_dropped_share", "adam_beta1", "adam_beta2"}
 _BELOW_ONE = {"lora_dropout", "adam_beta1", "adam_beta2"}
@@ -22,30 +22,31 @@ _BELOW_ONE = {"lora_dropout", "adam_beta1", "adam_beta2"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """Hyper-parameters that a trained LALM depends on.
+    """Hyper-parameters of training, all of which a trained LALM depends on.
 
     Attributes:
-        seed: Of the projector's (and a new decoder's) weights, dropout and the order of the samples.
-        steps: Optimiser steps; None: those of the mix.
+        seed: Seed of the projector's (and a new decoder's) weights, dropout, and the order of the samples.
+        steps: Optimiser steps; None: as many as the mix has.
         batch_size: Samples per optimiser step.
         learning_rate: Peak of the schedule.
-        weight_decay: AdamW's, on matrices only (not on biases and norms).
-        adam_beta1: AdamW's first decay.
-        adam_beta2: AdamW's second decay.
+        weight_decay: AdamW's weight decay, on matrices only (not on biases and norms).
+        adam_beta1: AdamW's decay of the first moment.
+        adam_beta2: AdamW's decay of the second moment.
         adam_epsilon: AdamW's epsilon.
-        warmup_steps: Steps of linear warm-up; then the rate falls linearly to 0 at the last step.
+        warmup_steps: Steps of linear warm-up; then the learning rate falls linearly to 0 at the last step.
         max_grad_norm: Gradients are clipped at this norm.
-        adaptation: `lora`: adapters on all linear layers of the decoder; `full`: the decoder itself is trained.
+        adaptation: `lora`: adapters on all linear layers of the decoder; `full`: all parameters of the decoder are
+            trained.
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters, times 1 / rank.
         lora_dropout: Dropout before the adapters.
         max_audio_s: Longer training clips are cropped to a random window of this many seconds.
-        shuffle_buffer: Samples that a draw is shuffled among.
-        sort_window: Samples that are sorted by length before they are batched, longest first.
+        shuffle_buffer: Size of the shuffle buffer, in rows.
+        sort_window: Number of rows that are sorted by length, longest first, before they are batched.
         deterministic: Use deterministic algorithms.
-        compile: Compile the decoder's layers (torch.compile); pays only in long trainings, and needs a compiler.
-        max_dropped_share: More unusable samples than this share of a split are an error.
-        feature_dtype: What features are kept and used in: `encoder`: what the encoder gives; `float16`: half the disk.
+        compile: Compile the decoder's layers (torch.compile); worth it only in long trainings, and needs a compiler.
+        max_dropped_share: Largest share of unusable samples in a split; more are an error.
+        feature_dtype: Type of features on disk and in use: `encoder`: the encoder's; `float16`: half the disk space.
     """
 
     seed: int
@@ -76,10 +77,10 @@ class GenerationRecipe:
     """Hyper-parameters of greedy decoding.
 
     Attributes:
-        repetition_penalty: Divides the logits of tokens that were generated already.
-        max_new_tokens: At most this many tokens a clip.
-        generation_batch_size: At most this many clips are generated for at once.
-        generation_positions: Positions that their cache holds, all clips together (a longer clip has it to itself).
+        repetition_penalty: Divides the logits of tokens that were generated before.
+        max_new_tokens: Maximal number of tokens per clip.
+        generation_batch_size: Maximal number of clips in a batch.
+        generation_positions: Maximal number of positions in the cache of a batch; a longer clip is a batch of its own.
     """
 
     repetition_penalty: float
@@ -90,29 +91,29 @@ class GenerationRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All hyper-parameters, in the two groups that results depend on separately."""
+    """All hyper-parameters, in two groups: trained LALMs depend on the first only, scores on both."""
 
     training: TrainingRecipe
     generation: GenerationRecipe
 
     def values(self) -> dict[str, Any]:
-        """Every hyper-parameter by its name."""
+        """Return every hyper-parameter by name."""
         return {**dataclasses.asdict(self.training), **dataclasses.asdict(self.generation)}
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
-        """A recipe with some values changed.
+        """Return the recipe with some values changed.
 
         Raises:
-            CatalogueError: There is no such value, or it is of another type or out of range.
+            CatalogueError: A value is unknown, of the wrong type or out of range.
         """
         return read_recipe(Section(Path("--set"), "", {**self.values(), **changes}, CatalogueError))
 
 
 def read_recipe(section: Section) -> Recipe:
-    """The recipe that a mapping of all its values describes.
+    """Return the recipe that a mapping of all its values describes.
 
     Raises:
-        UsageError: Of the section's type: a value is missing, unknown, of another type or out of range.
+        UsageError: Of the section's type: a value is missing, unknown, of the wrong type or out of range.
     """
     section.only(*(field.name for part in (TrainingRecipe, GenerationRecipe) for field in dataclasses.fields(part)))
     return Recipe(
@@ -122,7 +123,7 @@ def read_recipe(section: Section) -> Recipe:
 
 
 def _read_values(section: Section, part: type[TrainingRecipe] | type[GenerationRecipe]) -> dict[str, Any]:
-    """The values of one part of a recipe, each checked against the type and range of its field."""
+    """Return the values of one part of a recipe, each checked for the type and range of its field."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         name, value = field.name, section.values.get(field.name)

@@ -133,7 +133,7 @@ def _model_type(config_file: Path, label: str, *, trust_remote_code: bool) -> st
     try:
         config = parse_json(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        _refuse(label, f"has a {_CONFIG_FILE} that cannot be read: {_one_line(error)}; mend or fetch it again")
+        _refuse(label, f"has a {_CONFIG_FILE} that cannot be read: {_one_line(error)}; fix it or download it again")
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(model_type, str):
         _refuse(label, f"has a {_CONFIG_FILE} without a model_type; {_SUPPORTED}; {_WHAT_TO_DO}")

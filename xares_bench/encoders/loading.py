@@ -216,7 +216,7 @@ def _kind(value: object) -> str:
 
 def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
     place = spec.file if spec.file is not None else spec.module
-    with _users_code("loads", f"importing {place}", "install what is missing or mend the import"):
+    with _users_code("loads", f"importing {place}", "install what is missing or fix the import"):
         if spec.file is not None:
             source_module = _import_file(spec.file)
         else:
@@ -274,7 +274,7 @@ def _construct(encoder_class: type[nn.Module], spec: EncoderSpec) -> nn.Module:
                 "arguments",
                 f"{call}: {error}; the constructor takes {signature}, so change --encoder-args or give it defaults",
             ) from None
-    with _users_code("arguments", call, "change --encoder-args or mend the constructor"):
+    with _users_code("arguments", call, "change --encoder-args or fix the constructor"):
         return encoder_class(**arguments)
 
 
