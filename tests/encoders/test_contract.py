@@ -71,7 +71,7 @@ BROKEN = {
     "relative import": ("from .helper import x\n" + GOOD, {}, "loads", "relative import"),
     "fails at import": ("1 / 0\n" + GOOD, {}, "loads", "ZeroDivisionError: division by zero at enc.py:1"),
     "exits at import": ("raise SystemExit(3)\n" + GOOD, {}, "loads", "SystemExit: 3 at enc.py:1"),
-    "deleted class": (GOOD + "del GoodEncoder\n", {}, "loads", "holds no GoodEncoder"),
+    "deleted class": (GOOD + "del GoodEncoder\n", {}, "loads", "has no GoodEncoder"),
     "not a Module": (
         "class NoEncoder:\n    output_dim = 4\n",
         {},
@@ -172,12 +172,17 @@ BROKEN = {
         "mask-shape",
         "[1, 40] for 40 frames; return None or [3, 40]",
     ),
-    "mask of 2": (result("return frames, None if keep is None else 2 * keep"), {}, "mask-shape", "the mask holds 2;"),
+    "mask of 2": (
+        result("return frames, None if keep is None else 2 * keep"),
+        {},
+        "mask-shape",
+        "the mask contains 2;",
+    ),
     "mask of minus infinity": (
         result("return frames, None if keep is None else keep.float().log()"),
         {},
         "mask-shape",
-        "the mask holds -inf;",
+        "the mask contains -inf;",
     ),
     "empty mask": (
         result("return frames, None if keep is None else keep * (keep.sum(1) > 4)[:, None]"),

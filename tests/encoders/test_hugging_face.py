@@ -320,7 +320,7 @@ def save_broken_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("save", "words"),
     [
-        (lambda folder: folder.mkdir(), ["holds no config.json", "save_pretrained"]),
+        (lambda folder: folder.mkdir(), ["has no config.json", "save_pretrained"]),
         (save_text_model, ["is a llama model, which takes input_ids, not audio", "supported are the audio models"]),
         (save_bert, ["is a bert model, which takes input_ids, not audio", "class of your own"]),
         (save_vision_model, ["is a vit model, which takes pixel_values, not audio", "class of your own"]),

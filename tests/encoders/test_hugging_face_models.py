@@ -123,7 +123,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(hub: Hub, machine: Machine, mo
     assert gone.startswith("loads: hf:owner/gone is not on the hub, or is private, and is no folder here; ")
     assert revision.startswith("loads: hf:owner/there@v9 has no revision 'v9'; name one of its branches")
     assert gated.startswith("loads: hf:owner/gated is gated; accept its terms on its page and set HF_TOKEN")
-    assert data.startswith("loads: hf:owner/data holds no config.json, so it is no model that transformers can load; ")
+    assert data.startswith("loads: hf:owner/data has no config.json, so it is no model that transformers can load; ")
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])

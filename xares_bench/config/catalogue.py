@@ -22,7 +22,7 @@ from xares_bench.metrics.registry import check_metric
 DATA_FOLDER = Path(__file__).parent
 REPOSITORY_ROOT = Path(__file__).parent.parent.parent
 
-# More paths in one pattern are a slip of the keyboard, which must not fill the memory.
+# A pattern with more paths is a typing error, which must not exhaust memory.
 _MAX_PATHS = 100_000
 _NUMBER_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTER_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
@@ -30,7 +30,7 @@ _LETTER_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The shards of one split and the JSON fields that hold a clip's targets.
+    """The shards of one split, and the JSON fields with a clip's targets.
 
     Attributes:
         shards: Paths, braces expanded, relative to the data folder unless absolute.
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One named set of shards with prompts, target keys and a metric.
+    """A named dataset: shards, prompts, target keys and a metric.
 
     Attributes:
         name: Its id, e.g. `esc-50`.
@@ -80,7 +80,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """What a LALM is trained on: datasets with sampling weights that sum to 1.
+    """A training mix: datasets with sampling weights that sum to 1.
 
     Attributes:
         name: `task1`, `task2`, `all`, a dataset's name, or the name of a YAML file.
@@ -122,14 +122,14 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """Everything there is to train on and to evaluate, for one preset."""
+    """All datasets, tasks and mixes of one preset."""
 
     preset: Preset
     datasets: Mapping[str, Dataset]
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the datasets of every task."""
+        """Names of the datasets by task."""
         tasks: dict[str, tuple[str, ...]] = {}
         for dataset in self.datasets.values():
             tasks[dataset.task] = (*tasks.get(dataset.task, ()), dataset.name)
@@ -137,11 +137,11 @@ class Catalogue:
 
     @property
     def mix_names(self) -> tuple[str, ...]:
-        """Everything that `mix` knows: every task, all, every dataset."""
+        """Names that `mix` knows: every task, `all`, every dataset."""
         return (*self.tasks, "all", *self.datasets)
 
     def mix(self, name: str) -> Mix:
-        """The mix of a task, of all, or of one dataset.
+        """Return the mix of a task, of all tasks, or of one dataset.
 
         Raises:
             CatalogueError: There is no such mix.
@@ -164,7 +164,7 @@ class Catalogue:
 def load_catalogue(
     preset: str, datasets_file: Path = DATA_FOLDER / "datasets.yaml", presets_file: Path = DATA_FOLDER / "presets.yaml"
 ) -> Catalogue:
-    """The catalogue, resolved for a preset.
+    """Read the catalogue for a preset.
 
     Raises:
         CatalogueError: There is no such preset, or a file is ill-formed.
@@ -194,7 +194,7 @@ def load_catalogue(
 def make_mix(
     name: str, datasets: Iterable[Dataset], weights: Iterable[float], steps: int, num_workers: int | None = None
 ) -> Mix:
-    """A mix with weights normalised to a sum of 1."""
+    """Return a mix, with weights normalised to a sum of 1."""
     weights = tuple(weights)
     total = math.fsum(weights)
     return Mix(
@@ -207,7 +207,7 @@ def make_mix(
 
 
 def expand_braces(pattern: str) -> tuple[str, ...]:
-    """The paths that a brace pattern stands for.
+    """Return the paths that a brace pattern stands for.
 
     >>> expand_braces("fold_{08..10}.tar")
     ('fold_08.tar', 'fold_09.tar', 'fold_10.tar')
@@ -275,7 +275,7 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
 
 
 def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a metric, checked, from a mapping `{name: NAME, ARGUMENT: VALUE, ...}`."""
+    """Read name and arguments of a metric from a mapping `{name: NAME, ARGUMENT: VALUE, ...}`."""
     name = section.text("name")
     arguments = {key: value for key, value in section.scalars().items() if key != "name"}
     try:
@@ -293,7 +293,7 @@ def _expand(section: Section, key: str, pattern: str) -> tuple[str, ...]:
 
 
 def _num_paths(pattern: str) -> int:
-    """How many paths a brace pattern stands for, or a little more, counted without making them."""
+    """Count the paths of a brace pattern, or a few more, without building them."""
     # For every open brace, outermost first: paths of its finished alternatives, and of the one being read.
     counts = [[0, 1]]
     for part in re.split(r"([{},])", pattern):
@@ -315,7 +315,7 @@ def _num_paths(pattern: str) -> int:
 
 
 def _weights_of_all(datasets: tuple[Dataset, ...]) -> list[float]:
-    """Weights of the mix of all: the stated one, else the share of the mix's training shards."""
+    """Return the weights of the mix `all`: the stated one, else the share of the mix's training shards."""
     shards = [len(dataset.train.shards) if dataset.train else 0 for dataset in datasets]
     return [
         num_shards / sum(shards) if dataset.mix_weight_all is None else dataset.mix_weight_all

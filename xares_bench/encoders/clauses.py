@@ -10,25 +10,25 @@ from types import MappingProxyType
 
 CLAUSES: Mapping[str, str] = MappingProxyType(
     {
-        "loads": "The encoder's file or module can be imported and holds the class.",
+        "loads": "The encoder's file or module can be imported and contains the class.",
         "is-module": "The class is a torch.nn.Module.",
-        "arguments": "Its constructor accepts --encoder-args, or nothing if there are none.",
+        "arguments": "The class accepts --encoder-args, or no arguments if there are none.",
         "output-dim": "Its attribute output_dim is a positive int.",
         "no-mask": "It encodes float32 audio [B, samples] with mask None.",
         "two-results": "It returns two things: features and a mask.",
         "features-float": "The features are a tensor of floats.",
         "features-shape": "The features have the shape [B, T, output_dim], with T at least 1.",
-        "device": "It can be moved to the device and answers on the device of its input.",
-        "features-finite": "The features hold neither NaN nor infinity.",
-        "mask-shape": "The mask it returns is None or [B, T] of 0 and 1, with a 1 for every clip.",
+        "device": "It can be moved to a device, and its results are on the device of its input.",
+        "features-finite": "The features contain neither NaN nor infinity.",
+        "mask-shape": "The returned mask is None or [B, T] of 0 and 1, with at least one 1 per clip.",
         "lengths": "It encodes clips of 0.1 s, 1 s and 30 s.",
         "batches": "It encodes batches of 1 and 3.",
         "with-mask": "It encodes a padded batch with an integer mask [B, samples], 1 for audio and 0 for padding.",
-        "input-unchanged": "It does not write into the audio or the mask it is given.",
-        "frozen": "It stays in eval mode and its weights do not move.",
+        "input-unchanged": "It does not write into its input, neither audio nor mask.",
+        "frozen": "It stays in eval mode, and its weights do not change.",
         "repeatable": "The same input gives the same features twice.",
-        "others": "A clip's features do not depend on the clips of its length in the same batch.",
-        "padding": "A padded clip has the features of the clip alone (a finding: it decides how clips are batched).",
+        "others": "A clip's features do not depend on other clips of equal length in the same batch.",
+        "padding": "A padded clip has the features of the clip alone (a finding that decides how clips are batched).",
     }
 )
-"""Name of each clause -> what it demands, in the order in which they are checked."""
+"""What each clause demands, by name, in the order of the checks."""

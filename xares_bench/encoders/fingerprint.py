@@ -1,8 +1,11 @@
-"""The identity of an encoder: source, constructor's arguments, weights, settings, and the libraries it stands on.
+"""The fingerprint of an encoder: a digest of its source, arguments, weights, settings, and the libraries it uses.
 
-Two encoders with one fingerprint give the same features, so features are filed under it. Where the file lies and when
-it was written do not enter. Settings are the configurations and feature extractors of transformers that the encoder
-holds; other files that it reads and that change neither source nor weights cannot be seen from outside.
+Encoders with the same fingerprint give the same features, so features are cached under it. Location and time of the
+file do not count. Settings are the configurations and feature extractors of transformers among the encoder's
+attributes. Other files that the encoder reads, and that change neither source nor weights, cannot be detected.
+
+Source is followed statically, through all import statements, executed or not. What an encoder executes may depend on
+the input, so a module that the constructor did not import may still change features later.
 """
 
 from __future__ import annotations
@@ -27,21 +30,21 @@ from xares_bench.core.digests import code_digest, digest_of, file_digest, librar
 
 _CHUNK_ELEMENTS = 1 << 22
 
-# What a configuration says about itself, rather than about what is computed.
+# Values of a configuration that describe its origin, and not what is computed.
 _UNSETTING_KEYS = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
 
 
 def fingerprint(
     spec: EncoderSpec, encoder_module: nn.Module, source_module: ModuleType, weights: Mapping[str, str], folder: Path
 ) -> str:
-    """SHA-256 of all that makes the encoder's features, as 64 hexadecimal digits.
+    """Return the SHA-256 of everything that the encoder's features depend on, as 64 hexadecimal digits.
 
     Args:
-        spec: Names the class and carries the constructor's arguments.
+        spec: The class and its arguments.
         encoder_module: The constructed encoder.
-        source_module: The Python module the class was found in.
+        source_module: The Python module of the class.
         weights: Digest of each tensor, from `weight_digests`.
-        folder: Where imports of that module are looked up first.
+        folder: Folder in which imports of that module are looked up first.
     """
     sources, libraries = _reached_sources(source_module, encoder_module, folder)
     return digest_of(
@@ -57,13 +60,13 @@ def fingerprint(
 
 
 def weight_digests(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of every tensor of a module, by name: parameters, buffers (also non-persistent) and plain attributes."""
+    """Return the SHA-256 of every tensor of a module, by name: parameters, all buffers, and plain attributes."""
     return {name: _tensor_digest(tensor) for name, tensor in _named_tensors(module)}
 
 
 @functools.cache
 def is_library_file(file: str) -> bool:
-    """Whether a source file belongs to the standard library or an installed distribution, not to the user.
+    """Whether a source file belongs to the standard library or an installed package, and not to the user.
 
     >>> is_library_file(ast.__file__), is_library_file("my_encoder.py")
     (True, False)
@@ -89,7 +92,7 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _setting_digests(module: nn.Module) -> dict[str, str]:
-    """Digest of every configuration and feature extractor of transformers that a module or a child of it holds."""
+    """Return digests of all configurations and feature extractors of transformers among a module's attributes."""
     digests = {}
     for prefix, child in module.named_modules():
         for name, value in vars(child).items():
@@ -103,7 +106,7 @@ def _setting_digests(module: nn.Module) -> dict[str, str]:
 
 def _without_place(settings: object) -> object:
     if isinstance(settings, Mapping):
-        # Keys as text, since labels are numbered and numbers do not sort among names.
+        # Keys as text: label names have numbers as keys, which cannot be sorted among names.
         return {str(key): _without_place(value) for key, value in settings.items() if key not in _UNSETTING_KEYS}
     return [_without_place(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
@@ -122,11 +125,11 @@ def _tensor_digest(tensor: torch.Tensor) -> str:
 def _reached_sources(
     source_module: ModuleType, encoder_module: nn.Module, folder: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of the user's own modules that the encoder reaches, by name, and versions of the libraries, by name.
+    """Return digests of the user's modules that the encoder reaches, and versions of the libraries, both by name.
 
-    Reached is what an import statement names anywhere in a reached file, executed or not, what a module's globals come
-    from, and where the classes of submodules are defined. The encoder's own module has the name "". Of our own modules
-    it is the code that counts, as everywhere in keys, not its comments.
+    A module is reached if an import statement names it anywhere in a reached file, executed or not, if a global of a
+    reached module comes from it, or if it defines the class of a submodule. The encoder's own module has the name "".
+    For modules of xares_bench the code counts without comments, as in all cache keys.
     """
     sources: dict[str, str] = {}
     libraries = {"torch"}
@@ -159,20 +162,20 @@ def _reached_sources(
         if file is None or not Path(file).is_file():
             continue
         if not is_own and is_library_file(file):
-            # A part of a namespace package, such as google.protobuf.
+            # Part of a namespace package, such as google.protobuf.
             libraries.update(_distributions().get(top, ()))
             continue
         sources["" if is_own else name] = file_digest(Path(file))
         pending.extend(_imported_names(name, Path(file)))
         pending.extend(_global_origins(name))
     if "transformers" in libraries:
-        # Some of its feature extractors compute with torchaudio where that is installed, and with numpy elsewhere.
+        # Some of its feature extractors use torchaudio if it is installed, and numpy otherwise.
         libraries.add("torchaudio")
     return sources, library_versions(sorted(libraries))
 
 
 def _source_file(name: str, folder: Path) -> str | None:
-    """The file of a module, loaded or not; None if there is none or it cannot be found."""
+    """Return the file of a module, loaded or not; None if it has none or is not found."""
     module = sys.modules.get(name)
     if module is not None:
         return getattr(module, "__file__", None)
@@ -181,14 +184,14 @@ def _source_file(name: str, folder: Path) -> str | None:
 
 
 def _imported_names(name: str, file: Path) -> Iterator[str]:
-    """Every module name that a file's import statements may mean, also inside functions."""
+    """Yield every module name that a file's import statements may mean, including those inside functions."""
     if file.suffix != ".py":
         return
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     try:
         tree = ast.parse(file.read_bytes())
     except SyntaxError:
-        # Named by an import that is not executed; it cannot be imported either.
+        # Only an import that is never executed can name such a file.
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -201,16 +204,16 @@ def _imported_names(name: str, file: Path) -> Iterator[str]:
                 except ImportError:
                     continue
             yield base
-            # What is imported from a package may be a module or a name in it.
+            # A name imported from a package may be a module.
             yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
 def _global_origins(name: str) -> Iterator[str]:
-    """Names of the modules that a loaded module's globals come from."""
+    """Yield the names of the modules that a loaded module's globals come from."""
     module = sys.modules.get(name)
     for global_name, value in list(vars(module).items()) if module is not None else []:
         if global_name.startswith("__"):
-            # What the import machinery leaves there, such as a loader of ours.
+            # Set by the import machinery, such as our loader.
             continue
         if isinstance(value, ModuleType):
             yield value.__name__

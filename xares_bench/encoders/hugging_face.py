@@ -1,4 +1,4 @@
-"""What `--encoder=hf:NAME_OR_FOLDER[@REVISION]` stands for: a Hugging Face audio model, wrapped as an encoder.
+"""`--encoder=hf:NAME_OR_FOLDER[@REVISION]`: a Hugging Face audio model as an encoder.
 
 Shapes: B clips, S samples, N samples of one clip, T frames, D = output_dim.
 """
@@ -15,7 +15,7 @@ from xares_bench.encoders.hugging_face_families import with_silence, wrap
 from xares_bench.encoders.hugging_face_models import load_hub_model
 
 SAMPLE_RATE_HZ = 16_000
-# Shorter clips are filled up with silence: no model makes a frame of less than some 25 ms.
+# Shorter clips are filled up with silence: models need some 25 ms for a frame.
 _MIN_SAMPLES = SAMPLE_RATE_HZ // 10
 
 
@@ -24,7 +24,7 @@ class HubEncoder(nn.Module):
 
     Attributes:
         output_dim: Width of the features.
-        commit: The commit that the model's files are of, or None for a folder.
+        commit: The commit of the model's files, or None for a folder.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class HubEncoder(nn.Module):
         self.wrapper.layer = _checked_layer(layer, self.wrapper.num_states, found.label)
 
     def forward(self, audio: Tensor, audio_attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features `[B, T, D]` and their mask `[B, T]` of audio `[B, S]` at 16 kHz with a mask `[B, S]` or None."""
+        """Return features `[B, T, D]` and mask `[B, T]` of audio `[B, S]` at 16 kHz, with a mask `[B, S]` or None."""
         clips = list(audio)
         if audio_attention_mask is not None:
             clips = [clip_S[:num] for clip_S, num in zip(audio, audio_attention_mask.sum(dim=1).tolist(), strict=True)]

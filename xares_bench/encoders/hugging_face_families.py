@@ -53,20 +53,20 @@ class ModelWrapper(nn.Module, abc.ABC):
         """Return the features `[T, D]` of every clip `[N]`."""
 
     def hidden(self, **inputs: Tensor | None) -> Tensor:
-        """The chosen hidden state `[B, T, D]`."""
+        """Return the chosen hidden state `[B, T, D]`."""
         outputs = self.model(**inputs, output_hidden_states=self.layer is not None)
         state: Tensor = outputs.last_hidden_state if self.layer is None else outputs.hidden_states[self.layer]
         return state
 
     def extracted(self, clips: Sequence[Tensor], **options: Any) -> dict[str, Tensor]:
-        """What the feature extractor makes of clips, on their device."""
+        """Return the output of the feature extractor for clips, on their device."""
         arrays = [clip_N.cpu().numpy() for clip_N in clips]
         made = self.extractor(arrays, sampling_rate=self.extractor.sampling_rate, return_tensors="pt", **options)
         return {name: value.to(clips[0].device) for name, value in made.items()}
 
 
 class WindowWrapper(ModelWrapper):
-    """A model for windows of one length: clips are cut into windows, and the frames of their windows joined.
+    """A model for windows of a fixed length: clips are cut into windows, and the frames of their windows joined.
 
     Attributes:
         window_samples: Samples in a window.
@@ -75,7 +75,7 @@ class WindowWrapper(ModelWrapper):
     window_samples: int
 
     def encode(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every clip `[N]`."""
+        """Return the features `[T, D]` of every clip `[N]`."""
         windows = [torch.split(clip_N, self.window_samples) for clip_N in clips]
         flat = [window_N for of_clip in windows for window_N in of_clip]
         frames: list[Tensor] = []
@@ -86,11 +86,11 @@ class WindowWrapper(ModelWrapper):
 
     @abc.abstractmethod
     def encode_windows(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every window `[N]`, without frames beyond its end."""
+        """Return the features `[T, D]` of every window `[N]`, without frames after its end."""
 
 
 class WhisperWrapper(WindowWrapper):
-    """The encoder half of Whisper; a frame for every 20 ms that have begun."""
+    """The encoder of Whisper; one frame for every 20 ms that have begun."""
 
     def __init__(self, model: Any, extractor: Any) -> None:
         """Take a loaded model and its feature extractor."""
@@ -99,7 +99,7 @@ class WhisperWrapper(WindowWrapper):
         self.frame_samples: int = extractor.hop_length * self.model.conv1.stride[0] * self.model.conv2.stride[0]
 
     def encode_windows(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every window `[N]`."""
+        """Return the features `[T, D]` of every window `[N]`."""
         inputs = self.extracted(windows, device=str(windows[0].device))
         hidden_WTD = self.hidden(input_features=inputs["input_features"])
         num_frames = [-(-len(window_N) // self.frame_samples) for window_N in windows]
@@ -107,9 +107,9 @@ class WhisperWrapper(WindowWrapper):
 
 
 class SpectrogramWrapper(WindowWrapper):
-    """AST: the mean over the frequencies of the patches of one moment; the two tokens of no moment are left out."""
+    """AST: the mean over frequencies of the patches of each moment; the two summary tokens are left out."""
 
-    # Of the spectrogram that its feature extractor makes, at 16 kHz.
+    # Of the feature extractor's spectrogram, in samples at 16 kHz.
     _spectrum_samples = 400
     _hop_samples = 160
 
@@ -122,7 +122,7 @@ class SpectrogramWrapper(WindowWrapper):
         self.patch_spectra: int = config.time_stride
 
     def encode_windows(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every window `[N]`, a frame for each patch that begins in it."""
+        """Return the features `[T, D]` of every window `[N]`, one frame for each patch that begins in it."""
         windows = [with_silence(window_N, self._spectrum_samples) for window_N in windows]
         hidden_WPD = self.hidden(**self.extracted(windows))[:, 2:]
         hidden_WTD = hidden_WPD.reshape(len(windows), self.num_bands, -1, self.output_dim).mean(dim=1)
@@ -148,7 +148,7 @@ class WaveformWrapper(ModelWrapper):
             self.norm = first.layer_norm = _ClipNorm(first.layer_norm, first.conv)
 
     def encode(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every clip `[N]`."""
+        """Return the features `[T, D]` of every clip `[N]`."""
         if self.extractor.do_normalize:
             clips = [(clip_N - clip_N.mean()) / (clip_N.var(correction=0) + 1e-7).sqrt() for clip_N in clips]
         audio_BS = pad_sequence(list(clips), batch_first=True)
@@ -156,17 +156,17 @@ class WaveformWrapper(ModelWrapper):
         mask_BS = torch.arange(audio_BS.shape[1], device=audio_BS.device) < lengths_B[:, None]
         if self.norm is not None:
             self.norm.lengths_B = lengths_B
-        # A mask of ones says nothing, and attention without a mask is faster.
+        # A mask of ones changes nothing, and attention without a mask is faster.
         hidden_BTD = self.hidden(input_values=audio_BS, attention_mask=None if mask_BS.all() else mask_BS.long())
         num_frames = self.model._get_feat_extract_output_lengths(lengths_B).tolist()
         return [frames_TD[:num] for frames_TD, num in zip(hidden_BTD, num_frames, strict=True)]
 
 
 class _ClipNorm(nn.Module):
-    """A group norm over time whose statistics are of the clip alone: the library's own counts the padding in.
+    """A group norm over time with statistics of the clip alone; the library's own includes the padding.
 
     Attributes:
-        lengths_B: Samples of the clips of the next batch.
+        lengths_B: Number of samples of each clip in the next batch.
     """
 
     lengths_B: Tensor
@@ -178,7 +178,7 @@ class _ClipNorm(nn.Module):
         self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
 
     def forward(self, frames_BCN: Tensor) -> Tensor:
-        """Normalised frames `[B, C, N]`."""
+        """Return normalised frames `[B, C, N]`."""
         num_frames_B11 = ((self.lengths_B - self.kernel) // self.stride + 1)[:, None, None]
         is_valid_B1N = torch.arange(frames_BCN.shape[2], device=frames_BCN.device) < num_frames_B11
         mean_BC1 = (frames_BCN * is_valid_B1N).sum(dim=2, keepdim=True) / num_frames_B11
@@ -188,11 +188,12 @@ class _ClipNorm(nn.Module):
 
 
 class GenericWrapper(ModelWrapper):
-    """Any model that its feature extractor can feed: clips of equal length together, so that none is padded."""
+    """Any model whose feature extractor takes audio: clips of equal length together, so that none is padded."""
 
     def __init__(self, model: Any, extractor: Any) -> None:
         """Take a loaded model and its feature extractor."""
-        # Not the base's: what such a model's config calls its sizes is unknown, so a second of noise tells them.
+        # Not the base class's: such a model's config may have other names for its sizes, so a second of noise shows
+        # them.
         nn.Module.__init__(self)
         self.model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         self.extractor = extractor
@@ -207,7 +208,7 @@ class GenericWrapper(ModelWrapper):
         self.num_states = len(outputs.hidden_states or ())
 
     def encode(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Features `[T, D]` of every clip `[N]`."""
+        """Return the features `[T, D]` of every clip `[N]`."""
         frames: dict[int, Tensor] = {}
         for length in {len(clip_N) for clip_N in clips}:
             indices = [index for index, clip_N in enumerate(clips) if len(clip_N) == length]
@@ -236,10 +237,10 @@ FAMILIES: Mapping[str, type[ModelWrapper]] = MappingProxyType(
 
 
 def wrap(found: HubModel) -> ModelWrapper:
-    """Wrap a model as its family demands.
+    """Wrap a model in the wrapper of its family.
 
     Raises:
-        EncoderError: It is of no family, and gives no features for a second of audio.
+        EncoderError: The model has no family, and gives no features for a second of audio.
     """
     family = FAMILIES.get(found.model_type)
     if family is not None and family.fits(found.model.config):
@@ -247,10 +248,10 @@ def wrap(found: HubModel) -> ModelWrapper:
     try:
         return GenericWrapper(found.model, found.extractor)
     except Exception as error:
-        # Whatever a model does that is not made for this.
+        # Whatever it raises, the model is not made for this.
         found.refuse(f"that gives no features for a second of audio ({type(error).__name__}: {error})")
 
 
 def with_silence(clip_N: Tensor, min_samples: int) -> Tensor:
-    """The clip, followed by silence up to `min_samples` if it is shorter."""
+    """Return the clip, followed by silence up to `min_samples` if it is shorter."""
     return nn.functional.pad(clip_N, (0, max(min_samples - len(clip_N), 0)))

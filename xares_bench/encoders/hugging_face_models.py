@@ -1,4 +1,4 @@
-"""Audio models in the Hugging Face format: located, looked at, loaded; what stands against it is told in one line.
+"""Audio models in the Hugging Face format: located, checked and loaded, or refused in one line.
 
 Nothing big is downloaded before config and feature extractor have shown that the model can be fed with audio.
 """
@@ -30,7 +30,7 @@ _WHAT_TO_DO = "wrap the model in a class of your own and give its file (examples
 _CONFIG_FILE = "config.json"
 _MAX_MESSAGE_CHARACTERS = 200
 
-# Used in training only, and missing from many checkpoints that were fine-tuned.
+# Used in training only, and missing from many fine-tuned checkpoints.
 _DISPENSABLE_WEIGHTS = ("masked_spec_embed", "pooler.")
 
 
@@ -53,7 +53,7 @@ class HubModel:
     commit: str | None
 
     def refuse(self, problem: str) -> NoReturn:
-        """Say why it cannot be wrapped.
+        """Refuse the model, with its type and the reason.
 
         Raises:
             EncoderError: Always.
@@ -62,7 +62,7 @@ class HubModel:
 
 
 def load_hub_model(name: str, revision: str | None, *, trust_remote_code: bool) -> HubModel:
-    """The model of a folder, or of the hub at a revision (None: its default branch).
+    """Load the model of a folder, or of the hub at a revision (None: its default branch).
 
     Raises:
         EncoderError: There is no such model or revision, it cannot be reached, it is no audio model, it needs code of
@@ -102,11 +102,11 @@ def _refuse(label: str, problem: str) -> NoReturn:
 
 
 def _located(name: str, revision: str | None, label: str) -> tuple[Path, str | None]:
-    """The model's config on disk, and the commit it is of (None in a folder)."""
+    """Return the model's config file on disk, and its commit (None for a folder)."""
     if Path(name).is_dir():
         file = Path(name) / _CONFIG_FILE
         if not file.is_file():
-            _refuse(label, f"holds no {_CONFIG_FILE}; give a folder made by save_pretrained or by hf download")
+            _refuse(label, f"has no {_CONFIG_FILE}; give a folder made by save_pretrained or by hf download")
         return file, None
     try:
         file = Path(huggingface_hub.hf_hub_download(name, _CONFIG_FILE, revision=revision))
@@ -122,10 +122,10 @@ def _located(name: str, revision: str | None, label: str) -> tuple[Path, str | N
             "is not in the cache, and the hub is out of reach; go online once (HF_HUB_OFFLINE unset), or give a folder",
         )
     except hub_errors.EntryNotFoundError:
-        _refuse(label, f"holds no {_CONFIG_FILE}, so it is no model that transformers can load; {_WHAT_TO_DO}")
+        _refuse(label, f"has no {_CONFIG_FILE}, so it is no model that transformers can load; {_WHAT_TO_DO}")
     except (OSError, ValueError) as error:
         _refuse(label, f"cannot be fetched: {_one_line(error)}; try again, or give a folder")
-    # The hub's cache keeps the files of a commit in a folder of that name.
+    # In the hub's cache the folder of a file has the name of its commit.
     return file, file.parent.name
 
 
@@ -144,17 +144,17 @@ def _model_type(config_file: Path, label: str, *, trust_remote_code: bool) -> st
             _refuse(
                 label,
                 f"is a {model_type!r} model that runs Python code of its own; read that code, and if you trust it, "
-                """say --encoder-args='{"trust_remote_code": true}'""",
+                """pass --encoder-args='{"trust_remote_code": true}'""",
             )
     return model_type
 
 
 def _loaded(label: str, part: str, auto_class: Any, name: str, **arguments: Any) -> Any:
-    """What `auto_class.from_pretrained` gives."""
+    """Return the result of `auto_class.from_pretrained`."""
     try:
         return auto_class.from_pretrained(name, **arguments)
     except Exception as error:
-        # Whatever a library, or a model's own code, finds wrong with a model's files.
+        # Whatever a library, or a model's own code, raises because of the files.
         raise EncoderError(
             "loads",
             f"{label} gives no {part} that transformers can load: {_one_line(error)}; {_SUPPORTED}; {_WHAT_TO_DO}",
@@ -163,7 +163,7 @@ def _loaded(label: str, part: str, auto_class: Any, name: str, **arguments: Any)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No report of weights that are there and not needed, such as a recogniser's head."""
+    """Suppress the report of weights that are not needed, such as the head of a recogniser."""
     before = logging.get_verbosity()
     logging.set_verbosity(ERROR)
     try:

@@ -1,4 +1,4 @@
-"""The user's encoder: found, constructed, frozen, and looked at with every result it gives.
+"""The user's encoder: imported, constructed, frozen, and its results checked on every call.
 
 Shapes: B clips, S samples (16 kHz), T frames, D = output_dim.
 """
@@ -33,20 +33,20 @@ _MODULE_PREFIX = "_xares_bench_encoder_"
 _MAX_MESSAGE_CHARACTERS = 300
 
 _local_modules: set[str] = set()
-"""Names of the user's modules that the last load brought in; the next one imports them anew, so that edits count."""
+"""Names of the user's modules that the last load imported. The next load imports them again, so that edits count."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenEncoder:
-    """An encoder that stays in eval mode, without gradients, and whose results are checked on every call.
+    """An encoder in eval mode, without gradients, whose results are checked on every call.
 
     Attributes:
         module: The user's module.
-        spec: Where it came from.
+        spec: Which encoder it is.
         output_dim: Width D of its features.
-        device: Where it computes.
-        fingerprint: Digest of its source, arguments, weights and libraries, as hexadecimal digits.
-        weights: Digest of each of its tensors at loading, by name.
+        device: Its device.
+        fingerprint: Digest of its source, arguments, weights and libraries, in hexadecimal digits.
+        weights: Digest of each of its tensors after loading, by name.
     """
 
     module: nn.Module
@@ -58,11 +58,11 @@ class FrozenEncoder:
 
     @property
     def name(self) -> str:
-        """What it is called in results: the name of its class, or of the model on the hub."""
+        """Its name in results: that of its class, or of the model on the hub."""
         return self.spec.name
 
     def __call__(self, audio_BS: Tensor, mask_BS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Features `[B, T, D]` in the encoder's own dtype, and their mask `[B, T]` as bool or None if all are valid.
+        """Return features `[B, T, D]` in the encoder's own dtype, and their bool mask `[B, T]`, or None for all.
 
         Args:
             audio_BS: Float32 samples `[B, S]` at 16 kHz.
@@ -75,12 +75,12 @@ class FrozenEncoder:
         return checked_result(self.run(audio_BS, mask_BS), audio_BS, mask_BS, self.output_dim)
 
     def placed(self, audio_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The inputs on the encoder's device, the mask as int64."""
+        """Return the inputs on the encoder's device, the mask as int64."""
         audio_BS = audio_BS.to(self.device)
         return audio_BS, None if mask_BS is None else mask_BS.to(audio_BS.device, torch.long)
 
     def run(self, audio_BS: Tensor, mask_BS: Tensor | None) -> object:
-        """Whatever the module returns for inputs on its device, unchecked.
+        """Return what the module returns for inputs on its device, unchecked.
 
         Raises:
             EncoderError: The module raised, or did not return in time.
@@ -96,20 +96,20 @@ class FrozenEncoder:
             torch.autocast(self.device.type, enabled=False),
             deadline(),
         ):
-            # Somebody may have called train() on a model that holds it.
+            # A module that contains the encoder may have been put into train mode.
             self.module.eval()
             result: object = self.module(audio_BS, mask_BS)
         return result
 
 
 def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
-    """The encoder of a specification, constructed, on its device and frozen.
+    """Import and construct an encoder, move it to its device and freeze it.
 
-    The file's folder (the current one for a dotted path) is importable meanwhile. Untrained weights are the same on
-    every load, because the constructor runs with fixed random seeds; the session's random state is left as it was.
+    The file's folder (for a dotted path the current one) is importable meanwhile. Untrained weights are the same on
+    every load, because the constructor runs with fixed random seeds. The session's random state does not change.
 
     Raises:
-        EncoderError: Import or construction failed, or the class is no encoder; its clause says what.
+        EncoderError: Import or construction failed, or the class is not an encoder; the clause says which.
     """
     folder = spec.file.parent if spec.file is not None else Path.cwd()
     with _importable(folder), _fixed_seeds(device):
@@ -131,9 +131,9 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
 def checked_result(
     result: object, audio_BS: Tensor, mask_BS: Tensor | None, output_dim: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The features `[B, T, D]` and mask `[B, T]` (bool) or None that a result consists of.
+    """Return the features `[B, T, D]` and the bool mask `[B, T]`, or None, of an encoder's result.
 
-    A result that hands the audio's mask back has no mask of its own: None.
+    The audio's own mask, returned instead of a mask of the frames, counts as None.
 
     Raises:
         EncoderError: The result breaks a clause of the contract.
@@ -146,7 +146,7 @@ def checked_result(
     if returned_mask is None or hands_mask_back(result, mask_BS):
         return features_BTD.clone(), None
     _check_mask(returned_mask, features_BTD)
-    # A clone, since tensors made in inference mode cannot enter a training graph.
+    # Cloned, because tensors made in inference mode cannot be used in training.
     return features_BTD.clone(), returned_mask.bool()
 
 
@@ -201,10 +201,10 @@ def _check_mask(mask: object, features_BTD: Tensor) -> None:
         )
     if not bool(((mask == 0) | (mask == 1)).all()):
         odd = next(value for value in mask.flatten().tolist() if value not in (0, 1))
-        raise EncoderError("mask-shape", f"the mask holds {odd:g}; {expected}")
+        raise EncoderError("mask-shape", f"the mask contains {odd:g}; {expected}")
     empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty:
-        raise EncoderError("mask-shape", f"the mask keeps no frame of clip {empty[0]}; keep at least one of every clip")
+        raise EncoderError("mask-shape", f"the mask keeps no frame of clip {empty[0]}; keep at least one per clip")
 
 
 def _kind(value: object) -> str:
@@ -224,7 +224,7 @@ def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
             source_module = importlib.import_module(spec.module)
     found = getattr(source_module, spec.class_name, None)
     if found is None:
-        raise EncoderError("loads", f"{place} holds no {spec.class_name}; check the spelling of the class")
+        raise EncoderError("loads", f"{place} has no {spec.class_name}; check the spelling of the class")
     if not isinstance(found, type) or not issubclass(found, nn.Module):
         kind = "a class" if isinstance(found, type) else _kind(found)
         raise EncoderError(
@@ -234,16 +234,16 @@ def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
 
 
 class _UncachedLoader(SourceFileLoader):
-    """Compiles a file on every load: byte code is matched by whole seconds and could be that of the text before."""
+    """Compiles a file on every load: cached byte code is matched by whole seconds, and may be outdated."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """The code of the file as it is now."""
+        """Return the code of the file as it is now."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
 
 def _import_file(file: Path) -> ModuleType:
-    """The module of a file anywhere on disk, under a name of its own in `sys.modules`."""
+    """Import a file anywhere on disk, under a unique name in `sys.modules`."""
     identity = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()
     name = f"{_MODULE_PREFIX}{identity[:16]}"
     module_spec = importlib.util.spec_from_file_location(name, file, loader=_UncachedLoader(name, str(file)))
@@ -298,7 +298,7 @@ def _refuse_unmade_weights(module: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """`folder` first on the import path, and the user's modules of the load before forgotten."""
+    """Put a folder first on the import path, and forget the user's modules of the last load."""
     for name in _local_modules:
         sys.modules.pop(name, None)
     _local_modules.clear()
@@ -320,7 +320,7 @@ def _is_local(name: str) -> bool:
 
 @contextlib.contextmanager
 def _fixed_seeds(device: torch.device) -> Iterator[None]:
-    """Fixed random seeds inside, the state of before afterwards."""
+    """Fix all random seeds; restore their states afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with seeded(0, device):
         random.seed(0)
@@ -334,11 +334,11 @@ def _fixed_seeds(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
-    """Turns what the user's code raises into one line: the exception, where it was raised, what to do."""
+    """Turn an exception of the user's code into one line: the exception, where it was raised, what to do."""
     try:
         yield
     except EncoderError:
-        # Our own wrapper of hub models has said in one line what is wrong.
+        # From our own wrapper of hub models: it is one line already.
         raise
     except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())
@@ -349,7 +349,7 @@ def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """` at FILE:LINE` of the innermost frame of the user's own, or nothing."""
+    """Return ` at FILE:LINE` of the innermost frame in the user's code, or nothing."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename is not None:
         frames.append((error.filename, error.lineno))
