@@ -1,6 +1,6 @@
 """Digests: what a stored result is keyed by.
 
-Everything that is kept (features, a trained LALM, a score) is filed under a digest of all that made it, the code
+Everything that is cached (features, a trained LALM, a score) is stored under a digest of all that made it, the code
 included. The same digest means the same result; a file's name means nothing.
 """
 
