@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show a line per measurement."""
     if config.stash[LINES]:
-        terminalreporter.section(f"ratios, medians of the rounds, {torch.get_num_threads()} threads unless said")
+        terminalreporter.section(f"ratios, medians of the rounds, {torch.get_num_threads()} threads unless stated")
         for line in config.stash[LINES]:
             terminalreporter.write_line(line)
 

@@ -21,7 +21,7 @@ from xares_bench.training.loop import train
 
 
 def learnt_lalm(size: Size, encoder: FrozenEncoder) -> LALM:
-    """A LALM that answers and stops, as after a training, and does not stop on white noise; kept in the user's cache.
+    """A LALM that answers and stops, as after a training, and does not stop on white noise; cached in the user's cache.
 
     It learns labels, captions and the endless answer, in batches of eight at a rate of 0.001.
     """

@@ -85,7 +85,7 @@ def small_size(folder: Path) -> Size:
 
 
 def user_cache() -> Path:
-    """Where rebuilt weights and the LALM that learnt are kept between sessions."""
+    """Return the folder that caches rebuilt weights and the trained LALM between sessions."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xares-bench-benchmarks"
 
 

@@ -26,7 +26,7 @@ NUM_PUBLISHED_STEPS = 100_000
 def test_keeping_the_state(
     comparison: Comparison, size: Size, encoder: FrozenEncoder, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    """A step of the published recipe after which the state is kept, beside one after which it is not."""
+    """A step of the published recipe with a checkpoint after it, beside one without."""
     recipe = published_recipe(size).training
     draws = [sound.draw() for sound in labelled_sounds(size.num_steps * recipe.batch_size, seed=7)]
     lalm = build_lalm(size.decoder, encoder.output_dim, recipe)
@@ -47,9 +47,11 @@ def test_keeping_the_state(
 
     sizes: list[float] = []
     medians = comparison.measure(
-        lambda: train_ours(lalm, draws, **arguments), {"kept after every step": train_and_keep}, per=size.num_steps
+        lambda: train_ours(lalm, draws, **arguments),
+        {"checkpoint after every step": train_and_keep},
+        per=size.num_steps,
     )
-    cost_s = medians["kept after every step"] - medians["ours"]
+    cost_s = medians["checkpoint after every step"] - medians["ours"]
     comparison.note(bytes_of_a_state=sizes[0])
     comparison.say(f"a state: {sizes[0] / 1e6:.1f} MB, {cost_s * 1e3:.0f} ms")
 

@@ -37,5 +37,5 @@ def test_mini_suite(comparison: Comparison, size: Size, tmp_path: Path) -> None:
         lambda: peaks.append(run_suite(size, tmp_path)),
         {"with nothing there": lambda: peaks.append(run_suite(size, tmp_path))},
     )
-    once.say(f"peak memory {peaks[0] / 1e9:.2f} GB, {peaks[1] / 1e9:.2f} GB when all is there")
+    once.say(f"peak memory {peaks[0] / 1e9:.2f} GB, {peaks[1] / 1e9:.2f} GB with everything cached")
     once.note(peak_bytes=peaks[0], cached_peak_bytes=peaks[1])

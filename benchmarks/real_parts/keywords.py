@@ -48,7 +48,7 @@ class Take:
     """One clip to be spoken.
 
     Attributes:
-        word: What is said.
+        word: The spoken word.
         voice: espeak-ng's name of a voice variant.
         rate_wpm: Words per minute.
         pitch: On espeak-ng's scale, 0 to 99.

@@ -5,7 +5,7 @@
 
 For either encoder a LALM is trained by the `full` preset on eight keywords, as with any tar files of one's own, and
 is asked for the words of voices that it has not heard. The exit status is 1 where it gets fewer than 80 % right. Two
-cores take about five minutes an encoder; the decoder's folder and finished trainings are kept in `--folder`.
+cores take about five minutes per encoder; the decoder's folder and finished trainings are cached in `--folder`.
 """
 
 from __future__ import annotations
