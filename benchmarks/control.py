@@ -91,7 +91,7 @@ class Control(nn.Module):
         return loss
 
     @torch.no_grad()
-    def say(self, sounds: Sequence[Sound], recipe: GenerationRecipe) -> list[list[int]]:
+    def generate(self, sounds: Sequence[Sound], recipe: GenerationRecipe) -> list[list[int]]:
         """Generated tokens, up to EOS, of one batch."""
         rows = [
             self._embed(frames_TD, torch.tensor(self.tokens(sound.prompt)))
@@ -173,10 +173,10 @@ def evaluate_control(
 ) -> list[list[int]]:
     """Generated tokens of every row: of a sound as many times as it has targets."""
     rows = [sound for sound in sounds for _ in sound.targets]
-    said: list[list[int]] = []
+    generated: list[list[int]] = []
     for start in range(0, len(rows), batch_size):
-        said += control.say(rows[start : start + batch_size], recipe)
-    return said
+        generated += control.generate(rows[start : start + batch_size], recipe)
+    return generated
 
 
 def _own_name(name: str) -> str:

@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_memory.py -s
 
-Whole processes, as users start them: features that are cached in the first pass (`cached`), found in the cache (`found`),
-and recomputed at every draw (`recomputed`). Every shard is read at least once.
+Whole processes, as users start them: features that are cached in the first pass (`cached`), found in the cache
+(`found`), and recomputed at every draw (`recomputed`). Every shard is read at least once.
 """
 
 from __future__ import annotations

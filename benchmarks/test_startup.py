@@ -3,8 +3,8 @@
     pytest benchmarks/test_startup.py -v
 
 The control is pytest on one test file that imports torch; no session of ours can be faster. The sessions are those of
-the mini suite: its listing, its rerun with everything finished (a first session of one step a LALM makes that), and
-the first training step of a LALM on task 1 with nothing cached, on 8 clips per dataset, so that it is not the encoding of
+the mini suite: its listing, its rerun with everything finished (a first session of one step a LALM makes that), and the
+first training step of a LALM on task 1 with nothing cached, on 8 clips per dataset, so that it is not the encoding of
 the mini corpus that is measured. Compare the medians of one run, the machine's speed drifts.
 """
 
