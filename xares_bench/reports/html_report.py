@@ -22,7 +22,7 @@ from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matr
 from xares_bench.reports.results import Background, ClipSource, Results
 from xares_bench.reports.runs import OtherRun, other_run, other_runs
 from xares_bench.reports.templating import json_for_script, rendered
-from xares_bench.reports.worst_clips import Recording, WorstClip, limited, recordings_of, worst_clips
+from xares_bench.reports.worst_clips import AUDIO_MODULES, Recording, WorstClip, limited, recordings_of, worst_clips
 from xares_bench.scores.records import Overall, Prediction, ScoreRecord
 
 PAGE_FILE = "report.html"
@@ -130,7 +130,7 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
     datasets = _dataset_parts(results, folder, background.sources)
     silent = _rendered(results, folder, background, datasets, digest="")
     shards = {str(shard): _size(shard) for source in background.sources.values() for shard in source.shards}
-    audio_code = code_digest("xares_bench.datasets.audio", "xares_bench.reports.worst_clips")
+    audio_code = code_digest(*(f"xares_bench.{name}" for name in AUDIO_MODULES))
     digest = digest_of({"page": silent, "shards": shards, "code": audio_code})
     with contextlib.suppress(OSError, ValueError):
         earlier = (folder / PAGE_FILE).read_text(encoding="utf-8")

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Modules whose code the audio of a page depends on. A test compares the list with what these modules import
+# (`tests/suite/test_keys.py`).
+AUDIO_MODULES = (
+    "core.parsing",
+    "datasets.audio",
+    "datasets.shards",
+    "reports.worst_clips",
+)
+
 MAX_CLIP_S = 10.0
 
 # A report is written at the end of every session, which must not read hundreds of gigabytes for three clips.
