@@ -1,7 +1,7 @@
 """Reading `--encoder` and `--encoder-args`: which class, from where, with which arguments.
 
-Nothing of the user's is imported here, so that a slip is told at once and without torch. A file is parsed to find its
-class; of a dotted path only the module is looked up.
+No code of the user is imported here, so mistakes are reported at once and without importing torch. A file is parsed to
+find its class; of a dotted path only the module is looked up.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class EncoderSpec:
     """Which class is the encoder, and with which arguments.
 
     Attributes:
-        text: The specification as the user wrote it.
+        text: The value of `--encoder`.
         file: The Python file that defines the class, absolute, or None for a dotted path.
-        module: The module that holds the class, or None for a file.
+        module: The module of the class, or None for a file.
         class_name: Name of the class.
-        name: What the encoder is called in results, fit to be part of a folder's name.
+        name: The encoder's name in results; it can be part of a folder's name.
         arguments: Keyword arguments for the constructor, from `--encoder-args`.
-        place: More of them, that only say where a model lies. What lies there decides the features, not these.
+        place: Further keyword arguments that only locate a model. They are not part of the fingerprint; the model is.
     """
 
     text: str
