@@ -1,10 +1,10 @@
-"""Dasheng, a general audio encoder, through the library of its authors (`pip install dasheng`).
+"""Dasheng, a general audio encoder, through its authors' library (`pip install dasheng`).
 
     pytest bench --encoder=examples/dasheng_base_encoder.py
     pytest bench --encoder=examples/dasheng_base_encoder.py --encoder-args='{"model_name": "dasheng_06B"}'
 
-That library, and not the model of the same name on the hub, because it takes the lengths of the clips, and because the
-hub's runs Python code that comes with it. The library fetches the weights from its authors' page and unpickles them.
+It uses the library rather than the hub's model of the same name: the library accepts clip lengths, and the hub's model
+runs Python code from its repository. The library downloads the weights from its authors' page and unpickles them.
 
 Shapes: B clips, S samples at 16 kHz, N spectra 10 ms apart, M mel bands, T frames (25 a second), D = output_dim.
 """
@@ -19,7 +19,7 @@ from dasheng.pretrained.pretrained import Dasheng
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-# What the spectrogram, which mirrors the ends of a clip, needs for the four spectra of one frame.
+# The shortest clip with four spectra, which make one frame; the spectrogram mirrors the ends of a clip.
 MIN_SAMPLES = 480
 
 
@@ -48,14 +48,14 @@ class DashengEncoder(nn.Module):
             audio_attention_mask = torch.ones_like(audio, dtype=torch.long)
         audio = nn.functional.pad(audio, (0, max(MIN_SAMPLES - audio.shape[1], 0)))
         num_samples_B = audio_attention_mask.sum(dim=1).clamp(min=MIN_SAMPLES)
-        # Clip by clip: the library mirrors the end of what it is given, and its decibels hang on the loudest clip.
+        # Clip by clip: the library mirrors the end of its input, and its decibels depend on the loudest clip.
         spectra = [
             self.model.forward_to_spec(clip_S[None, :num])[0, 0].T
             for clip_S, num in zip(audio, num_samples_B.tolist(), strict=True)
         ]
         num_frames_B = torch.tensor([len(clip_NM) for clip_NM in spectra], device=audio.device) // self.frame_spectra
         spectra_B1MN = pad_sequence(spectra, batch_first=True).transpose(1, 2)[:, None]
-        # The library counts samples: so many that its number of frames is ours.
+        # The library expects lengths in samples; these give our number of frames.
         features_BTD = self.model.forward_spectrogram(
             spectra_B1MN, x_length=num_frames_B * self.frame_spectra * self.model.hop_size
         )

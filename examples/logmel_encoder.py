@@ -1,10 +1,10 @@
-"""Log-mel energies as features: no training, no weights, a fair floor for a learned encoder.
+"""Log-mel energies as features: no training, no weights, a simple baseline for learned encoders.
 
     pytest bench --preset=mini --encoder=examples/logmel_encoder.py
     pytest bench --preset=mini --encoder=examples/logmel_encoder.py --encoder-args='{"num_mels": 80, "stack": 4}'
 
-Copy it to start an encoder of your own that needs a spectrogram. It shows how to treat the mask: a padded clip gets
-the features of the clip alone, so that clips of different lengths can be encoded together.
+Copy it to write an encoder that needs a spectrogram. It shows how to use the mask: a padded clip gets the same features
+as the clip alone, so clips of different lengths can share a batch.
 
 Shapes: B clips, S samples at 16 kHz, N windows of 25 ms, F frequencies of the Fourier transform, M mel bands,
 T = ceil(N / stack) frames, D = stack * M.
@@ -26,24 +26,24 @@ SILENCE = 0.5 * (math.log10(FLOOR_ENERGY) + 1)
 
 
 class LogMelEncoder(nn.Module):
-    """Log-mel energies, some neighbouring windows joined to one frame.
+    """Log-mel energies; `stack` neighbouring windows are joined into one frame.
 
     A value is `0.5 (log10(energy + 1e-6) + 1)`: fixed numbers that bring recordings of usual loudness near mean 0 and
-    spread 1. Normalising by the clip's own level would lose how loud it is.
+    spread 1. Normalising by the clip's own level would discard its loudness.
 
     Attributes:
-        output_dim: `stack * num_mels`, 512 unless told otherwise.
+        output_dim: `stack * num_mels`, by default 512.
     """
 
     window: Tensor
     filters: Tensor
 
     def __init__(self, num_mels: int = 64, stack: int = 8) -> None:
-        """Fix the mel filters and the window.
+        """Compute the mel filters and the window.
 
         Args:
             num_mels: Number of mel bands between 0 and 8 kHz.
-            stack: Number of windows, 10 ms apart, in a frame.
+            stack: Number of windows per frame, 10 ms apart.
         """
         super().__init__()
         self.stack = stack
@@ -55,12 +55,12 @@ class LogMelEncoder(nn.Module):
     def forward(self, audio: Tensor, audio_attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features `[B, T, D]` and their mask `[B, T]` of audio `[B, S]`, with or without a mask `[B, S]`.
 
-        Clips shorter than a window are filled up with silence.
+        Clips shorter than a window are padded with silence.
         """
         if audio_attention_mask is None:
             audio_attention_mask = torch.ones_like(audio, dtype=torch.long)
         num_samples_B = audio_attention_mask.sum(dim=1)
-        # What lies in the padding must not be heard.
+        # Padding must not affect the features.
         audio = audio * audio_attention_mask
         if audio.shape[1] < WINDOW_SAMPLES:
             audio = nn.functional.pad(audio, (0, WINDOW_SAMPLES - audio.shape[1]))
@@ -69,7 +69,7 @@ class LogMelEncoder(nn.Module):
         energy_BNF = torch.fft.rfft(windows_BNS, n=FFT_SAMPLES).abs().square()
         features_BNM = 0.5 * (torch.log10(energy_BNF @ self.filters + FLOOR_ENERGY) + 1)
 
-        # Only windows that lie within the clip count; the last frame of a clip is filled up with silence, wherever
+        # Only windows that lie within the clip count; the last frame of a clip is padded with silence, wherever
         # the clip ends in the batch.
         num_windows_B = 1 + (num_samples_B - WINDOW_SAMPLES).clamp(min=0) // HOP_SAMPLES
         is_valid_BN = torch.arange(features_BNM.shape[1], device=audio.device) < num_windows_B[:, None]

@@ -4,9 +4,9 @@
     pytest bench --encoder=examples/wavlm_base_encoder.py --encoder-args='{"layer": 9}'
     pytest bench --encoder=examples/wavlm_base_encoder.py --encoder-args='{"model_name": "facebook/hubert-large-ll60k"}'
 
-Shows two things about masks. Normalisation (mean 0, variance 1) is of the clip, not of the clip and its padding. And
-the mask alone is not enough for most of these models: the base ones normalise the output of their first convolution
-over time, padding included, so for them clips of one length are encoded at a time.
+Shows two things about masks. Normalise (mean 0, variance 1) over the clip, without its padding. And for most of these
+models the mask is not enough: the base models normalise the output of their first convolution over time, padding
+included, so they encode only clips of equal length together.
 
 Shapes: B clips, S samples at 16 kHz, T frames (50 a second), D = output_dim.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 
 MIN_SAMPLES = 400
-"""What the convolutions need for one frame."""
+"""The shortest clip from which the convolutions give a frame."""
 
 
 class WavLMEncoder(nn.Module):
@@ -29,10 +29,10 @@ class WavLMEncoder(nn.Module):
     """
 
     def __init__(self, model_name: str = "microsoft/wavlm-base-plus", layer: int | None = None) -> None:
-        """Load the model, and what its feature extractor says about normalisation.
+        """Load the model and its feature extractor, which says whether to normalise.
 
         Args:
-            model_name: A model of the hub, or a folder.
+            model_name: A model on the hub, or a folder.
             layer: The hidden state to take: 0 enters the first layer, n leaves the n-th. None: the model's output.
         """
         super().__init__()
