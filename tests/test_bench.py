@@ -447,7 +447,7 @@ WRONG_COMMANDS = {
     "two seeds": ([f"--encoder={ENCODER}", "--seed=1", "--set", "seed=2"], "both set the seed"),
     "no seeds": ([f"--encoder={ENCODER}", "--seeds=0"], "found '0', expected a whole number of at least 1"),
     "force of nothing": ([f"--encoder={ENCODER}", "--force"], "--force needs --save-baseline"),
-    "missing decoder": ([f"--encoder={ENCODER}", "--decoder=./x"], "--decoder=./x: no such folder"),
+    "missing decoder": ([f"--encoder={ENCODER}", "--decoder=./x"], "--decoder=./x: found neither a folder"),
     "bad revision": ([f"--encoder={ENCODER}", "--data-revision=@"], "--data-revision=@"),
 }
 
