@@ -1,4 +1,4 @@
-"""Two sides measured in turn, in one process, so that the machine's moods hit both."""
+"""Two sides measured in turn, in one process, so that changes in the machine's speed affect both."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 The encoder is called at every draw, on the padded audio of one batch. Sequences are padded to the longest of their
 batch, logits are computed at every position, adapters are those of peft, the optimiser is plain AdamW. Evaluation takes
-the rows as they come, as many at a time as it is told, and generates for every row, also where rows share a clip.
+the rows as they come, in batches of a given size, and generates for every row, also where rows share a clip.
 
-In two points it is better than the reference, which would otherwise give other numbers: padding is never between audio
-and text, and the repetition penalty does not depend on how much padding a row has.
+It differs from the reference in what would otherwise change the results: padding is never between audio and text, and
+the repetition penalty does not depend on the padding of a row. It also gets waveforms instead of files.
 
 Shapes: B sequences, L positions, S samples, T frames, D `output_dim`, H hidden size.
 """

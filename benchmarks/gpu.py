@@ -1,4 +1,4 @@
-"""One command for a machine with a GPU: does the package work there, is it right, and how fast is it?
+"""One command for a machine with a GPU: is the package correct there, and how fast is it?
 
     python -m benchmarks.gpu --out results --budget-s 540
     python -m benchmarks.gpu --out results --only step,generation
@@ -6,7 +6,7 @@
 
 Every part runs in a process of its own with a time limit and leaves one JSON line in `gpu.jsonl`. A part that fails
 leaves its last lines and stops no other. What each part measures is written at its function in `gpu_parts.py`. Results
-of machines that were at hand lie in `benchmarks/results/`.
+are in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
                 line: dict[str, Any] = {"part": part, "left out": "the budget is used up"}
             else:
                 line = _run(part, Path(work), tiny=given.tiny, limit_s=min(left_s, LIMITS_S[part]))
-            # Written at once: whoever ends this command keeps what was measured.
+            # Written at once, so that results survive if the command is stopped.
             file.write(json.dumps(line) + "\n")
             file.flush()
             print(json.dumps(line), flush=True)  # noqa: T201

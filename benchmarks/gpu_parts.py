@@ -195,7 +195,7 @@ def _start(machine: Machine, name: str, *options: str, launcher: Sequence[str] =
 
 
 def _ended(machine: Machine, name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a session leaves: status, scores, digests of what it trained, and its last lines where it failed."""
+    """Return what a session wrote: status, scores, digests of its LALMs, and its last lines if it failed."""
     output, _ = process.communicate()
     runs = machine.folder / name
     scores = {}

@@ -1,4 +1,4 @@
-"""Synthetic sounds with labels and captions. They follow from seeds and lie in memory: neither side decodes files."""
+"""Synthetic sounds with labels and captions. They are made from seeds, in memory: neither side reads files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTIONS = (
     "The sound of a {} goes on and on, with a little noise under it.",
     "There is a constant tone, perhaps of a {}, and a faint hiss behind.",
 )
-# What the decoder learns to say to white noise: the same for ever, since no EOS follows.
+# What the decoder learns to generate for white noise: a word repeated without end, because no EOS follows.
 ENDLESS = " noise"
 _ENDLESS_TOKENS = 24
 

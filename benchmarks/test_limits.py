@@ -1,4 +1,4 @@
-"""The machine's limit: how fast it multiplies matrices, and how near to that a training step is.
+"""The machine's limit: how fast it multiplies matrices, and how close a training step comes to that.
 
 pytest benchmarks/test_limits.py
 """

@@ -1,4 +1,4 @@
-"""What it costs to keep the state of a training, and to go on from it.
+"""The cost of saving a checkpoint, and of resuming from it.
 
 pytest benchmarks/test_resume.py
 """

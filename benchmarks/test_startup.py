@@ -1,4 +1,4 @@
-"""What passes before the work begins, and where there is none: whole processes beside a control.
+"""Start-up: time to the first training step, and of sessions that find everything cached, beside a control.
 
     pytest benchmarks/test_startup.py -v
 

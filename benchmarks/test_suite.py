@@ -1,4 +1,4 @@
-"""The mini suite as users start it: everything made, and everything there.
+"""The mini suite as users start it: with nothing cached, and with everything cached.
 
     pytest benchmarks/test_suite.py
 

@@ -1,4 +1,4 @@
-"""An encoder of the size and the cost of Whisper base, with random weights: nothing has to be fetched.
+"""An encoder of the size and the cost of Whisper base, with random weights: nothing is downloaded.
 
 Shapes: B clips, S samples at 16 kHz, T frames, D = output_dim.
 """
