@@ -472,4 +472,4 @@ def test_a_report_that_finds_something_is_never_kept(
         report = check_contract(parse_encoder_spec("enc.py::GoodEncoder"), CPU, Store(root=tmp_path / "store"))
         assert not report.reused
         assert status in {outcome.status for outcome in report.outcomes.values()}
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store" / "contracts").exists()

@@ -106,7 +106,7 @@ def test_our_own_modules_that_it_imports_enter_the_fingerprint(load: Loader, mon
 def test_the_library_of_a_submodule_enters_the_fingerprint(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "1", "numpy": "1"}
     monkeypatch.setattr(
-        "xares_bench.encoders.fingerprint.library_versions", lambda names: {n: versions.get(n) for n in names}
+        "xares_bench.encoders.fingerprint.installed_editions", lambda names: {n: versions.get(n) for n in names}
     )
     plain, numpy = load(PLAIN).fingerprint, load("import numpy as np\n" + PLAIN).fingerprint
     versions["numpy"] = "2"

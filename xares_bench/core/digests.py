@@ -71,6 +71,29 @@ def _version(name: str) -> str:
         return "absent"
 
 
+def installed_editions(names: Iterable[str]) -> dict[str, str]:
+    """Version of each distribution, with a digest of its files as its installer recorded them; see `library_versions`.
+
+    A library that is installed again under the same version, from a branch of its repository for example, has another
+    digest. Scripts are left out: their first line names the environment.
+    """
+    return {name: f"{_version(name)} {_recorded_files(name)}".strip() for name in names}
+
+
+@functools.cache
+def _recorded_files(name: str) -> str:
+    try:
+        record = importlib.metadata.distribution(name).read_text("RECORD") or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    lines = [
+        line
+        for line in record.splitlines()
+        if ",sha256=" in line and ".dist-info/" not in line and not line.startswith("..")
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16] if lines else ""
+
+
 @functools.cache  # the lists of modules behind different keys share many
 def _syntax_digest(module: str) -> str:
     spec = importlib.util.find_spec(module)

@@ -4,7 +4,9 @@ loading                load, freeze and call the user's module
 contract               the check of the encoder's contract, clause by clause
 contract_report        what became of every clause, as data and as JSON
 clauses                names and sentences of the contract (no torch)
-fingerprint            the encoder's identity, part of every key
+identity               what the encoder is and does: the fingerprint in every key
+fingerprint            its structure: source, arguments, weights, settings, libraries
+held_state             digests of whatever objects hold: tensors, arrays, numbers, graphs
 hugging_face           a Hugging Face audio model as an encoder
 hugging_face_families  how clips get through models of each type
 hugging_face_models    Hugging Face audio models: located, checked, loaded

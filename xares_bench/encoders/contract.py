@@ -22,6 +22,7 @@ from xares_bench.core.errors import EncoderError
 from xares_bench.core.store import Store
 from xares_bench.encoders.contract_report import ContractReport, Outcome, Status, completed, stopped
 from xares_bench.encoders.fingerprint import weight_digests
+from xares_bench.encoders.identity import identified, rounding_tolerance
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
 from xares_bench.runtime.determinism import seeded
 
@@ -32,6 +33,8 @@ CONTRACT_MODULES = (
     "encoders.contract",
     "encoders.contract_report",
     "encoders.fingerprint",
+    "encoders.held_state",
+    "encoders.identity",
     "encoders.loading",
     "runtime.determinism",
 )
@@ -68,6 +71,10 @@ def check_contract(spec: EncoderSpec, device: torch.device, store: Store | None 
             return stopped(None, {}, _LOADING, error)
         if store is None:
             return _check(encoder)
+        try:
+            encoder = identified(encoder, store)
+        except EncoderError:
+            return _check(encoder)  # which runs into the same error, and names its clause
         key = _report_key(encoder)
         entry = store.find("contracts", key)
         if entry is not None:
@@ -290,20 +297,9 @@ def _difference(encoder: FrozenEncoder, found_TD: Tensor, expected_TD: Tensor) -
         return f"{len(found_TD)} frames instead of {len(expected_TD)}"
     scale = float(expected_TD.double().square().mean().sqrt())
     error = float((found_TD.double() - expected_TD.double()).square().mean().sqrt())
-    if error <= _tolerance(encoder, expected_TD) * scale:
+    if error <= rounding_tolerance(encoder, expected_TD) * scale:
         return None
     return f"features that differ by {error / scale if scale else float('inf'):.2g} of their RMS"
-
-
-def _tolerance(encoder: FrozenEncoder, features: Tensor) -> float:
-    """Largest relative difference that rounding explains, at the coarsest precision in use."""
-    weights = encoder.module.parameters()
-    dtypes = {features.dtype, *(weight.dtype for weight in weights if weight.is_floating_point())}
-    epsilon = max(torch.finfo(dtype).eps for dtype in dtypes)
-    if features.is_cuda:
-        # Convolutions and products may run in TF32, which has ten bits.
-        epsilon = max(epsilon, 2**-10)
-    return max(1e-4, 8 * epsilon)
 
 
 def _report_key(encoder: FrozenEncoder) -> str:

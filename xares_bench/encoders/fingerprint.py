@@ -1,8 +1,8 @@
-"""The fingerprint of an encoder: a digest of its source, arguments, weights, settings, and the libraries it uses.
+"""The structure of an encoder, as a digest: its source, arguments, weights, settings, and the libraries it uses.
 
-Encoders with the same fingerprint give the same features, so features are cached under it. Location and time of the
-file do not count. Settings are the configurations and feature extractors of transformers among the encoder's
-attributes. Other files that the encoder reads, and that change neither source nor weights, cannot be detected.
+Location and time of the file do not count. Settings are the configurations and feature extractors of transformers among
+the encoder's attributes. What an encoder does with all this, and with what it reads while it runs, is the other half of
+its identity; see `identity`.
 
 Source is followed statically, through all import statements, executed or not. What an encoder executes may depend on
 the input, so a module that the constructor did not import may still change features later.
@@ -26,18 +26,17 @@ import torch
 from torch import nn
 
 from xares_bench.config.encoder_spec import EncoderSpec, find_module
-from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
-
-_CHUNK_ELEMENTS = 1 << 22
+from xares_bench.core.digests import code_digest, digest_of, file_digest, installed_editions
+from xares_bench.encoders.held_state import held_state, tensor_digest
 
 # Values of a configuration that describe its origin, and not what is computed.
 _UNSETTING_KEYS = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
 
 
-def fingerprint(
+def structure_digest(
     spec: EncoderSpec, encoder_module: nn.Module, source_module: ModuleType, weights: Mapping[str, str], folder: Path
 ) -> str:
-    """Return the SHA-256 of everything that the encoder's features depend on, as 64 hexadecimal digits.
+    """Return the SHA-256 of what an encoder is made of, as 64 hexadecimal digits.
 
     Args:
         spec: The class and its arguments.
@@ -47,6 +46,10 @@ def fingerprint(
         folder: Folder in which imports of that module are looked up first.
     """
     sources, libraries = _reached_sources(source_module, encoder_module, folder)
+    roots: dict[str, object] = {"": encoder_module}
+    for name in sources:
+        roots.update(_globals_of(name or source_module.__name__, name))
+    known = {id(tensor): weights[name] for name, tensor in _named_tensors(encoder_module)}
     return digest_of(
         {
             "class": spec.class_name,
@@ -54,14 +57,14 @@ def fingerprint(
             "settings": _setting_digests(encoder_module),
             "sources": sources,
             "libraries": libraries,
-            "weights": dict(weights),
+            "held": held_state(roots, _is_users_module, known),
         }
     )
 
 
 def weight_digests(module: nn.Module) -> dict[str, str]:
-    """Return the SHA-256 of every tensor of a module, by name: parameters, all buffers, and plain attributes."""
-    return {name: _tensor_digest(tensor) for name, tensor in _named_tensors(module)}
+    """Return the SHA-256 of every parameter and buffer of a module, by name."""
+    return {name: tensor_digest(tensor) for name, tensor in _named_tensors(module)}
 
 
 @functools.cache
@@ -82,13 +85,22 @@ def _standard_library_folders() -> tuple[Path, ...]:
     return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
+def _is_users_module(name: str) -> bool:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and name.partition(".")[0] != "xares_bench" and not is_library_file(file)
+
+
+def _globals_of(module_name: str, prefix: str) -> Iterator[tuple[str, object]]:
+    """Yield the globals of a loaded module of the user, by name."""
+    if _is_users_module(module_name):
+        for name, value in list(vars(sys.modules[module_name]).items()):
+            if not name.startswith("__"):
+                yield f"{prefix}:{name}", value
+
+
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-    for prefix, child in module.named_modules():
-        for name, value in vars(child).items():
-            if isinstance(value, torch.Tensor):
-                yield f"{prefix}.{name} (attribute)", value
 
 
 def _setting_digests(module: nn.Module) -> dict[str, str]:
@@ -109,17 +121,6 @@ def _without_place(settings: object) -> object:
         # Keys as text: label names have numbers as keys, which cannot be sorted among names.
         return {str(key): _without_place(value) for key, value in settings.items() if key not in _UNSETTING_KEYS}
     return [_without_place(value) for value in settings] if isinstance(settings, list | tuple) else settings
-
-
-def _tensor_digest(tensor: torch.Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if not tensor.is_meta:
-        for chunk in torch.split(tensor.reshape(-1), _CHUNK_ELEMENTS):
-            digest.update(chunk.cpu().resolve_conj().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _reached_sources(
@@ -171,7 +172,7 @@ def _reached_sources(
     if "transformers" in libraries:
         # Some of its feature extractors use torchaudio if it is installed, and numpy otherwise.
         libraries.add("torchaudio")
-    return sources, library_versions(sorted(libraries))
+    return sources, installed_editions(sorted(libraries))
 
 
 def _source_file(name: str, folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.errors import EncoderError
-from xares_bench.encoders.fingerprint import fingerprint, is_library_file, weight_digests
+from xares_bench.encoders.fingerprint import is_library_file, structure_digest, weight_digests
 from xares_bench.runtime.determinism import seeded
 from xares_bench.runtime.signals import deadline
 
@@ -33,7 +33,7 @@ _MODULE_PREFIX = "_xares_bench_encoder_"
 _MAX_MESSAGE_CHARACTERS = 300
 
 _local_modules: set[str] = set()
-"""Names of the user's modules that the last load imported. The next load imports them again, so that edits count."""
+"""Names of the user's modules that the last encoder imported. The next load imports them again, so that edits count."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,16 +45,20 @@ class FrozenEncoder:
         spec: Which encoder it is.
         output_dim: Width D of its features.
         device: Its device.
-        fingerprint: Digest of its source, arguments, weights and libraries, in hexadecimal digits.
-        weights: Digest of each of its tensors after loading, by name.
+        folder: Where imports of its source are looked up first.
+        fingerprint: Digest of its structure, and of its behaviour once it is `identified`, in hexadecimal digits.
+        weights: Digest of each parameter and buffer after loading, by name.
+        num_before: How many encoders of this structure behaved differently, as far as the store knows.
     """
 
     module: nn.Module
     spec: EncoderSpec
     output_dim: int
     device: torch.device
+    folder: Path
     fingerprint: str
     weights: Mapping[str, str]
+    num_before: int = 0
 
     @property
     def name(self) -> str:
@@ -92,6 +96,7 @@ class FrozenEncoder:
                 f"{self.name}.forward(audio {list(audio_BS.shape)}, {mask})",
                 "it must take float32 audio [B, samples] and a mask that is None or [B, samples] of 0 and 1",
             ),
+            importable(self.folder),
             torch.inference_mode(),
             torch.autocast(self.device.type, enabled=False),
             deadline(),
@@ -105,14 +110,16 @@ class FrozenEncoder:
 def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
     """Import and construct an encoder, move it to its device and freeze it.
 
-    The file's folder (for a dotted path the current one) is importable meanwhile. Untrained weights are the same on
-    every load, because the constructor runs with fixed random seeds. The session's random state does not change.
+    The file's folder (for a dotted path the current one) is importable meanwhile, and while the encoder runs. Untrained
+    weights are the same on every load, because the constructor runs with fixed random seeds. The session's random state
+    does not change.
 
     Raises:
         EncoderError: Import or construction failed, or the class is not an encoder; the clause says which.
     """
     folder = spec.file.parent if spec.file is not None else Path.cwd()
-    with _importable(folder), _fixed_seeds(device):
+    _forget_local_modules()
+    with importable(folder), fixed_seeds(device):
         source_module, encoder_class = _import_class(spec)
         module = _construct(encoder_class, spec)
         output_dim = _output_dim(module, spec.class_name)
@@ -122,9 +129,15 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         with _users_code("frozen", f"freezing {spec.class_name}", "eval() and requires_grad_(False) must work"):
             module.eval().requires_grad_(False)
         weights = weight_digests(module)
-        digest = fingerprint(spec, module, source_module, weights, folder)
+        structure = structure_digest(spec, module, source_module, weights, folder)
     return FrozenEncoder(
-        module=module, spec=spec, output_dim=output_dim, device=device, fingerprint=digest, weights=weights
+        module=module,
+        spec=spec,
+        output_dim=output_dim,
+        device=device,
+        folder=folder,
+        fingerprint=structure,
+        weights=weights,
     )
 
 
@@ -297,20 +310,25 @@ def _refuse_unmade_weights(module: nn.Module, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Put a folder first on the import path, and forget the user's modules of the last load."""
-    for name in _local_modules:
-        sys.modules.pop(name, None)
-    _local_modules.clear()
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
+def importable(folder: Path) -> Iterator[None]:
+    """Put a folder first on the import path for the block, and note which of the user's modules were imported."""
+    before, place = set(sys.modules), str(folder)
+    sys.path.insert(0, place)
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-        _local_modules.update(name for name in set(sys.modules) - before if _is_local(name))
+            sys.path.remove(place)
+        if len(sys.modules) != len(before):
+            _local_modules.update(name for name in set(sys.modules) - before if _is_local(name))
+
+
+def _forget_local_modules() -> None:
+    """Forget the user's modules of the last encoder, which may be edited, or have the names of another's."""
+    for name in _local_modules:
+        sys.modules.pop(name, None)
+    _local_modules.clear()
+    importlib.invalidate_caches()
 
 
 def _is_local(name: str) -> bool:
@@ -319,7 +337,7 @@ def _is_local(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _fixed_seeds(device: torch.device) -> Iterator[None]:
+def fixed_seeds(device: torch.device) -> Iterator[None]:
     """Fix all random seeds; restore their states afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with seeded(0, device):

@@ -39,6 +39,7 @@ FEATURES_MODULES = (
     "datasets.audio",
     "datasets.shards",
     "encoders.fingerprint",
+    "encoders.held_state",
     "encoders.loading",
     "features.cached_shard",
     "features.encoding",

@@ -43,6 +43,11 @@ def _run_lines(session: BenchSession) -> list[str]:
         f"{run.encoder['frames_per_second']:.4g} frames/s, real-time factor {run.encoder['realtime_factor']:.2g}"
         f"{', contract check cached' if run.encoder['contract_reused'] else ''}"
     ]
+    if encoder.num_before:
+        lines.append(
+            f"encoder: same source, arguments and weights as {encoder.num_before} before, but other features; "
+            "their results are not reused"
+        )
     if not selected:
         return lines
     commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
