@@ -268,6 +268,40 @@ def test_identifying_calls_the_encoder_twice_and_for_less_than_two_seconds_of_au
     assert sum(batch * samples for batch, samples in shapes) < 2 * 16_000
 
 
+def test_a_slow_encoder_is_run_on_one_clip_also_where_it_is_faster_later(
+    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, text = (
+        Store(root=tmp_path / "store"),
+        TEMPLATE.format(init="self.heard = []", factor="self.heard.append(0) or 1"),
+    )
+    monkeypatch.setattr("xares_bench.encoders.identity._SLOW_S", 0.0)
+    slow = load(text)
+    first = identified(slow, store)
+    monkeypatch.undo()
+    fast = load(text)
+    assert identified(fast, store).fingerprint == first.fingerprint
+    assert [slow.module.heard, fast.module.heard] == [[0], [0]]
+
+
+def test_processes_that_were_fast_and_slow_agree(load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process stores one clip after this one has looked, and before it stores its two."""
+    store = Store(root=tmp_path / "store")
+    encoder = load(TEMPLATE.format(init="pass", factor="1"))
+    find, prints = Store.use, []
+
+    def use_late(self: Store, kind: str, key: str) -> object:
+        monkeypatch.undo()
+        with monkeypatch.context() as slow:
+            slow.setattr("xares_bench.encoders.identity._SLOW_S", 0.0)
+            prints.append(identified(encoder, store).fingerprint)
+        return None
+
+    monkeypatch.setattr(Store, "use", use_late)
+    assert identified(encoder, store).fingerprint == prints[0]
+    assert Store.use is find
+
+
 def test_only_the_fingerprint_and_the_count_are_new(load: Loader, tmp_path: Path) -> None:
     encoder = load(TEMPLATE.format(init="pass", factor="1"))
     found = identified(encoder, Store(root=tmp_path / "store"))

@@ -12,7 +12,9 @@ Shapes: S samples, T frames, D = output_dim.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ _SAMPLE_RATE_HZ = 16_000
 _CLIP_S = 1.0
 # Of these the mask leaves the first part: a shorter clip, and the way that padded clips go.
 _PADDED_S, _MASKED_S = 0.7, 0.5
+# An encoder that takes longer for the first clip is run on that one alone. Windows of 30 s do on a CPU, for any clip.
+_SLOW_S = 0.1
 
 
 def identified(encoder: FrozenEncoder, store: Store) -> FrozenEncoder:
@@ -41,11 +45,14 @@ def identified(encoder: FrozenEncoder, store: Store) -> FrozenEncoder:
         EncoderError: The encoder raised, or its result breaks the contract.
         DiskError: The store cannot be written.
     """
-    found = _probe(encoder)
+    known = store.use(KIND, _key(encoder, 0))
+    found = _probe(encoder, None if known is None else len(known.manifest["files"]))
     for number in itertools.count():
-        entry = store.obtain(KIND, _key(encoder, number), lambda folder: _save(found, folder))
+        entry = store.obtain(KIND, _key(encoder, number), functools.partial(_save, found))
         first = _load(entry)
-        if _agree(encoder, found, first) or (number == 0 and not _agree(encoder, found, _probe(encoder))):
+        if len(first) != len(found):  # of another process, which was faster or slower
+            found = _probe(encoder, len(first))
+        if _agree(encoder, found, first) or (number == 0 and not _agree(encoder, found, _probe(encoder, len(first)))):
             break
     files = [entry.manifest["files"][name]["sha256"] for name in sorted(entry.manifest["files"])]
     return dataclasses.replace(
@@ -64,11 +71,19 @@ def rounding_tolerance(encoder: FrozenEncoder, features: Tensor) -> float:
     return max(1e-4, 8 * epsilon)
 
 
-def _probe(encoder: FrozenEncoder) -> list[Tensor]:
-    """Return the features `[T, D]` of a clip without a mask, and of a shorter, quieter one behind a mask."""
+def _probe(encoder: FrozenEncoder, num_clips: int | None) -> list[Tensor]:
+    """Return the features `[T, D]` of a clip without a mask, and of a shorter, quieter one behind a mask.
+
+    Args:
+        encoder: The encoder.
+        num_clips: How many clips; None: one if the encoder is slow, else two.
+    """
     mask_S = (torch.arange(int(_PADDED_S * _SAMPLE_RATE_HZ)) < _MASKED_S * _SAMPLE_RATE_HZ).long()
     with fixed_seeds(encoder.device):
+        start_s = time.perf_counter()
         whole_BTD, _ = encoder(_noise(_CLIP_S, 0, 0.9)[None])
+        if num_clips == 1 or (num_clips is None and time.perf_counter() - start_s > _SLOW_S):
+            return [whole_BTD[0]]
         padded_BTD, frame_mask_BT = encoder((_noise(_PADDED_S, 1, 0.1) * mask_S)[None], mask_S[None])
     return [whole_BTD[0], padded_BTD[0] if frame_mask_BT is None else padded_BTD[0][frame_mask_BT[0]]]
 

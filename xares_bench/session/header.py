@@ -44,9 +44,9 @@ def _run_lines(session: BenchSession) -> list[str]:
         f"{', contract check cached' if run.encoder['contract_reused'] else ''}"
     ]
     if encoder.num_before:
+        earlier = "an earlier encoder" if encoder.num_before == 1 else f"{encoder.num_before} earlier encoders"
         lines.append(
-            f"encoder: same source, arguments and weights as {encoder.num_before} before, but other features; "
-            "their results are not reused"
+            f"encoder: same source, arguments and weights as {earlier}, but other features; nothing of that is reused"
         )
     if not selected:
         return lines
