@@ -196,6 +196,29 @@ def test_whatever_is_changed_is_made_anew_with_all_that_depends_on_it(run: Run, 
     assert cached(changed) == "LALM task2: training from scratch, cached: features of 0 of 12 shards, 0 of 2 scores"
 
 
+def test_an_encoder_that_behaves_differently_gets_scores_of_its_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source, arguments and weights are the same; a variable decides what it computes."""
+    encoder = tmp_path / "enc.py"
+    encoder.write_text(
+        "import os, torch\n"
+        "class GainEncoder(torch.nn.Module):\n"
+        "    output_dim = 4\n"
+        "    def forward(self, audio, mask=None):\n"
+        "        frames = torch.nn.functional.pad(audio, (0, 400)).unfold(1, 400, 160)[..., :4]\n"
+        "        return frames * float(os.environ['GAIN']), None\n"
+    )
+    line, found = "encoder: same source, arguments and weights as an earlier encoder, but other features", []
+    for gain in ("1", "2", "1"):
+        monkeypatch.setenv("GAIN", gain)
+        result = run(f"--encoder={encoder}", "-k", "clotho", "--limit=2")
+        assert result.ret == 0, result.stdout.str()
+        found.append((line in result.stdout.str(), "1 of 1 scores" in cached(result), run_folder(result)))
+    assert [entry[:2] for entry in found] == [(False, False), (True, False), (False, True)]
+    assert found[0][2] == found[2][2] != found[1][2]
+
+
 def test_one_dataset_needs_its_tasks_mix_only(run: Run, tmp_path: Path) -> None:
     result = run(f"--encoder={ENCODER}", "-k", "esc-50", runs=tmp_path)
     result.assert_outcomes(passed=1, deselected=40)

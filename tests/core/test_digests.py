@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from xares_bench.core import digests
-from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
+from xares_bench.core.digests import code_digest, digest_of, file_digest, installed_editions, library_versions
 
 PLAIN = '''\
 """A module."""
@@ -179,3 +179,28 @@ def test_a_version_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         assert library_versions(["asked-for-once"]) == {"asked-for-once": "1.0"}
     assert asked == ["asked-for-once"]
+
+
+def test_an_edition_is_a_version_and_the_files_that_were_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without scripts, byte code and the folder of the metadata, which differ from one environment to another."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def edition(name: str, record: str | None) -> str:
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        if record is not None:
+            (folder / "RECORD").write_text(record)
+        return installed_editions([name])[name]
+
+    files = "a.py,sha256=AAA,1\nb.py,sha256=BBB,2\n"
+    first = edition("first", files)
+    assert first.startswith("1.0 ")
+    noise = "../../bin/a,sha256=X,1\n__pycache__/a.pyc,,\nnoise-1.0.dist-info/direct_url.json,sha256=Y,3\n"
+    assert edition("noise", noise + files) == first
+    assert edition("order", "b.py,sha256=BBB,2\na.py,sha256=AAA,1\n") == first
+    assert edition("other", files.replace("BBB", "CCC")) != first
+    assert edition("unrecorded", None) == "1.0"
+    assert installed_editions(["no-such-distribution"]) == {"no-such-distribution": "absent"}

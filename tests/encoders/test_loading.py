@@ -146,6 +146,23 @@ def test_helpers_beside_the_file_are_importable_meanwhile(load: Loader, tmp_path
     assert Path.cwd() == cwd
 
 
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_helpers_are_importable_while_the_encoder_runs(load: Loader, tmp_path: Path, first: str) -> None:
+    """Each encoder has its own `lazy_helper`, whichever ran before, and the path is as before."""
+    for folder, factor in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "lazy_helper.py").write_text("from lazy_deeper import FACTOR")
+        (tmp_path / folder / "lazy_deeper.py").write_text(f"FACTOR = {factor}")
+    path_before = list(sys.path)
+    source = forward("from lazy_helper import FACTOR; return torch.full((len(audio), 3, 4), float(FACTOR)), None")
+    found = {}
+    for folder in (first, "one", "two"):
+        features_BTD, _ = load(source, name=f"{folder}/enc.py")(torch.zeros(1, 16_000))
+        found[folder] = float(features_BTD.mean())
+    assert found == {"one": 1, "two": 2}
+    assert sys.path == path_before
+
+
 def test_an_edited_file_is_loaded_anew(load: Loader, tmp_path: Path) -> None:
     source = "import my_other_helper\n" + PLAIN.replace("self.scale = scale", "self.scale = my_other_helper.FACTOR")
     (tmp_path / "my_other_helper.py").write_text("FACTOR = 1")
