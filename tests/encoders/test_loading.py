@@ -163,6 +163,40 @@ def test_helpers_are_importable_while_the_encoder_runs(load: Loader, tmp_path: P
     assert sys.path == path_before
 
 
+@pytest.mark.parametrize("place", ["file", "constructor", "forward"])
+@pytest.mark.parametrize(
+    "call", ["os._exit(0)", "sys.exit(0)", "os.execv('/bin/true', ['true'])", "raise SystemExit", "pytest.exit('', 0)"]
+)
+def test_an_encoder_that_ends_the_process_is_an_error(load: Loader, place: str, call: str) -> None:
+    source = "import os, sys, pytest\n" + PLAIN
+    source = {
+        "file": f"import os, sys, pytest\n{call}\n{PLAIN}",
+        "constructor": source.replace("self.output_dim = 4", f"self.output_dim = 4; {call}"),
+        "forward": source.replace("        return self.scale", f"        {call}\n        return self.scale"),
+    }[place]
+    with pytest.raises(EncoderError, match=r"raised (SystemExit|Exit).* at enc.py:\d"):
+        load(source)(torch.zeros(1, 16_000))
+
+
+@pytest.mark.parametrize("outcome", ["pytest.skip('no')", "pytest.fail('no')", "pytest.xfail('no')"])
+def test_an_outcome_of_pytest_raised_by_an_encoder_is_an_error(load: Loader, outcome: str) -> None:
+    with pytest.raises(EncoderError, match=r"raised .*: no"):
+        load("import pytest\n" + forward(outcome))(torch.zeros(1, 16_000))
+
+
+def test_what_an_encoder_sets_holds_for_its_calls_alone(load: Loader) -> None:
+    source = "import torch\ntorch.set_default_dtype(torch.float64)\n" + forward(
+        "torch.set_num_threads(3); return torch.zeros(len(audio), 3, 4), None"
+    )
+    threads = torch.get_num_threads()
+    encoder = load(source)
+    features_BTD, _ = encoder(torch.zeros(1, 16_000))
+    assert features_BTD.dtype == torch.float64, "as its author has tested it"
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == threads != 3
+    assert encoder.settings.values == {"default dtype": torch.float64, "threads": 3}
+
+
 def test_an_edited_file_is_loaded_anew(load: Loader, tmp_path: Path) -> None:
     source = "import my_other_helper\n" + PLAIN.replace("self.scale = scale", "self.scale = my_other_helper.FACTOR")
     (tmp_path / "my_other_helper.py").write_text("FACTOR = 1")

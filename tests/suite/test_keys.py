@@ -23,6 +23,7 @@ CANNOT_CHANGE_A_RESULT = {
     "core.store": "it stores results and verifies their digests, whatever they are",
     "features.disk_budget": "it decides which features are evicted; evicted features are recomputed to the same bits",
     "hub.": "it fetches files, whose digests or commits stand in the key",
+    "runtime.exits": "it ends the process; what was ended is no result",
     "runtime.signals": "it ends or interrupts work; what was interrupted is no result",
 }
 # The key of a LALM holds the key of its features, the key of a score that of its LALM.

@@ -26,6 +26,7 @@ CLAUSES: Mapping[str, str] = MappingProxyType(
         "with-mask": "It encodes a padded batch with an integer mask [B, samples], 1 for audio and 0 for padding.",
         "input-unchanged": "It does not write into its input, neither audio nor mask.",
         "frozen": "It stays in eval mode, and its weights do not change.",
+        "process": "It changes nothing in the process that cannot be undone after each of its calls.",
         "repeatable": "The same input gives the same features twice.",
         "others": "A clip's features do not depend on other clips of equal length in the same batch.",
         "padding": "A padded clip has the features of the clip alone (a finding that decides how clips are batched).",

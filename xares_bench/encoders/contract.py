@@ -37,6 +37,7 @@ CONTRACT_MODULES = (
     "encoders.identity",
     "encoders.loading",
     "runtime.determinism",
+    "runtime.process_state",
 )
 
 SAMPLE_RATE_HZ = 16_000
@@ -77,7 +78,7 @@ def check_contract(spec: EncoderSpec, device: torch.device, store: Store | None 
             return _check(encoder)  # which runs into the same error, and names its clause
         key = _report_key(encoder)
         entry = store.find("contracts", key)
-        if entry is not None:
+        if entry is not None and not encoder.settings.stuck:
             return ContractReport.from_json(entry.manifest, encoder)
         report = _check(encoder)
         if report.failure is None and not report.warnings:
@@ -181,6 +182,9 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     if short is not None and check.holds("batches"):
         honours_mask = _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
     _check_frozen(check)
+    for name, change in encoder.settings.stuck.items():
+        check.fail("process", f"it changes {name} ({change}), which cannot be undone; remove that")
+    check.settle("process", "passed", f"sets {encoder.settings} for itself" if encoder.settings.values else "")
     check.settle("input-unchanged", "passed")
     return ContractReport(
         encoder=encoder,

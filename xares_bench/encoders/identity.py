@@ -25,7 +25,8 @@ from torch import Tensor
 
 from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.core.store import Entry, Store
-from xares_bench.encoders.loading import FrozenEncoder, fixed_seeds
+from xares_bench.encoders.loading import FrozenEncoder
+from xares_bench.runtime.determinism import seeded
 
 KIND = "behaviours"
 _SAMPLE_RATE_HZ = 16_000
@@ -79,7 +80,7 @@ def _probe(encoder: FrozenEncoder, num_clips: int | None) -> list[Tensor]:
         num_clips: How many clips; None: one if the encoder is slow, else two.
     """
     mask_S = (torch.arange(int(_PADDED_S * _SAMPLE_RATE_HZ)) < _MASKED_S * _SAMPLE_RATE_HZ).long()
-    with fixed_seeds(encoder.device):
+    with seeded(0, encoder.device):
         start_s = time.perf_counter()
         whole_BTD, _ = encoder(_noise(_CLIP_S, 0, 0.9)[None])
         if num_clips == 1 or (num_clips is None and time.perf_counter() - start_s > _SLOW_S):

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import random
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,6 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +25,7 @@ from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.errors import EncoderError
 from xares_bench.encoders.fingerprint import is_library_file, structure_digest, weight_digests
 from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.process_state import OwnSettings
 from xares_bench.runtime.signals import deadline
 
 _MODULE_PREFIX = "_xares_bench_encoder_"
@@ -48,6 +47,7 @@ class FrozenEncoder:
         folder: Where imports of its source are looked up first.
         fingerprint: Digest of its structure, and of its behaviour once it is `identified`, in hexadecimal digits.
         weights: Digest of each parameter and buffer after loading, by name.
+        settings: Settings of the process that it has changed for itself.
         num_before: How many encoders of this structure behaved differently, as far as the store knows.
     """
 
@@ -58,6 +58,7 @@ class FrozenEncoder:
     folder: Path
     fingerprint: str
     weights: Mapping[str, str]
+    settings: OwnSettings
     num_before: int = 0
 
     @property
@@ -91,6 +92,7 @@ class FrozenEncoder:
         """
         mask = "mask None" if mask_BS is None else f"a mask {list(mask_BS.shape)}"
         with (
+            self.settings.in_force(),
             _users_code(
                 "no-mask" if mask_BS is None else "with-mask",
                 f"{self.name}.forward(audio {list(audio_BS.shape)}, {mask})",
@@ -118,8 +120,9 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         EncoderError: Import or construction failed, or the class is not an encoder; the clause says which.
     """
     folder = spec.file.parent if spec.file is not None else Path.cwd()
+    settings = OwnSettings()
     _forget_local_modules()
-    with importable(folder), fixed_seeds(device):
+    with settings.in_force(), importable(folder), seeded(0, device):
         source_module, encoder_class = _import_class(spec)
         module = _construct(encoder_class, spec)
         output_dim = _output_dim(module, spec.class_name)
@@ -128,8 +131,8 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
             module.to(device)
         with _users_code("frozen", f"freezing {spec.class_name}", "eval() and requires_grad_(False) must work"):
             module.eval().requires_grad_(False)
-        weights = weight_digests(module)
-        structure = structure_digest(spec, module, source_module, weights, folder)
+    weights = weight_digests(module)
+    structure = structure_digest(spec, module, source_module, weights, folder)
     return FrozenEncoder(
         module=module,
         spec=spec,
@@ -138,6 +141,7 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         folder=folder,
         fingerprint=structure,
         weights=weights,
+        settings=settings,
     )
 
 
@@ -337,20 +341,6 @@ def _is_local(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def fixed_seeds(device: torch.device) -> Iterator[None]:
-    """Fix all random seeds; restore their states afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with seeded(0, device):
-        random.seed(0)
-        np.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
 def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
     """Turn an exception of the user's code into one line: the exception, where it was raised, what to do."""
     try:
@@ -358,7 +348,9 @@ def _users_code(clause: str, action: str, advice: str) -> Iterator[None]:
     except EncoderError:
         # From our own wrapper of hub models: it is one line already.
         raise
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # with SystemExit, and outcomes of pytest such as skip
         message = " ".join(str(error).split())
         if len(message) > _MAX_MESSAGE_CHARACTERS:
             message = f"{message[:_MAX_MESSAGE_CHARACTERS]}..."

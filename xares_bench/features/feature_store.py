@@ -47,6 +47,7 @@ FEATURES_MODULES = (
     "features.feature_store",
     "runtime.determinism",
     "runtime.memory",
+    "runtime.process_state",
     "scores.records",
 )
 

@@ -1,8 +1,10 @@
 """The process and the machine it runs on.
 
-device       device and precision from accelerate, experiment trackers, and what else can affect results
-determinism  random seeds and deterministic algorithms for the length of a block
-memory       smaller batches when memory runs out
-processes    what the processes of a launcher do together
-signals      interrupts that wait for the end of a step, and a deadline for the user's code
+device         device and precision from accelerate, experiment trackers, and what else can affect results
+determinism    random seeds and deterministic algorithms for the length of a block
+memory         smaller batches when memory runs out
+processes      what the processes of a launcher do together
+process_state  settings of the process that the user's code may change, kept apart from the session's
+exits          exits of the process from within the user's code: never with status 0
+signals        interrupts that wait for the end of a step, and a deadline for the user's code
 """

@@ -1,20 +1,29 @@
-"""Determinism: random seeds and deterministic algorithms for the length of a block; torch's state is restored after."""
+"""Determinism: random seeds and deterministic algorithms for the length of a block; the state is restored after."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and the device for the block; afterwards restore their state."""
+    """Seed Python, numpy, and torch on the CPU and the device for the block; afterwards restore their states."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

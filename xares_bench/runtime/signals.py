@@ -27,6 +27,11 @@ def save_stderr() -> None:
         _stderr = os.dup(2)
 
 
+def terminal() -> int:
+    """The descriptor of the saved stderr, or else of the present one."""
+    return 2 if _stderr is None else _stderr
+
+
 @contextlib.contextmanager
 def deadline() -> Iterator[None]:
     """Limit the block to ten minutes.
@@ -53,7 +58,7 @@ def deadline() -> Iterator[None]:
     # Repeatedly: code that catches every exception gets another one.
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S, LIMIT_S)
     # faulthandler's timer is a thread in C, which needs neither the main thread nor the interpreter's lock.
-    faulthandler.dump_traceback_later(LIMIT_S + GRACE_S, exit=True, file=2 if _stderr is None else _stderr)
+    faulthandler.dump_traceback_later(LIMIT_S + GRACE_S, exit=True, file=terminal())
     try:
         yield
     finally:

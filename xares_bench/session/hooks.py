@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from xares_bench.core.errors import UsageError, XaresError
+from xares_bench.runtime.exits import session_ended
 from xares_bench.runtime.signals import cancel_deadline, save_stderr
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
@@ -52,6 +53,7 @@ class BenchHooks:
         self._config = config
         self._session = session
         self._ending: Ending | None = None
+        self._status: Callable[[], int] = lambda: pytest.ExitCode.USAGE_ERROR
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -118,12 +120,18 @@ class BenchHooks:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the run's files; fail the run for what no test has failed for."""
         self._session.close()
+        self._status = lambda: session.exitstatus  # still open: other plugins may change it
         if is_helper(self._config) or self._config.option.collectonly:
             return
         command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
         self._ending = end_session(self._session, command)
         if self._ending.problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Let nothing that the user's code has left behind end the process with another status."""
+        session_ended(self._status())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, where the files are, and why the run fails; for a listing, the mixes and metrics."""

@@ -1,0 +1,87 @@
+"""Whatever in the user's code ends the process: never with status 0."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from xares_bench.runtime.exits import exits_raise
+
+
+def status_of(code: str) -> tuple[int, str]:
+    """Exit status and output of a process that runs the code behind the guard's import."""
+    program = "import os, sys, threading\nfrom xares_bench.runtime.exits import exits_raise, session_ended\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "call", ["os._exit(0)", "os.execv('/bin/true', ['true'])", "os.execvp('true', ['true'])", "sys.exit(0)"]
+)
+def test_a_call_in_the_users_code_raises(call: str) -> None:
+    with pytest.raises(SystemExit), exits_raise():
+        exec(call, {"os": os, "sys": sys})
+
+
+def test_a_thread_of_the_user_ends_the_process_with_a_failure() -> None:
+    status, output = status_of("""
+        with exits_raise():
+            threading.Timer(0.1, os._exit, [0]).start()
+        threading.Event().wait(20)
+    """)
+    assert status == 3
+    assert "os._exit(0) was called before the session has ended" in output
+
+
+def test_another_status_stays() -> None:
+    assert status_of("with exits_raise(): pass\nos._exit(7)")[0] == 7
+
+
+@pytest.mark.parametrize("status", [0, 1, 5])
+def test_after_the_session_its_own_status_holds(status: int) -> None:
+    assert status_of(f"with exits_raise(): pass\nsession_ended({status})\nos._exit(0)") == (status, "")
+
+
+def test_an_exit_handler_of_the_user_does_not_turn_a_failure_into_a_pass() -> None:
+    status, _ = status_of("""
+        import atexit
+        with exits_raise():
+            atexit.register(os._exit, 0)
+        session_ended(1)
+        sys.exit(1)
+    """)
+    assert status == 1
+
+
+def test_children_end_as_they_like() -> None:
+    status, _ = status_of("""
+        with exits_raise():
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            import multiprocessing
+            process = multiprocessing.get_context("fork").Process(target=print)
+            process.start(); process.join()
+            assert process.exitcode == 0
+        os._exit(9)
+    """)
+    assert status == 9
+
+
+def test_nested_blocks_end_with_the_outer_one() -> None:
+    with exits_raise():
+        with exits_raise():
+            pass
+        with pytest.raises(SystemExit, match=r"os\._exit\(0\)"):
+            os._exit(0)

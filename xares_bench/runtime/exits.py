@@ -1,0 +1,77 @@
+"""Exits of the process from within the user's code: an error there, and never status 0.
+
+`os._exit(0)` in an encoder, or in a library that it calls, would end pytest in the middle of a run with the status of
+success. While the user's code runs, such a call raises `SystemExit`, which becomes an error with a place. A thread that
+makes it at another time ends the process with a status of failure; once the session has ended, with the session's own.
+
+The functions are replaced when the user's code runs first, and stay replaced, because a thread or an exit handler of
+the user may come at any time. Child processes that are forked end as they like. Code in C that ends the process by
+itself cannot be seen from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from xares_bench.runtime.signals import terminal
+
+# pytest's status for an internal error.
+_FAILURE = 3
+
+_exit, _execv, _execve = os._exit, os.execv, os.execve
+_process: int | None = None
+_final_status: int | None = None
+_in_users_code = threading.local()
+
+
+@contextlib.contextmanager
+def exits_raise() -> Iterator[None]:
+    """Within the block, functions that end or replace the process raise `SystemExit` in this thread."""
+    _replace_functions()
+    before = getattr(_in_users_code, "is_running", False)
+    _in_users_code.is_running = True
+    try:
+        yield
+    finally:
+        _in_users_code.is_running = before
+
+
+def session_ended(status: int) -> None:
+    """Take note of the session's exit status: from now on the process ends with no other."""
+    global _final_status
+    _final_status = int(status)
+
+
+def _replace_functions() -> None:
+    global _process, _final_status
+    _final_status = None
+    if _process == os.getpid():
+        return
+    _process = os.getpid()
+    os._exit = _checked_exit
+    os.execv = _checked(_execv, "os.execv")
+    os.execve = _checked(_execve, "os.execve")
+
+
+def _checked_exit(status: int) -> NoReturn:
+    if os.getpid() != _process:
+        _exit(status)
+    if getattr(_in_users_code, "is_running", False):
+        raise SystemExit(f"os._exit({status})")
+    if _final_status is not None:
+        _exit(_final_status)
+    os.write(terminal(), f"xares-bench: os._exit({status}) was called before the session has ended\n".encode())
+    _exit(int(status) or _FAILURE)
+
+
+def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def call(path: Any, *arguments: Any) -> Any:
+        if os.getpid() == _process and _final_status is None:
+            raise SystemExit(f"{name}({path!r})")
+        return function(path, *arguments)
+
+    return call
