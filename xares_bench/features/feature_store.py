@@ -27,6 +27,7 @@ from xares_bench.features.cached_shard import CachedShardWriter, read_cached_sha
 from xares_bench.features.disk_budget import KIND, FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
 from xares_bench.features.prefetch import ReadRequest, read_ahead
+from xares_bench.runtime.variables import keyed_variables
 from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
@@ -48,6 +49,7 @@ FEATURES_MODULES = (
     "runtime.determinism",
     "runtime.memory",
     "runtime.process_state",
+    "runtime.variables",
     "scores.records",
 )
 
@@ -280,6 +282,7 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
     return {
         "encoder": clips.encoder.fingerprint,
         "device": clips.encoder.device.type,
+        "variables": keyed_variables(os.environ),
         "padded": clips.honours_mask,
         "half_precision": clips.half_precision,
         "max_audio_s": max_audio_s,

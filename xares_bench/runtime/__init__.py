@@ -6,5 +6,6 @@ memory         smaller batches when memory runs out
 processes      what the processes of a launcher do together
 process_state  settings of the process that the user's code may change, kept apart from the session's
 exits          exits of the process from within the user's code: never with status 0
+variables      environment variables that libraries read: refused, keyed or recorded
 signals        interrupts that wait for the end of a step, and a deadline for the user's code
 """

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from xares_bench.core.digests import SCORING_LIBRARIES, TRAINING_LIBRARIES, library_versions
 from xares_bench.core.errors import UsageError
+from xares_bench.runtime.variables import recorded_variables, refuse_variables
 
 # Values of `accelerate launch --mixed-precision` that are supported.
 _PRECISIONS = ("no", "bf16", "fp16")
@@ -33,8 +34,10 @@ def open_accelerator(tracker: str | None = None) -> Accelerator:
         tracker: One of `TRACKERS`; `start_tracker` starts it.
 
     Raises:
-        UsageError: This machine does not support the precision, or the tracker's package is not installed.
+        UsageError: This machine does not support the precision, the tracker's package is not installed, or an
+            environment variable would make the training another one.
     """
+    refuse_variables(os.environ)
     if tracker is not None and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
         raise UsageError(f"--track={tracker} needs a package that is not installed: pip install {TRACKERS[tracker][0]}")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -70,7 +73,7 @@ _LIBRARIES = sorted({"pytest", "soundfile", "soxr", "xares-bench", *TRAINING_LIB
 
 
 def environment_of(accelerator: Accelerator) -> dict[str, Any]:
-    """What can affect results: device, precision, processes, threads, processor and instruction set, and versions."""
+    """What can affect results: device, precision, processes, threads, processor, environment variables, versions."""
     device = accelerator.device
     return {
         "device": str(device),
@@ -82,6 +85,7 @@ def environment_of(accelerator: Accelerator) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "variables": recorded_variables(os.environ),
         **library_versions(_LIBRARIES),
     }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import EncoderError, XaresError
 from xares_bench.metrics.registry import METRICS
+from xares_bench.runtime.variables import SPINCOUNT
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
@@ -55,6 +56,11 @@ def _run_lines(session: BenchSession) -> list[str]:
     commit = f" at {run.decoder['commit']}" if run.decoder["commit"] else f" {run.decoder['fingerprint'][:12]}"
     precision = "" if run.environment["precision"] == "no" else f" in {run.environment['precision']}"
     lines.append(f"decoder: {run.decoder['name']}{commit}, on {suite.device}{precision}{_processes(suite)}")
+    spincount = run.environment["variables"].get("GOMP_SPINCOUNT")
+    if run.environment["threads"] > 1 and spincount == SPINCOUNT:
+        lines.append(
+            f"threads: {run.environment['threads']}, which sleep soon while they wait (GOMP_SPINCOUNT={spincount})"
+        )
     lines.extend(_data_lines(suite, run, selected))
     lines.append(f"recipe: {_recipe(plan, selected)}")
     if any(METRICS[plan.dataset(name).metric].needs_models for name in selected):

@@ -13,6 +13,7 @@ import pytest
 from xares_bench.core.errors import UsageError, XaresError
 from xares_bench.runtime.exits import session_ended
 from xares_bench.runtime.signals import cancel_deadline, save_stderr
+from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
 from xares_bench.session.session import BenchSession
@@ -27,6 +28,7 @@ def open_session(config: pytest.Config) -> BenchSession:
     Raises:
         pytest.UsageError: An option, or a file that it names, is wrong.
     """
+    shorten_waits(os.environ)
     try:
         options = read_options(config.option)
     except UsageError as error:
