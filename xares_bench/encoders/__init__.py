@@ -3,6 +3,7 @@
 loading                load, freeze and call the user's module
 contract               the check of the encoder's contract, clause by clause
 contract_report        what became of every clause, as data and as JSON
+shortest_clip          how short a clip an encoder takes
 clauses                names and sentences of the contract (no torch)
 fingerprint            the encoder's identity, part of every key
 hugging_face           a Hugging Face audio model as an encoder

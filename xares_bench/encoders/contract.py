@@ -1,7 +1,8 @@
 """The contract check: does an encoder do what the benchmark relies on, clause by clause.
 
-The check calls the encoder seven times, with 40 seconds of audio in all. For a large encoder that would be most of the
-time of a session that finds everything else cached, so the report of an encoder that keeps every clause is cached, too.
+The check calls the encoder seven times, with 40 seconds of audio in all, and with a dozen clips of up to 0.1 s. For a
+large encoder that would be most of the time of a session that finds everything else cached, so the report of an encoder
+that keeps every clause is cached, too.
 
 Shapes: B clips, S samples, T frames, D = output_dim.
 """
@@ -23,6 +24,7 @@ from xares_bench.core.store import Store
 from xares_bench.encoders.contract_report import ContractReport, Outcome, Status, completed, stopped
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
+from xares_bench.encoders.shortest_clip import shortest_clip
 from xares_bench.runtime.determinism import seeded
 
 # Modules whose code a cached report depends on. A test compares the list with what these modules import
@@ -33,6 +35,7 @@ CONTRACT_MODULES = (
     "encoders.contract_report",
     "encoders.fingerprint",
     "encoders.loading",
+    "encoders.shortest_clip",
     "runtime.determinism",
 )
 
@@ -173,12 +176,16 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     honours_mask = False
     if short is not None and check.holds("batches"):
         honours_mask = _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
+    min_samples = 1
+    if check.holds("lengths"):
+        min_samples = shortest_clip(encoder, second_clip if short is None else short_clip, padded=honours_mask)
     _check_frozen(check)
     check.settle("input-unchanged", "passed")
     return ContractReport(
         encoder=encoder,
         outcomes=completed(check.outcomes),
         honours_mask=honours_mask,
+        min_samples=min_samples,
         frames_per_second=frames_per_second,
         realtime_factor=realtime_factor,
     )

@@ -326,6 +326,7 @@ class Suite:
             encoder=self.encoder,
             honours_mask=self.contract.honours_mask,
             half_precision=self.plan.recipe.training.feature_dtype == "float16",
+            min_samples=self.contract.min_samples,
         )
 
     @functools.cached_property
