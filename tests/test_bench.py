@@ -385,6 +385,16 @@ def test_a_test_tar_that_is_cut_is_said_and_nothing_is_trained(
     assert not list(tmp_path.glob("runs/store/lalms/*"))
 
 
+def test_a_tar_in_training_and_in_test_is_said_in_the_header(run: Run, shared: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    shutil.copy(data / "clotho" / "train_00.tar.gz", data / "clotho" / "test_00.tar.gz")
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--train=clotho", data=data)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["data: the same tar is in training and in test: clotho (train_00.tar.gz) and clotho (test_00.tar.gz); *"]
+    )
+
+
 def test_a_few_unusable_samples_are_counted_where_they_are_allowed(run: Run, shared: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shared / "data", tmp_path / "data")
     clips: list[tuple[str, Waveform | bytes, dict[str, object]]] = [

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, tone, write_members, write_shard
 from tests.suite.conftest import MakeSuite
+from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Progress
 from xares_bench.datasets.inventory import Inventories
@@ -231,3 +233,8 @@ def test_a_training_shard_fails_all_that_need_it(make_suite: MakeSuite, tmp_path
     (line,) = suite.fetch(list("abcde"))
     assert line.startswith(f"a, b, c and 2 more cannot be scored: {tmp_path}/train_1.tar: a zip archive")
     assert all(map(suite.preflight.fails, "abcde"))
+
+
+def test_the_mini_corpus_has_no_tar_twice() -> None:
+    digests = [file_digest(path) for path in (REPOSITORY / "fixtures" / "mini").rglob("*.tar*")]
+    assert len(digests) == len(set(digests)) == 60
