@@ -21,7 +21,6 @@ from xares_bench.datasets import inventory
 from xares_bench.datasets.audio import read_audio
 from xares_bench.datasets.inventory import Inventories, Inventory, Stopped
 from xares_bench.datasets.shards import read_samples
-from xares_bench.datasets.targets import target_problem
 
 SPLIT = Split(shards=(), target_keys=("label",))
 OTHER_SPLIT = Split(shards=(), target_keys=("other",))
@@ -94,6 +93,18 @@ def test_clips_are_read_until_one_of_their_suffix_can_be(
     assert found.named[0][1].startswith("unreadable audio")
 
 
+def test_different_targets_are_kept_unless_there_is_too_much_text(
+    tmp_path: Path, inventories: Callable[..., Inventories], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = members_of(
+        (WAV, '{"label": "dog"}'), (WAV, '{"label": ["cat", "dog"]}'), (WAV, "{}"), (WAV, '{"label": 3}')
+    )
+    shard = shard_at(write_members(tmp_path / "s.tar", members))
+    assert inventories().of(shard, SPLIT).targets == ("dog", "cat", "3")
+    monkeypatch.setattr(inventory, "_MAX_TARGET_CHARACTERS", 6)
+    assert Inventories(tmp_path / "other", {}).of(shard, SPLIT).targets is None
+
+
 def test_a_file_is_digested_and_walked_in_one_pass(
     tmp_path: Path, inventories: Callable[..., Inventories], walks: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +124,7 @@ def test_a_file_is_digested_and_walked_in_one_pass(
     assert digest == file_digest(path)
     assert (opened.count(path), walks) == (1, [path])
     shard = shard_at(path)
-    assert inventories().of(shard, SPLIT) == Inventory(num_samples=4, suffixes=("wav",))
+    assert inventories().of(shard, SPLIT) == Inventory(num_samples=4, suffixes=("wav",), targets=("x",))
     assert walks == [path], "a second session does not walk it again"
     copy = path.rename(tmp_path / "renamed.tar")
     assert inventories().is_known(shard_at(copy), SPLIT)
@@ -181,7 +192,7 @@ def test_any_bytes_have_their_digest_and_what_the_reader_says(
     damage: str | None = None
     try:
         for sample in read_samples(shard_at(path)):
-            problems.append(sample.problem or target_problem(sample.fields, SPLIT) or "no audio")
+            problems.append(sample.problem or "no audio")
     except DataError as error:
         damage = str(error).removeprefix(f"{path}: ")
     assert found.damage == damage

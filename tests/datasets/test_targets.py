@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from xares_bench.config.catalogue import Split
-from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, find_targets, target_problem, targets_of
+from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, find_targets, targets_of
 
 SPLIT = Split(shards=(), target_keys=("label",))
 
@@ -68,12 +68,3 @@ def test_fallback_keys_are_the_published_ones() -> None:
     assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
     assert targets_of({"text": "x", "caption": "y"}, SPLIT) == ("y",)
     assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
-
-
-def test_a_problem_is_the_message_of_the_error() -> None:
-    assert target_problem({"label": "x"}, SPLIT) is None
-    problem = target_problem({"other": "x"}, SPLIT)
-    assert problem == "none of the keys label, captions, caption, text (found other)"
-    with pytest.raises(ValueError, match=r"^none of the keys") as caught:
-        targets_of({"other": "x"}, SPLIT)
-    assert str(caught.value) == problem

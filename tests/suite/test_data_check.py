@@ -139,6 +139,29 @@ def test_a_missing_extra_is_named_with_the_shard(
     assert line == f"mine cannot be scored: mine: clips of {tmp_path}/test_0.tar: install it"
 
 
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("mAP, metric_args: {num_classes: 2}", "the references contain 3 different labels, more than num_classes=2"),
+        ("iWER", "none of the 2 references contains a word, so iWER is undefined"),
+        ("chrF", "none of the 2 references contains a character, so chrF is undefined"),
+    ],
+)
+def test_targets_that_the_metric_cannot_score_are_a_problem(
+    make_suite: MakeSuite, tmp_path: Path, metric: str, expected: str
+) -> None:
+    (tmp_path / "eval.yaml").write_text(
+        f"mine: {{data: {{data: 'test_*.tar', key: label, prompt: What?}}, metric: {metric}}}\n"
+    )
+    assert lines_of(make_suite, "steps=3") == []
+    labels = ("a;b", "c") if "mAP" in metric else ("!", "--")
+    for number, label in enumerate(labels):
+        write_shard(tmp_path / f"test_{number}.tar", [("clip", tone(0.2), {"label": label})])
+    (line,) = lines_of(make_suite)
+    assert line.startswith(f"mine cannot be scored: mine: {expected}")
+    assert lines_of(make_suite, limit=1) == []
+
+
 def test_what_is_cached_is_not_walked_again(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = make_suite()
     suite.fetch(["mine"])

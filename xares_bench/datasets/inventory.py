@@ -26,7 +26,7 @@ from xares_bench.core.progress import Advance
 from xares_bench.core.store import write_atomically
 from xares_bench.datasets.audio import missing_extra, read_audio
 from xares_bench.datasets.shards import Sample, Shard, read_samples, unreadable
-from xares_bench.datasets.targets import target_problem
+from xares_bench.datasets.targets import targets_of
 
 # Modules whose code an inventory depends on. A test compares the list with what these modules import
 # (`tests/suite/test_keys.py`).
@@ -41,6 +41,8 @@ INVENTORY_MODULES = (
 _CHUNK_BYTES = 1 << 20
 _MAX_NAMED = 3
 _MAX_REASON_CHARACTERS = 300
+# Far above the labels of any classification, and the texts of most shards.
+_MAX_TARGET_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Inventory:
         unusable: Indices of samples that are known to be unusable.
         named: Key and reason of the first of them.
         suffixes: Suffixes of the audio of the others.
+        targets: Their different targets; None: too much text to keep.
         damage: Why the archive cannot be read to its end; None: it can.
     """
 
@@ -59,6 +62,7 @@ class Inventory:
     unusable: tuple[int, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
     suffixes: tuple[str, ...] = ()
+    targets: tuple[str, ...] | None = ()
     damage: str | None = None
 
 
@@ -210,21 +214,36 @@ class _Count:
         self._named: list[tuple[str, str]] = []
         self._suffixes: set[str] = set()
         self._read: set[str] = set()
+        self._targets: dict[str, None] = {}
+        self._num_characters = 0
 
     def add(self, sample: Sample) -> None:
         """Count one more sample."""
-        problem = sample.problem or target_problem(sample.fields, self._split)
+        problem = sample.problem
+        targets: tuple[str, ...] = ()
+        if problem is None:
+            try:
+                targets = targets_of(sample.fields, self._split)
+            except ValueError as cause:
+                problem = str(cause)
         if problem is None and sample.suffix not in self._read and missing_extra(sample.suffix) is None:
             problem = self._audio_problem(sample)
             if problem is None:
                 self._read.add(sample.suffix)
         if problem is None:
             self._suffixes.add(sample.suffix)
+            self._keep(targets)
         else:
             self._unusable.append(self._num_samples)
             if len(self._named) < _MAX_NAMED:
                 self._named.append((sample.key, problem[:_MAX_REASON_CHARACTERS]))
         self._num_samples += 1
+
+    def _keep(self, targets: Iterable[str]) -> None:
+        for target in targets:
+            if target not in self._targets and self._num_characters <= _MAX_TARGET_CHARACTERS:
+                self._targets[target] = None
+                self._num_characters += len(target)
 
     def inventory(self, damage: str | None) -> Inventory:
         """What was found."""
@@ -233,6 +252,7 @@ class _Count:
             unusable=tuple(self._unusable),
             named=tuple(self._named),
             suffixes=tuple(sorted(self._suffixes)),
+            targets=tuple(self._targets) if self._num_characters <= _MAX_TARGET_CHARACTERS else None,
             damage=damage,
         )
 
@@ -305,5 +325,6 @@ def _from_json(value: dict[str, Any]) -> Inventory:
         unusable=tuple(map(int, value["unusable"])),
         named=tuple((str(key), str(reason)) for key, reason in value["named"]),
         suffixes=tuple(map(str, value["suffixes"])),
+        targets=None if value["targets"] is None else tuple(map(str, value["targets"])),
         damage=None if value["damage"] is None else str(value["damage"]),
     )

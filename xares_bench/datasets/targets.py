@@ -23,15 +23,6 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
     return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
 
 
-def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
-    """Why a clip has no target, or None."""
-    try:
-        targets_of(fields, split)
-    except ValueError as cause:
-        return str(cause)
-    return None
-
-
 def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     """The targets of a clip, under the first of the keys that is present; a list is several targets.
 

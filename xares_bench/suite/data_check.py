@@ -17,14 +17,15 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from xares_bench.config.catalogue import Split
+from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.config.plan import Plan
-from xares_bench.core.errors import DataError
+from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.progress import Progress
 from xares_bench.datasets.audio import missing_extra
 from xares_bench.datasets.inventory import Inventories, Inventory
 from xares_bench.datasets.shards import Shard, ShardSource
 from xares_bench.features.rows import check_dropped
+from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.scores.records import DroppedSample
 
 ItemT = TypeVar("ItemT")
@@ -120,40 +121,57 @@ class DataCheck:
         """Raise if a split could not be used to its end.
 
         Raises:
-            DataError: A shard is damaged, there are no samples, too many are unusable, or an extra is not installed.
+            DataError: A shard is damaged, there are no samples, too many are unusable, an extra is not installed, or
+                the metric is undefined for the targets.
         """
-        name, limit = part.name, self.plan.limit
-        damaged: list[str] = []
-        dropped: list[DroppedSample] = []
-        num_samples = num_dropped = 0
-        for shard in shards:
-            num_left = None if limit is None else limit - num_samples
-            if num_left == 0:
-                break
-            inventory = self.inventories.of(shard, part.split)
-            if inventory.damage is not None:
-                damaged.append(f"{shard.path}: {inventory.damage}")
-            _check_extras(name, shard, inventory)
-            num_new = inventory.num_samples if num_left is None else min(num_left, inventory.num_samples)
-            num_samples += num_new
-            num_dropped += sum(index < num_new for index in inventory.unusable)
-            dropped += [DroppedSample(shard=shard.name, clip=key, reason=reason) for key, reason in inventory.named]
+        needed = self._needed(part, shards)
+        damaged = [
+            f"{shard.path}: {inventory.damage}" for shard, inventory, _ in needed if inventory.damage is not None
+        ]
         if damaged:
-            more = f" (so are {len(damaged) - 1} more shards of {name})" if len(damaged) > 1 else ""
+            more = f" (so are {len(damaged) - 1} more shards of {part.name})" if len(damaged) > 1 else ""
             raise DataError(damaged[0] + more)
+        for shard, inventory, _ in needed:
+            for missing in filter(None, map(missing_extra, inventory.suffixes)):
+                raise DataError(f"{part.name}: clips of {shard.name}: {missing}")
+        num_samples = sum(number for *_, number in needed)
         if num_samples == 0:
             more = f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""
             raise DataError(
-                f"{name}: {shards[0].path}{more}: an archive without samples; fetch or build it again (a sample is "
-                "KEY.flac, or another audio file, beside KEY.json)"
+                f"{part.name}: {shards[0].path}{more}: an archive without samples; fetch or build it again (a sample "
+                "is KEY.flac, or another audio file, beside KEY.json)"
             )
         check_dropped(
-            name,
-            dropped,
-            num_dropped=num_dropped,
+            part.name,
+            [
+                DroppedSample(shard=shard.name, clip=key, reason=reason)
+                for shard, inventory, _ in needed
+                for key, reason in inventory.named
+            ],
+            num_dropped=sum(index < number for _, inventory, number in needed for index in inventory.unusable),
             num_samples=num_samples,
             max_dropped_share=self.plan.recipe.training.max_dropped_share,
         )
+        if not part.is_training and self.plan.limit is None:
+            _check_metric(self.plan.dataset(part.name), [inventory.targets for _, inventory, _ in needed])
+
+    def _needed(self, part: Part, shards: Sequence[Shard]) -> list[tuple[Shard, Inventory, int]]:
+        """The shards of a split that are used, with the numbers of samples that are used of each.
+
+        Raises:
+            DataError: A shard cannot be read.
+        """
+        needed: list[tuple[Shard, Inventory, int]] = []
+        num_left = self.plan.limit
+        for shard in shards:
+            if num_left == 0:
+                break
+            inventory = self.inventories.of(shard, part.split)
+            number = inventory.num_samples if num_left is None else min(num_left, inventory.num_samples)
+            needed.append((shard, inventory, number))
+            if num_left is not None:
+                num_left -= number
+        return needed
 
     def shared(self, parts: Iterable[Part]) -> list[str]:
         """Say, in a line per pair of datasets, which tars are in training and in test, or twice in one of them.
@@ -215,12 +233,15 @@ def splits_by_path(plan: Plan) -> dict[Path, list[Split]]:
     return found
 
 
-def _check_extras(dataset: str, shard: Shard, inventory: Inventory) -> None:
-    """Raise if clips of a shard need an extra that is not installed."""
-    for suffix in inventory.suffixes:
-        missing = missing_extra(suffix)
-        if missing is not None:
-            raise DataError(f"{dataset}: clips of {shard.name}: {missing}")
+def _check_metric(dataset: Dataset, targets: Sequence[tuple[str, ...] | None]) -> None:
+    """Raise if a metric without models cannot be computed for the targets of shards, whatever is predicted."""
+    if METRICS[dataset.metric].needs_models or None in targets:
+        return
+    references = list(dict.fromkeys(text for texts in targets if texts is not None for text in texts))
+    try:
+        evaluate(dataset.metric, references, [""] * len(references), **dataset.metric_arguments)
+    except UsageError as cause:
+        raise DataError(f"{dataset.name}: {cause}") from None
 
 
 def _sharing(pair: tuple[Part, Part], names: tuple[str, str], num_tars: int) -> str:
