@@ -19,6 +19,8 @@ from xares_bench.core.file_kinds import path_problem, what_instead, what_it_is
         (b"PAR1\x15\x04", "a Parquet file"),
         (b"070701000", "a cpio archive"),
         (b"  \n<!doctype HTML>", "a web page (HTML)"),
+        (b"<!-- moved --><html>", "a web page (HTML)"),
+        ("<html>".encode("utf-16"), "a web page (HTML)"),
         (b"\xef\xbb\xbf<html>", "a web page (HTML)"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied', "an XML text ("),
         (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shard_factory import encode, shard_at, tone, write_members
+from tests.shard_factory import FORMATS, encode, shard_at, tone, write_members
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
@@ -84,13 +84,29 @@ def test_clips_are_read_until_one_of_their_suffix_can_be(
         return read_audio(data, suffix)
 
     monkeypatch.setattr(inventory, "read_audio", read)
-    bad, label = b"<html>", '{"label": "x"}'
-    members = members_of((bad, label), (WAV, "{}"), (bad, label), (WAV, label), (bad, label))
+    bad, cut, label = b"<html>", WAV[:30], '{"label": "x"}'
+    members = members_of((bad, label), (WAV, "{}"), (cut, label), (WAV, label), (cut, label), (b"", label))
     members += [("f.flac", bad), ("f.json", label.encode())]
     found = inventories().of(shard_at(write_members(tmp_path / "s.tar", members)), SPLIT)
-    assert found.unusable == (0, 1, 2, 5)
-    assert tried == ["wav", "wav", "wav", "flac"], "the last WAV is left to the evaluation"
+    assert found.unusable == (0, 1, 2, 5, 6)
+    assert tried == ["wav", "wav", "wav", "wav", "flac"], "the second that is cut is left to the evaluation"
     assert found.named[0][1].startswith("unreadable audio")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_of_whole_clips_only_the_first_is_read(
+    tmp_path: Path, inventories: Callable[..., Inventories], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    tried: list[bytes] = []
+    monkeypatch.setattr(inventory, "read_audio", lambda data, suffix: tried.append(data))
+    audio = encode(tone(0.1, rate_hz=48_000), suffix, rate_hz=48_000)
+    members = [
+        member
+        for number in range(3)
+        for member in ((f"k{number}.{suffix}", audio), (f"k{number}.json", b'{"label": "x"}'))
+    ]
+    assert inventories().of(shard_at(write_members(tmp_path / "s.tar", members)), SPLIT).unusable == ()
+    assert tried == [audio]
 
 
 def test_different_targets_are_kept_unless_there_is_too_much_text(

@@ -68,7 +68,7 @@ def what_it_is(head: bytes) -> tuple[str, str] | None:
         return "a Git LFS pointer, not the file that it stands for", "run `git lfs pull`"
     if "annex/objects/" in text:
         return "a git-annex pointer, not the file that it stands for", "run `git annex get` on it"
-    if text.lower().startswith(("<!doctype html", "<html", "<head", "<body")):
+    if text.startswith("<") and any(mark in text.lower() for mark in ("<!doctype html", "<html", "<head", "<body")):
         return "a web page (HTML)", f"{_FETCH} (check its address, and whether a login is needed)"
     kind = "a text"
     if text.startswith("<"):
@@ -118,10 +118,11 @@ def path_problem(path: Path) -> str | None:
 
 def _text_of(head: bytes) -> str | None:
     """The text that begins a file, without leading blanks; None if it is none."""
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = head.decode("utf-8-sig")
+        text = head.decode(encoding)
     except UnicodeDecodeError as cause:
         if cause.start < len(head) - 3:  # else a letter is cut at the end of what was read
             return None
-        text = head[: cause.start].decode("utf-8-sig")
+        text = head[: cause.start].decode(encoding)
     return text.lstrip() if text.strip() and all(letter.isprintable() or letter.isspace() for letter in text) else None

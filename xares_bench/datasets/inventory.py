@@ -1,9 +1,9 @@
 """Inventories: what a shard holds, found by walking it before a training needs it.
 
-A walk reads the whole archive: headers, names, JSON and targets of every sample. Reading all audio would take too long,
-so clips of each suffix are read until one can be. A shard whose digest is not known is walked while its bytes are
-digested, in one pass over the file. Inventories are cached by the shard's digest, so that a shard is walked once,
-whatever its name and place.
+A walk reads the whole archive: headers, names, JSON and targets of every sample. Reading all audio would take too long:
+clips of each suffix are read until one can be, and those that do not begin like audio. A shard whose digest is not
+known is walked while its bytes are digested, in one pass over the file. Inventories are cached by the shard's digest,
+so that a shard is walked once, whatever its name and place.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ INVENTORY_MODULES = (
 )
 
 _CHUNK_BYTES = 1 << 20
+_AUDIO_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"\x30\x26\xb2\x75")
 _MAX_NAMED = 3
 _MAX_REASON_CHARACTERS = 300
 # Far above the labels of any classification, and the texts of most shards.
@@ -226,7 +227,8 @@ class _Count:
                 targets = targets_of(sample.fields, self._split)
             except ValueError as cause:
                 problem = str(cause)
-        if problem is None and sample.suffix not in self._read and missing_extra(sample.suffix) is None:
+        is_tried = sample.suffix not in self._read or not _begins_like_audio(sample.audio or b"")
+        if problem is None and is_tried and missing_extra(sample.suffix) is None:
             problem = self._audio_problem(sample)
             if problem is None:
                 self._read.add(sample.suffix)
@@ -305,6 +307,12 @@ class _DigestedFile:
             left = _CHUNK_BYTES if offset is None else min(_CHUNK_BYTES, offset - self._num_digested)
             if not self.read(left):
                 return
+
+
+def _begins_like_audio(data: bytes) -> bool:
+    """Whether the first bytes are those of a usual audio file; others may be audio, too."""
+    is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
+    return is_mpeg or data.startswith(_AUDIO_MAGIC) or data[4:8] == b"ftyp"
 
 
 def _key(digest: str, split: Split) -> str:

@@ -1,8 +1,8 @@
 """The check of the data: every shard that is needed is walked before a training starts, on a few threads.
 
 A dataset that could not be scored in the end fails at once, and costs the others nothing. Not all audio is read: the
-samples that count as unusable here are those without audio, JSON or a target, and those before the first clip of their
-suffix that can be read.
+samples that count as unusable here are those without audio, JSON or a target, and those whose audio was tried in vain
+(see `datasets.inventory`).
 """
 
 from __future__ import annotations
