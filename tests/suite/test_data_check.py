@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.config.test_plan import plan
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, tone, write_members, write_shard
 from tests.suite.conftest import MakeSuite
@@ -16,6 +17,7 @@ from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Progress
 from xares_bench.datasets.inventory import Inventories
+from xares_bench.suite.data_check import splits_by_path
 
 GOOD = ("good", tone(0.2), {"label": "w"})
 
@@ -261,3 +263,22 @@ def test_a_training_shard_fails_all_that_need_it(make_suite: MakeSuite, tmp_path
 def test_the_mini_corpus_has_no_tar_twice() -> None:
     digests = [file_digest(path) for path in (REPOSITORY / "fixtures" / "mini").rglob("*.tar*")]
     assert len(digests) == len(set(digests)) == 60
+
+
+def test_an_interruption_stops_the_walks(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Inventories, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Inventories, "_walk", interrupt)
+    suite = make_suite()
+    with pytest.raises(KeyboardInterrupt):
+        suite.check(["mine"])
+    assert suite.preflight.data.inventories.stop.is_set()
+
+
+def test_the_splits_that_need_a_file_of_the_hub_are_known_by_its_path() -> None:
+    full = plan(preset="full")
+    found = splits_by_path(full)
+    dataset = full.catalogue.datasets["esc-50"]
+    assert found[full.data_home / "ESC-50/test/esc50_fold_5_0000000.tar.gz"] == [dataset.eval]
+    assert found[full.data_home / "ESC-50/train/esc50_fold_1_0000000.tar.gz"] == [dataset.train]
