@@ -441,16 +441,47 @@ def test_damaged_data_is_an_error_of_the_datasets_that_need_it(
     result = run(f"--encoder={ENCODER}", "-k", "clotho or mecat", data=data)
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1, deselected=NUM_BENCH_TESTS - 2)
-    text = result.stdout.str()
-    assert "Traceback" not in text
+    assert "Traceback" not in result.stdout.str()
     expected = {
         "truncated": "test_00.tar.gz: damaged archive",
         "missing": "test_00.tar.gz: this shard is missing",
         "unusable": "clotho: 1 of 2 samples are unusable, more than the allowed share of 1.0% (a of clotho/test_00",
     }
-    assert expected[damage] in text
+    line = next(line for line in result.outlines if line.startswith("xares-bench: clotho cannot be scored: "))
+    assert expected[damage] in line
+    assert result.outlines.index(line) < next(i for i, line in enumerate(result.outlines) if "FAILURES" in line)
     results = json.loads((run_folder(result) / "results.json").read_text())
     assert (results["missing"], [record["dataset"] for record in results["scores"]]) == (["clotho"], ["mecat"])
+
+
+@pytest.mark.parametrize("options", [(), ("-n2",), ("-p", "no:terminal"), ("-s",)], ids=" ".join)
+def test_a_test_tar_that_is_cut_is_said_and_nothing_is_trained(
+    options: tuple[str, ...], shared: Path, tmp_path: Path, pytester: pytest.Pytester
+) -> None:
+    """The training would take a day."""
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    shard = data / "clotho" / "test_00.tar.gz"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    result = pytester.runpytest_subprocess(
+        *(REPOSITORY / "bench", "-p", "no:cacheprovider", "--preset=mini", f"--encoder={ENCODER}", "-k", "clotho"),
+        *(f"--data-home={data}", f"--runs-dir={tmp_path}/runs", "--train=clotho", *FEW_STEPS, *options),
+        timeout=300,
+    )
+    assert result.ret == 1
+    lines = [line for line in (*result.outlines, *result.errlines) if "clotho cannot be scored" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"xares-bench: clotho cannot be scored: {shard}: damaged archive: ")
+    assert not list(tmp_path.glob("runs/store/lalms/*"))
+
+
+def test_a_tar_in_training_and_in_test_is_said_in_the_header(run: Run, shared: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    shutil.copy(data / "clotho" / "train_00.tar.gz", data / "clotho" / "test_00.tar.gz")
+    result = run(f"--encoder={ENCODER}", "-k", "clotho", "--train=clotho", data=data)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["data: the same tar is in training and in test: clotho (train_00.tar.gz) and clotho (test_00.tar.gz); *"]
+    )
 
 
 def test_a_few_unusable_samples_are_counted_where_they_are_allowed(run: Run, shared: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_junit_has_the_scores(run: Run, pytester: pytest.Pytester, damaged: str)
         assert float(properties["score"] or "nan") == record["score"]
     failure = cases["test_dataset[clotho]"].find("failure")
     assert failure is not None
-    assert "test_00.tar.gz: damaged archive" in (failure.text or "")
+    assert "test_00.tar.gz: a text ('no tar'), expected a tar or tar.gz archive" in (failure.text or "")
 
 
 def test_benchmark_json_has_the_scores_and_what_they_took_when_computed(

@@ -384,7 +384,7 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN.replace("one.tar", "absent.tar"), "train_data.mine.data", "no file matches 'absent.tar'"),
         (TRAIN.replace("one.tar", "'one{0..1}.tar'"), "train_data.mine.data", "no file matches 'one0.tar'"),
         (TRAIN.replace("one.tar", "'none*.tar'"), "train_data.mine.data", "no file matches 'none*.tar'"),
-        (TRAIN.replace("one.tar", "sub"), "train_data.mine.data", "no file matches 'sub'"),
+        (TRAIN.replace("one.tar", "sub"), "train_data.mine.data", "'sub': a folder, expected a tar file"),
         (TRAIN.replace("one.tar", "'sub/folder*'"), "train_data.mine.data", "no file matches 'sub/folder*'"),
         (TRAIN.replace("one.tar", "'one{0..1.tar'"), "train_data.mine.data", "bad brace pattern"),
         (TRAIN.replace("one.tar", "'one{0-1}.tar'"), "train_data.mine.data", "bad brace pattern"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import errno
 import gzip
 import io
+import lzma
 import os
 import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -213,20 +217,20 @@ def test_the_whole_archive_is_read(whole: bytes, tmp_path: Path) -> None:
 
 
 def test_a_plain_archive_cut_at_any_block_is_damaged(whole: bytes, tmp_path: Path) -> None:
-    for length in range(0, end_of(whole) + 1, BLOCK_BYTES):
+    for length in range(BLOCK_BYTES, end_of(whole) + 1, BLOCK_BYTES):
         assert_damaged(tmp_path / "shard.tar", whole[:length])
 
 
 def test_a_plain_archive_cut_anywhere_is_damaged(whole: bytes, tmp_path: Path) -> None:
-    places = random.Random(1).sample(range(1, end_of(whole) + BLOCK_BYTES), 60)
-    for length in (1, 100, BLOCK_BYTES - 1, BLOCK_BYTES + 1, end_of(whole) - 1, end_of(whole) + 1, *places):
+    places = random.Random(1).sample(range(100, end_of(whole) + BLOCK_BYTES), 60)
+    for length in (100, BLOCK_BYTES - 1, BLOCK_BYTES + 1, end_of(whole) - 1, end_of(whole) + 1, *places):
         assert_damaged(tmp_path / "shard.tar", whole[:length])
 
 
 def test_a_compressed_archive_cut_anywhere_is_damaged(whole: bytes, tmp_path: Path) -> None:
     compressed = gzip.compress(whole)
-    places = random.Random(2).sample(range(len(compressed)), 60)
-    for length in (0, 1, 2, 5, 10, len(compressed) // 2, len(compressed) - 9, len(compressed) - 8, *places):
+    places = random.Random(2).sample(range(1, len(compressed)), 60)
+    for length in (2, 5, 10, len(compressed) // 2, len(compressed) - 9, len(compressed) - 8, *places):
         assert_damaged(tmp_path / "shard.tar.gz", compressed[:length])
     for missing in range(1, 9):  # of the checksum and the length at gzip's end
         assert_damaged(tmp_path / "shard.tar.gz", compressed[:-missing])
@@ -281,13 +285,69 @@ def test_data_after_the_end_is_damage(whole: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"\n", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n" * 30, b"\x1f\x8b", b"PK\x03\x04"],
-    ids=["empty", "a newline", "a web page", "a pointer", "two bytes of gzip", "a zip"],
+    ("data", "expected"),
+    [
+        (b"", "an empty file (0 bytes)"),
+        (b"<html>404</html>", "a web page (HTML)"),
+        (b"<!DOCTYPE html>\n<html>" + b" " * 5000, "a web page (HTML)"),
+        (b'{"error": "Repository not found"}', """a JSON text ('{"error": "Repository not found"}')"""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a Git LFS pointer"),
+        (b"/annex/objects/SHA256E-s1--0a.tar\n", "a git-annex pointer"),
+        (b"PK\x03\x04" + bytes(600), "a zip archive"),
+        (bz2.compress(b"x" * 5000), "a file compressed with bzip2"),
+        (lzma.compress(b"x" * 5000), "a file compressed with xz"),
+        (b"\x28\xb5\x2f\xfd" + b"\x81" * 600, "a file compressed with zstd"),
+        (b"Rar!\x1a\x07\x01\x00" + b"\x81" * 600, "a RAR archive"),
+        (b"7z\xbc\xaf\x27\x1c" + b"\x81" * 600, "a 7z archive"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_archive_is_damaged(tmp_path: Path, data: bytes) -> None:
+def test_what_is_in_the_place_of_an_archive_is_named(tmp_path: Path, data: bytes, expected: str) -> None:
+    for place, content in (("", data), ("in gzip: ", gzip.compress(data))):
+        path = tmp_path / "shard.tar.gz"
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: {place}{expected}")
+        assert ", expected a tar or tar.gz archive; " in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("data", [b"\n", b"\x1f\x8b", b"\xa5" * 2000], ids=["a newline", "two bytes of gzip", "noise"])
+def test_what_is_no_archive_and_nothing_else_is_damaged(tmp_path: Path, data: bytes) -> None:
     assert_damaged(tmp_path / "shard.tar.gz", data)
-    assert_damaged(tmp_path / "shard.tar.gz", gzip.compress(data))
+
+
+def test_an_archive_in_gzip_twice_is_named(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar.gz"
+    path.write_bytes(gzip.compress(gzip.compress(whole)))
+    with pytest.raises(DataError, match="in gzip: a file compressed with gzip, expected a tar"):
+        read(path)
+
+
+def test_members_are_not_taken_for_what_their_names_begin_with(written: Callable[..., Path]) -> None:
+    path = written(("PK\x03\x04.wav", b"1"), ("PK\x03\x04.json", b"{}"))
+    assert [sample.problem for sample in read(path)] == [None]
+    data = path.read_bytes()
+    assert data.startswith(b"PK\x03\x04")
+    path.write_bytes(data[:700])
+    with pytest.raises(DataError, match="damaged archive: unexpected end of data"):
+        read(path)
+
+
+def test_what_the_system_does_not_read_is_an_error_of_the_shard(
+    written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(("k.wav", b"1"), ("k.json", b"{}"))
+    shard = shard_at(path)
+
+    def refuse(self: Path, mode: str) -> IO[bytes]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"shard\.tar: cannot be read: Input/output error; check the disk$"):
+        list(read_samples(shard))
 
 
 def test_nothing_is_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +392,7 @@ def test_a_missing_shard_is_an_error(folder: Path) -> None:
     assert str(caught.value) == (
         f"{folder}/gtzan/c.tar: this shard is missing; restore the file, or pass another --data-home"
     )
-    with pytest.raises(DataError, match="this shard is missing"):
+    with pytest.raises(DataError, match="gtzan: a folder, expected a tar file"):
         ShardFolder(folder).locate(split_of("gtzan"))
     with pytest.raises(DataError, match="this shard is missing"):
         ShardFolder(folder / "absent").locate(split_of("gtzan/a.tar"))
@@ -393,9 +453,7 @@ def test_locating_writes_nothing(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["clotho", "gtzan"]  # noqa: PTH208  # with hidden files
 
 
-def test_digests_of_own_tar_files_are_cached_until_the_files_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_digests_of_own_tar_files_are_cached_until_the_files_change(tmp_path: Path) -> None:
     own = write_members(tmp_path / "elsewhere" / "own.tar", [("k.wav", b"1"), ("k.json", b"{}")])
     read: list[Path] = []
 
@@ -403,14 +461,17 @@ def test_digests_of_own_tar_files_are_cached_until_the_files_change(
         read.append(path)
         return file_digest(path)
 
-    monkeypatch.setattr("xares_bench.hub.digest_cache.file_digest", digest)
+    def folder() -> ShardFolder:
+        return ShardFolder(tmp_path, tmp_path / "digests", digest)
 
     def locate() -> str:
-        (shard,) = ShardFolder(tmp_path, tmp_path / "digests").locate(split_of(str(own)))
+        (shard,) = folder().locate(split_of(str(own)))
         return shard.digest
 
+    assert folder().unread_bytes(str(own)) == own.stat().st_size
     assert locate() == locate() == file_digest(own)
     assert read == [own]
+    assert folder().unread_bytes(str(own)) == 0
     write_members(own, [("k.wav", b"2"), ("k.json", b"{}")])
     assert locate() == file_digest(own)
     assert read == [own, own]

@@ -1,26 +1,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
-from xares_bench.config.catalogue import Dataset, Split
-from xares_bench.core.errors import DataError
-from xares_bench.datasets.targets import (
-    FALLBACK_TARGET_KEYS,
-    check_first_samples,
-    find_targets,
-    target_problem,
-    targets_of,
-)
+from xares_bench.config.catalogue import Split
+from xares_bench.datasets.targets import FALLBACK_TARGET_KEYS, find_targets, targets_of
 
 SPLIT = Split(shards=(), target_keys=("label",))
-DATASET = Dataset(
-    name="mine", task="custom", prompts=("?",), metric="Accuracy", metric_arguments={}, train=None, eval=SPLIT
-)
 
 
 @pytest.mark.parametrize(
@@ -80,45 +68,3 @@ def test_fallback_keys_are_the_published_ones() -> None:
     assert FALLBACK_TARGET_KEYS == ("captions", "caption", "text")
     assert targets_of({"text": "x", "caption": "y"}, SPLIT) == ("y",)
     assert targets_of({"text": "x", "label": "z"}, SPLIT) == ("z",)
-
-
-def test_a_missing_extra_is_reported_with_the_first_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "xares_bench.datasets.targets.missing_extra", lambda suffix: "install it" if suffix == "m4a" else None
-    )
-    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
-    apple = shard_at(write_members(tmp_path / "apple.tar", [("b.m4a", b""), ("b.json", b'{"label": "x"}')]))
-    check_first_samples(DATASET, SPLIT, [good])
-    with pytest.raises(DataError, match=r"^mine: b of apple\.tar: install it$"):
-        check_first_samples(DATASET, SPLIT, [good, apple])
-
-
-def test_shards_without_any_usable_first_sample_are_refused(tmp_path: Path) -> None:
-    members: list[tuple[str, bytes]] = [("a.wav", encode(tone(0.1))), ("a.json", b'{"other": "x"}')]
-    nameless = shard_at(write_members(tmp_path / "nameless.tar", list(members)))
-    empty = shard_at(write_members(tmp_path / "empty.tar", []))
-    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
-    check_first_samples(DATASET, SPLIT, [nameless, empty, good])
-    with pytest.raises(DataError, match=r"^mine: a of nameless\.tar: none of the keys .*; the same of 1 more shards"):
-        check_first_samples(DATASET, SPLIT, [nameless, empty])
-
-
-def test_damaged_and_empty_shards_alone_are_no_reason_to_stop_early(tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.tar"
-    damaged.write_bytes(b"x" * 2000)
-    good = shard_at(write_shard(tmp_path / "good.tar", [("a", tone(0.1), {"label": "x"})]))
-    check_first_samples(DATASET, SPLIT, [])
-    check_first_samples(DATASET, SPLIT, [shard_at(damaged)])
-    check_first_samples(DATASET, SPLIT, [shard_at(damaged), good])
-    empty = shard_at(write_members(tmp_path / "empty.tar", []))
-    with pytest.raises(DataError, match=r"^mine: empty\.tar is empty; fix the shards, or name their key$"):
-        check_first_samples(DATASET, SPLIT, [shard_at(damaged), empty])
-
-
-def test_a_problem_is_the_message_of_the_error() -> None:
-    assert target_problem({"label": "x"}, SPLIT) is None
-    problem = target_problem({"other": "x"}, SPLIT)
-    assert problem == "none of the keys label, captions, caption, text (found other)"
-    with pytest.raises(ValueError, match=r"^none of the keys") as caught:
-        targets_of({"other": "x"}, SPLIT)
-    assert str(caught.value) == problem

@@ -91,3 +91,11 @@ def test_a_sample_becomes_a_recording_or_a_reason(samples: Iterator[Sample]) -> 
     assert "unreadable audio" in bad.reason
     silent = read_clip(Sample(key="k", audio=None, fields={}, problem="no audio member"), "s.tar", None, "seed")
     assert silent == DroppedSample(shard="s.tar", clip="k", reason="no audio member")
+
+
+def test_a_clip_shorter_than_the_encoder_takes_is_a_reason() -> None:
+    sample = Sample(key="k", audio=encode(tone(0.0125)), suffix="wav", fields={})
+    assert isinstance(read_clip(sample, "s.tar", None, "seed", 200), AudioClip)
+    assert read_clip(sample, "s.tar", None, "seed", 201) == DroppedSample(
+        shard="s.tar", clip="k", reason="audio of 12.5 ms; the encoder takes clips of 12.56 ms and more"
+    )

@@ -68,3 +68,18 @@ def test_without_leave_to_write_nothing_is_written(tmp_path: Path, digests: Dige
     assert read_only.check(PATH, EXPECTED)
     read_only.add(PATH, EXPECTED)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_way_of_computing_a_digest_is_used_once_per_file(tmp_path: Path, digests: DigestCache) -> None:
+    read: list[Path] = []
+
+    def compute(path: Path) -> str:
+        read.append(path)
+        return sha256(path.read_bytes())
+
+    other = DigestCache(folder=tmp_path, write=True, compute=compute)
+    assert not other.knows(PATH)
+    assert other.check(PATH, EXPECTED)
+    assert other.knows(PATH)
+    assert digests.sha256(PATH) == other.sha256(PATH)
+    assert read == [tmp_path / PATH]

@@ -19,6 +19,7 @@ import pytest
 
 from tests.hub.machine import Machine, finish
 from tests.hub.server import Fault, Hub, Repository, serve_hub, sha256
+from xares_bench.hub import DataHome
 
 NAME = "owner/shards"
 SHARD = "esc/test/a_0000000.tar.gz"
@@ -282,6 +283,35 @@ def test_a_path_out_of_the_folder_is_refused(machine: Machine, hub: Hub) -> None
     for path in ("../outside.tar.gz", "/outside.tar.gz"):
         assert machine.run(path)["error"].startswith(f"UsageError: {path}: expected a path inside")
     assert hub.requests == []
+
+
+def test_what_is_in_the_place_of_a_shard_is_named(machine: Machine, hub: Hub) -> None:
+    machine.run(SHARD, OTHER)
+    (machine.folder / SHARD).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 600000\n")
+    (machine.folder / OTHER).unlink()
+    (machine.folder / OTHER).symlink_to("../../.git/annex/objects/Xx/Yy/b.tar.gz")
+    files = machine.run(SHARD, OTHER, HF_HUB_OFFLINE="1")["files"]
+    assert files[SHARD].startswith(
+        f"DataError: {machine.folder / SHARD}: damaged or of another commit: a Git LFS pointer, 69 bytes, {NAME} at "
+    )
+    assert files[OTHER] == (
+        f"DataError: {machine.folder / OTHER}: a git-annex link, and its file is not here; run `git annex get` on it"
+    )
+
+
+def test_digests_are_computed_as_the_caller_says(tmp_path: Path) -> None:
+    """So whoever reads all the bytes may look at more than their digest."""
+    (tmp_path / "a.tar").write_bytes(b"a")
+    read: list[Path] = []
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return sha256(path.read_bytes())
+
+    home = DataHome(tmp_path, digest=digest)
+    assert home.digest(NAME, "a.tar") == sha256(b"a")
+    assert home.digest(NAME, "a.tar") == sha256(b"a")
+    assert read == [tmp_path / "a.tar"]
 
 
 # --- transfers that go wrong

@@ -33,7 +33,7 @@ def open_session(tmp_path: Path) -> OpenSession:
             "save_to": None,
             "replace": False,
         }
-        session = BenchSession(Options(**{**defaults, **options}), nullcontext)
+        session = BenchSession(Options(**{**defaults, **options}), nullcontext, print)
         session.select({"gtzan", "esc-50"}, set())
         return session
 

@@ -9,7 +9,7 @@ import pytest
 from tests.reports.test_report import results, scored
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.workers import Outcomes, attach, carry
+from xares_bench.session.workers import Outcomes, attach, carry, say_at_once
 
 RUN = results().run
 
@@ -69,3 +69,15 @@ def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> Non
     outcomes.enter(report_of("esc-50", finding=Finding(what="esc-50", score=0.5).to_json()))
     assert outcomes.findings.keys() == {"gtzan", "esc-50"}
     assert outcomes.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
+
+
+def test_a_line_is_shown_at_once_and_by_the_first_of_several_workers(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pytester.parseconfig()
+    say_at_once(config, "no terminal")
+    config.workerinput = {}  # type: ignore[attr-defined]
+    for worker in ("gw0", "gw1"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        say_at_once(config, f"of {worker}")
+    assert capsys.readouterr().err == "xares-bench: no terminal\nxares-bench: of gw0\n"

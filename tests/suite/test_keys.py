@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import xares_bench
+from xares_bench.datasets.inventory import INVENTORY_MODULES
 from xares_bench.encoders.contract import CONTRACT_MODULES
 from xares_bench.features.feature_store import FEATURES_MODULES
 from xares_bench.reports.worst_clips import AUDIO_MODULES
@@ -19,6 +20,7 @@ CANNOT_CHANGE_A_RESULT = {
     "config.": "what it reads stands in the key as values: datasets, prompts, weights, recipe, limit, arguments",
     "core.digests": "it makes the keys; another digest is another key",
     "core.errors": "texts of errors",
+    "core.file_kinds": "texts of errors",
     "core.progress": "progress bars",
     "core.store": "it stores results and verifies their digests, whatever they are",
     "features.disk_budget": "it decides which features are evicted; evicted features are recomputed to the same bits",
@@ -51,6 +53,7 @@ SHOWN_BY_THE_PAGE = {
 
 LISTS: dict[str, tuple[Collection[str], tuple[str, ...], Mapping[str, str]]] = {
     "encoders.contract.CONTRACT_MODULES": (CONTRACT_MODULES, ("encoders.contract",), {}),
+    "datasets.inventory.INVENTORY_MODULES": (INVENTORY_MODULES, ("datasets.inventory",), {}),
     "features.feature_store.FEATURES_MODULES": (FEATURES_MODULES, ("features.feature_store",), {}),
     "suite.keys.TRAINING_MODULES": (TRAINING_MODULES, ("suite.pipeline",), {**IN_THE_KEY_OF_FEATURES, **ONLY_SCORES}),
     "suite.keys.SCORING_MODULES": (SCORING_MODULES, ("suite.pipeline",), {**IN_THE_KEY_OF_FEATURES, **ONLY_TRAINS}),

@@ -56,7 +56,7 @@ def test_a_missing_model_of_a_metric_is_refused_before_anything_else(
 
     monkeypatch.setattr(preflight, "metric_identity", missing)
     with pytest.raises(UsageError, match="Accuracy needs a model"):
-        make_suite().preflight.check(["mine"])
+        make_suite().preflight.check(["mine"], Progress())
 
 
 def test_models_need_to_load_only_for_scores_that_are_not_cached(
@@ -64,24 +64,31 @@ def test_models_need_to_load_only_for_scores_that_are_not_cached(
 ) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(preflight, "check_available", loaded.append)
-    make_suite().preflight.check(["mine"])
+    make_suite().preflight.check(["mine"], Progress())
     assert loaded == ["Accuracy"]
     make_suite().evaluate("mine")
-    make_suite().preflight.check(["mine"])
+    make_suite().preflight.check(["mine"], Progress())
     assert loaded == ["Accuracy"]
 
 
 def test_shards_without_the_key_are_refused_before_any_training(make_suite: MakeSuite, tmp_path: Path) -> None:
     for number in range(2):
         write_shard(tmp_path / f"train_{number}.tar", [("clip", tone(0.2), {"labels": "w"})])
-    with pytest.raises(DataError, match=r"^mine: clip of .*train_0\.tar: none of the keys label,"):
-        make_suite().fetch(["mine"])
+    suite = make_suite()
+    (line,) = suite.fetch(["mine"])
+    assert line.startswith("mine cannot be scored: mine: 2 of 2 samples are unusable")
+    assert suite.preflight.fails("mine")
+    with pytest.raises(DataError, match=r"\(clip of .*train_0\.tar: none of the keys label,"):
+        suite.preflight.require("mine")
+    for number in range(2):
+        write_shard(tmp_path / f"train_{number}.tar", [("clip", tone(0.2), {"label": "w"})])
+    assert make_suite().fetch(["mine"]) == []
 
 
 def test_a_missing_shard_is_left_to_the_test_that_needs_it(make_suite: MakeSuite, tmp_path: Path) -> None:
     suite = make_suite()
     (tmp_path / "test_1.tar").unlink()
-    suite.preflight.check(["mine"])
+    suite.preflight.check(["mine"], Progress())
     suite.preflight.fetch(["mine"], Progress())
     with pytest.raises(DataError, match=r"test_1\.tar"):
         suite.preflight.reuse(["mine"])

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.encoders.conftest import PLAIN
+from tests.shard_factory import tone, write_shard
 from tests.suite.conftest import MakeSuite
-from xares_bench.core.errors import EncoderError, UsageError, XaresError
+from xares_bench.core.errors import DataError, EncoderError, UsageError, XaresError
 from xares_bench.suite.suite import Suite
 
 BROKEN = """
@@ -138,3 +140,23 @@ def test_nothing_is_opened_before_it_is_needed(make_suite: MakeSuite, tmp_path: 
     assert not (tmp_path / "runs").exists()
     with pytest.raises(XaresError, match="no/such-decoder"):
         suite.evaluate("mine")
+
+
+def test_a_clip_shorter_than_the_encoder_takes_is_an_unusable_sample(make_suite: MakeSuite, tmp_path: Path) -> None:
+    """In training and in evaluation; for the encoder alone it would be an error."""
+    short = ("short", tone(0.005), {"label": "w"})
+    for split in ("train", "test"):
+        clips = [(f"clip-{i}", tone(0.2, 150 + 40 * i), {"label": f"w{i}"}) for i in range(2)]
+        write_shard(tmp_path / f"{split}_0.tar", [clips[0], short, clips[1]])
+    (tmp_path / "enc.py").write_text(PLAIN)
+    encoder = str(tmp_path / "enc.py")
+    suite = make_suite("max_dropped_share=0.3", "steps=6", encoder=encoder)
+    assert suite.contract.min_samples == 400
+    record = suite.evaluate("mine")
+    (dropped,) = record.dropped
+    assert (dropped.clip, record.num_clips) == ("short", 4)
+    assert dropped.reason == "audio of 5 ms; the encoder takes clips of 25 ms and more"
+    (lalm,) = suite.lalms(suite.plan.mix_for("mine"))
+    assert [sample["reason"] for sample in lalm.manifest["dropped"]] == [dropped.reason]
+    with pytest.raises(DataError, match=r"1 of 5 samples are unusable, .*\(short of .*: audio of 5 ms; the encoder"):
+        make_suite("max_dropped_share=0.1", "steps=1", encoder=encoder).evaluate("mine")

@@ -29,6 +29,7 @@ from typing import Any
 
 from xares_bench.config.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix
 from xares_bench.core.errors import CatalogueError, UsageError
+from xares_bench.core.file_kinds import path_problem
 from xares_bench.core.parsing import Section, read_yaml, shown
 from xares_bench.metrics.registry import METRICS, check_metric
 
@@ -201,6 +202,9 @@ def _find_in_repository(section: Section, path: str) -> list[str]:
 
 def _find_files(section: Section, path: str) -> list[str]:
     """Return the files of a local path, which may be a glob, in order."""
+    problem = path_problem(Path(path))
+    if problem is not None:
+        section.fail("data", f"{shown(path)}: {problem}")
     found = [path] if Path(path).is_file() else []
     if not found and glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern

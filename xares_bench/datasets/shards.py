@@ -10,12 +10,13 @@ without reading them, and even without having them.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
@@ -24,6 +25,7 @@ from typing import IO, Any, BinaryIO, Self, cast
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError
+from xares_bench.core.file_kinds import path_problem, what_instead
 from xares_bench.core.parsing import parse_json
 from xares_bench.datasets.audio import AUDIO_SUFFIXES
 from xares_bench.hub import DataHome
@@ -91,12 +93,15 @@ class Sample:
 class ShardFolder:
     """A folder of shards, verified against the folder's manifest if it has one."""
 
-    def __init__(self, folder: Path, digests_folder: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, digests_folder: Path | None = None, digest: Callable[[Path], str] = file_digest
+    ) -> None:
         """Read the folder's manifest.
 
         Args:
             folder: Folder that relative paths of shards start at.
             digests_folder: Caches digests of shards with absolute paths, which may be large; None: not cached.
+            digest: Computes the digests that are cached.
 
         Raises:
             DataError: The manifest cannot be read.
@@ -104,7 +109,7 @@ class ShardFolder:
         self.folder = folder
         self._digests = None
         if digests_folder is not None:
-            self._digests = DigestCache(folder=Path("/"), write=True, cache_folder=digests_folder)
+            self._digests = DigestCache(folder=Path("/"), write=True, cache_folder=digests_folder, compute=digest)
         self._shards: dict[str, Shard] = {}
         self._expected: dict[str, str] | None = None
         manifest = folder / MANIFEST_NAME
@@ -123,16 +128,30 @@ class ShardFolder:
         """
         return tuple(self._locate(name) for name in split.shards)
 
+    def unread_bytes(self, name: str) -> int:
+        """Size of a shard that `locate` will read in full, because its digest is not cached."""
+        path = self.folder / name
+        if name in self._shards or self._digests is None or not Path(name).is_absolute() or not path.is_file():
+            return 0
+        return 0 if self._digests.knows(name.lstrip("/")) else path.stat().st_size
+
     def _locate(self, name: str) -> Shard:
         if name not in self._shards:
             path = self.folder / name
-            if not path.is_file():
-                raise DataError(f"{path}: this shard is missing; restore the file, or pass another --data-home")
+            problem = path_problem(path)
+            if problem is None and not path.is_file():
+                problem = "this shard is missing; restore the file, or pass another --data-home"
+            if problem is not None:
+                raise DataError(f"{path}: {problem}")
             inside = not Path(name).is_absolute()
-            status = _status(path.stat())
-            # The folder's own shards (the small mini corpus) are read at every start: a digest from the cache could not
-            # tell whether they still match the manifest.
-            digest = file_digest(path) if inside or self._digests is None else self._digests.sha256(name.lstrip("/"))
+            try:
+                status = _status(path.stat())
+                # The folder's own shards (the small mini corpus) are read at every start: a digest from the cache could
+                # not tell whether they still match the manifest.
+                cached = None if inside else self._digests
+                digest = file_digest(path) if cached is None else cached.sha256(name.lstrip("/"))
+            except OSError as cause:
+                raise unreadable(path, cause) from None
             if inside and self._expected is not None and digest != self._expected.get(name):
                 expected = f"has {str(self._expected[name])[:12]}..." if name in self._expected else "does not list it"
                 raise DataError(
@@ -171,19 +190,28 @@ class ShardSource:
             return self._local.locate(split)
         return tuple(self._fetched(repository, path) for path in split.shards)
 
+    def unread(self, split: Split) -> dict[str, int]:
+        """Sizes in bytes of the local shards of a split that `locate` will read in full, by name."""
+        sizes = {name: self._local.unread_bytes(name) for name in split.shards}
+        return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
+
     def _fetched(self, repository: str, name: str) -> Shard:
         path = self._home.file(repository, name)
         return Shard(path=path, name=name, digest=self._home.digest(repository, name), status=_status(path.stat()))
 
 
-def read_samples(shard: Shard) -> Iterator[Sample]:
+def read_samples(shard: Shard, file: BinaryIO | None = None) -> Iterator[Sample]:
     """The samples of a shard in order; unusable ones come with their problem.
+
+    Args:
+        shard: The shard.
+        file: Its file, opened by the caller, who closes it; None: it is opened here.
 
     Raises:
         DataError: The archive is damaged.
     """
     seen: set[str] = set()
-    for key, members in itertools.groupby(_read_members(shard), key=lambda member: member[0]):
+    for key, members in itertools.groupby(_read_members(shard, file), key=lambda member: member[0]):
         sample = _make_sample(key, [(suffix, data) for _, suffix, data in members])
         if key in seen:
             sample = Sample(key=key, audio=None, fields={}, problem="another sample of this shard has the same key")
@@ -218,13 +246,15 @@ def _make_sample(key: str, found: Sequence[tuple[str, bytes]]) -> Sample:
     return Sample(key=key, audio=members[audio[0]], suffix=audio[0], fields=fields)
 
 
-def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
+def _read_members(shard: Shard, opened: BinaryIO | None) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and bytes of every file in the archive."""
+    num_members = 0
     try:
-        with shard.path.open("rb") as file, _unpacked(file) as stream:
+        with _opened(shard.path, opened) as file, _unpacked(file) as stream:
             shard.check_status(file)
             with tarfile.open(fileobj=cast(IO[bytes], _Bounded(stream)), mode="r:", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
+                    num_members += 1
                     if member.islnk() or member.issym():
                         raise ReadError(f"{member.name!r} is a link; store the file itself")
                     if not member.isfile():
@@ -250,14 +280,29 @@ def _read_members(shard: Shard) -> Iterator[tuple[str, str, bytes]]:
     except RecursionError:
         raise DataError(f"{shard.path}: damaged archive: endless headers; fetch or build this shard again") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
-        raise DataError(f"{shard.path}: damaged archive: {cause}; fetch or build this shard again") from None
+        problem = None if num_members else what_instead(shard.path)
+        problem = problem or f"damaged archive: {cause}; fetch or build this shard again"
+        raise DataError(f"{shard.path}: {problem}") from None
+    except OSError as cause:
+        raise unreadable(shard.path, cause) from None
 
 
-def _unpacked(file: BinaryIO) -> IO[bytes]:
-    """The archive in a file that may be compressed with gzip."""
+def unreadable(path: Path, cause: OSError) -> DataError:
+    """The error of a shard that the system does not let be read."""
+    problem = path_problem(path) or f"cannot be read: {cause.strerror or cause}; check the disk"
+    return DataError(f"{path}: {problem}")
+
+
+def _opened(path: Path, opened: BinaryIO | None) -> contextlib.AbstractContextManager[BinaryIO]:
+    """The file of a shard: one that is open stays open."""
+    return path.open("rb") if opened is None else contextlib.nullcontext(opened)
+
+
+def _unpacked(file: BinaryIO) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """The archive in a file that may be compressed with gzip; the file stays open."""
     compressed = file.read(2) == _GZIP_MAGIC
     file.seek(0)
-    return cast(IO[bytes], gzip.open(file, "rb")) if compressed else file
+    return cast(IO[bytes], gzip.open(file, "rb")) if compressed else contextlib.nullcontext(file)
 
 
 def _status(status: os.stat_result) -> tuple[int, int]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from xares_bench.config.catalogue import Dataset, Split
-from xares_bench.core.errors import DataError
-from xares_bench.datasets.audio import missing_extra
-from xares_bench.datasets.shards import Shard, read_samples
+from xares_bench.config.catalogue import Split
 
 # A longer target is an error in the data, and would not fit into a sequence of the decoder.
 _MAX_TARGET_CHARACTERS = 20_000
@@ -24,43 +21,6 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> tuple[str, ...]:
         ValueError: There is none.
     """
     return find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
-
-
-def target_problem(fields: Mapping[str, Any], split: Split) -> str | None:
-    """Why a clip has no target, or None."""
-    try:
-        targets_of(fields, split)
-    except ValueError as cause:
-        return str(cause)
-    return None
-
-
-def check_first_samples(dataset: Dataset, split: Split, shards: Iterable[Shard]) -> None:
-    """Check the first sample of every shard, so that a wrong key or a missing extra is found before any training.
-
-    Raises:
-        DataError: The audio needs an extra that is not installed, or all of the first samples are unusable.
-    """
-    problems = []
-    num_shards = 0
-    for shard in shards:
-        try:
-            sample = next(read_samples(shard), None)
-        except DataError:
-            continue  # damaged: reported with the clips that are lost, when the shard is read in full
-        num_shards += 1
-        if sample is None:
-            problems.append(f"{shard.name} is empty")
-            continue
-        missing = missing_extra(sample.suffix)
-        if missing is not None:
-            raise DataError(f"{dataset.name}: {sample.key} of {shard.name}: {missing}")
-        problem = sample.problem or target_problem(sample.fields, split)
-        if problem is not None:
-            problems.append(f"{sample.key} of {shard.name}: {problem}")
-    if problems and len(problems) == num_shards:
-        more = f"; the same of {num_shards - 1} more shards" if num_shards > 1 else ""
-        raise DataError(f"{dataset.name}: {problems[0]}{more}; fix the shards, or name their key")
 
 
 def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:

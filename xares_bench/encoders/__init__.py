@@ -3,6 +3,7 @@
 loading                load, freeze and call the user's module
 contract               the check of the encoder's contract, clause by clause
 contract_report        what became of every clause, as data and as JSON
+shortest_clip          how short a clip an encoder takes
 clauses                names and sentences of the contract (no torch)
 identity               what the encoder is and does: the fingerprint in every key
 fingerprint            its structure: source, arguments, weights, settings, libraries

@@ -1,7 +1,8 @@
 """The contract check: does an encoder do what the benchmark relies on, clause by clause.
 
-The check calls the encoder seven times, with 40 seconds of audio in all. For a large encoder that would be most of the
-time of a session that finds everything else cached, so the report of an encoder that keeps every clause is cached, too.
+The check calls the encoder seven times, with 40 seconds of audio in all, and with a dozen clips of up to 0.1 s. For a
+large encoder that would be most of the time of a session that finds everything else cached, so the report of an encoder
+that keeps every clause is cached, too.
 
 Shapes: B clips, S samples, T frames, D = output_dim.
 """
@@ -24,6 +25,7 @@ from xares_bench.encoders.contract_report import ContractReport, Outcome, Status
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.identity import identified, rounding_tolerance
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
+from xares_bench.encoders.shortest_clip import shortest_clip
 from xares_bench.runtime.determinism import seeded
 
 # Modules whose code a cached report depends on. A test compares the list with what these modules import
@@ -36,6 +38,7 @@ CONTRACT_MODULES = (
     "encoders.held_state",
     "encoders.identity",
     "encoders.loading",
+    "encoders.shortest_clip",
     "runtime.determinism",
     "runtime.process_state",
 )
@@ -181,6 +184,9 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     honours_mask = False
     if short is not None and check.holds("batches"):
         honours_mask = _check_mask(check, second_clip, alone_TD, short_clip, short.frames[0])
+    min_samples = 1
+    if check.holds("lengths"):
+        min_samples = shortest_clip(encoder, second_clip if short is None else short_clip, padded=honours_mask)
     _check_frozen(check)
     for name, change in encoder.settings.stuck.items():
         check.fail("process", f"it changes {name} ({change}), which cannot be undone; remove that")
@@ -190,6 +196,7 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
         encoder=encoder,
         outcomes=completed(check.outcomes),
         honours_mask=honours_mask,
+        min_samples=min_samples,
         frames_per_second=frames_per_second,
         realtime_factor=realtime_factor,
     )

@@ -30,6 +30,7 @@ class ContractReport:
         outcomes: One outcome per clause, in the order of `CLAUSES`.
         honours_mask: Whether clips of different lengths may be batched: the features of a padded clip with its mask
             equal those of the clip alone.
+        min_samples: Samples of the shortest clip that the encoder takes; shorter ones are unusable.
         frames_per_second: Frames per second of audio, for a 30 s clip.
         realtime_factor: Seconds of computing per second of audio, for a 30 s clip alone.
         reused: Whether the report is cached, from an earlier session with the same encoder.
@@ -40,6 +41,7 @@ class ContractReport:
     honours_mask: bool
     frames_per_second: float | None
     realtime_factor: float | None
+    min_samples: int = 1
     reused: bool = False
 
     @property
@@ -59,6 +61,7 @@ class ContractReport:
             "honours_mask": self.honours_mask,
             "frames_per_second": self.frames_per_second,
             "realtime_factor": self.realtime_factor,
+            "min_samples": self.min_samples,
         }
 
     @classmethod
@@ -70,6 +73,7 @@ class ContractReport:
             honours_mask=data["honours_mask"],
             frames_per_second=data["frames_per_second"],
             realtime_factor=data["realtime_factor"],
+            min_samples=data["min_samples"],
             reused=True,
         )
 

@@ -106,11 +106,13 @@ class ClipEncoder:
         honours_mask: Whether clips of different lengths may be padded and encoded together. If not, only clips of equal
             length share a batch.
         half_precision: Whether features are cast to float16.
+        min_samples: Samples of the shortest clip that the encoder takes.
     """
 
     encoder: FrozenEncoder
     honours_mask: bool
     half_precision: bool = False
+    min_samples: int = 1
 
     def encode(self, audio_clips: Sequence[AudioClip], seed: str) -> list[Clip]:
         """Encode clips; the result is in the order given, with features in memory.
@@ -192,7 +194,9 @@ def _halved(audio: AudioClip, features_TD: torch.Tensor) -> torch.Tensor:
     return halved_TD
 
 
-def read_clip(sample: Sample, shard: str, max_audio_s: float | None, seed: str) -> AudioClip | DroppedSample:
+def read_clip(
+    sample: Sample, shard: str, max_audio_s: float | None, seed: str, min_samples: int = 1
+) -> AudioClip | DroppedSample:
     """Read the audio of a sample; a `DroppedSample` says why it is unusable.
 
     Args:
@@ -200,6 +204,7 @@ def read_clip(sample: Sample, shard: str, max_audio_s: float | None, seed: str) 
         shard: Name of the shard.
         max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
+        min_samples: Audio of fewer samples is too short for the encoder.
     """
     if sample.audio is None:
         return DroppedSample(shard=shard, clip=sample.key, reason=sample.problem or "no audio")
@@ -210,5 +215,9 @@ def read_clip(sample: Sample, shard: str, max_audio_s: float | None, seed: str) 
     num_samples = len(waveform)
     if max_audio_s is not None:
         waveform = crop(waveform, max_audio_s, seed)
+    if len(waveform) < min_samples:
+        found_ms, least_ms = (1000 * length / SAMPLE_RATE_HZ for length in (len(waveform), min_samples))
+        reason = f"audio of {found_ms:.4g} ms; the encoder takes clips of {least_ms:.4g} ms and more"
+        return DroppedSample(shard=shard, clip=sample.key, reason=reason)
     is_window = len(waveform) < num_samples
     return AudioClip(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)

@@ -168,7 +168,11 @@ class FeatureStore:
 
         def request(sample: Sample) -> ReadRequest:
             return ReadRequest(
-                sample=sample, shard=shard.name, max_audio_s=max_audio_s, seed=f"{seed} {shard.name} {sample.key}"
+                sample=sample,
+                shard=shard.name,
+                max_audio_s=max_audio_s,
+                seed=f"{seed} {shard.name} {sample.key}",
+                min_samples=self._clips.min_samples,
             )
 
         key = self.key(shard, max_audio_s, max_clips)
@@ -285,6 +289,7 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
         "variables": keyed_variables(os.environ),
         "padded": clips.honours_mask,
         "half_precision": clips.half_precision,
+        "min_samples": clips.min_samples,
         "max_audio_s": max_audio_s,
         "code": code_digest(*(f"xares_bench.{name}" for name in FEATURES_MODULES)),
         "libraries": library_versions(("av", "numpy", "soundfile", "soxr", "torch")),

@@ -34,12 +34,14 @@ class ReadRequest:
         shard: Name of the shard.
         max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
+        min_samples: Audio of fewer samples is too short for the encoder.
     """
 
     sample: Sample
     shard: str
     max_audio_s: float | None
     seed: str
+    min_samples: int = 1
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +50,7 @@ class ReadRequest:
 
     def read(self) -> AudioClip | DroppedSample:
         """The audio, or why the sample is unusable."""
-        return read_clip(self.sample, self.shard, self.max_audio_s, self.seed)
+        return read_clip(self.sample, self.shard, self.max_audio_s, self.seed, self.min_samples)
 
 
 def read_ahead(

@@ -67,24 +67,53 @@ class SampleCount:
         Raises:
             DataError: There is no sample, or too many are unusable.
         """
-        if self.num_samples == 0:
-            if complete:
-                raise DataError(
-                    f"{self.dataset}: its shards contain no samples; restore them, or pass another --data-home"
-                )
-            return
-        allowed = self.max_dropped_share * self.num_samples
-        if not complete:
-            allowed += 3 * allowed**0.5
-        num_dropped = len(self.dropped)
-        if num_dropped > allowed or num_dropped == self.num_samples:
-            named = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in self.dropped[:3])
-            more = "; ..." if num_dropped > 3 else ""
-            raise DataError(
-                f"{self.dataset}: {num_dropped} of {self.num_samples} samples are unusable, more than the allowed "
-                f"share of {self.max_dropped_share:.1%} ({named}{more}); fix the shards, or allow more with "
-                "--set max_dropped_share=SHARE"
-            )
+        if self.num_samples == 0 and complete:
+            raise DataError(f"{self.dataset}: its shards contain no samples; restore them, or pass another --data-home")
+        check_dropped(
+            self.dataset,
+            self.dropped,
+            num_dropped=len(self.dropped),
+            num_samples=self.num_samples,
+            max_dropped_share=self.max_dropped_share,
+            complete=complete,
+        )
+
+
+def check_dropped(
+    dataset: str,
+    dropped: Sequence[DroppedSample],
+    *,
+    num_dropped: int,
+    num_samples: int,
+    max_dropped_share: float,
+    complete: bool = True,
+) -> None:
+    """Raise if too many samples of a dataset are unusable.
+
+    Args:
+        dataset: Named in the message.
+        dropped: Unusable samples; the first three are named.
+        num_dropped: How many there are.
+        num_samples: How many samples there are.
+        max_dropped_share: A larger share of unusable samples is an error.
+        complete: See `SampleCount.check`.
+
+    Raises:
+        DataError: Too many are unusable.
+    """
+    allowed = max_dropped_share * num_samples
+    if not complete:
+        allowed += 3 * allowed**0.5
+    if num_dropped > allowed or (num_dropped == num_samples and num_samples):
+        named = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in dropped[:3])
+        more = "; ..." if num_dropped > 3 else ""
+        advice = "fix the shards, or allow more with --set max_dropped_share=SHARE"
+        if num_dropped == num_samples and complete:
+            advice = "fix the shards, or name their key"
+        raise DataError(
+            f"{dataset}: {num_dropped} of {num_samples} samples are unusable, more than the allowed share of "
+            f"{max_dropped_share:.1%} ({named}{more}); {advice}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,13 @@ class DigestCache:
         folder: Contains the files.
         write: Whether to cache computed digests; False for a folder that cannot be written to.
         cache_folder: Contains the small files; None: the folder's own cache.
+        compute: Computes the SHA-256 of a file.
     """
 
     folder: Path
     write: bool
     cache_folder: Path | None = None
+    compute: Callable[[Path], str] = file_digest
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file; the file is read only if its digest is not cached.
@@ -45,7 +47,11 @@ class DigestCache:
         Raises:
             OSError: The file cannot be read.
         """
-        return self._digest(path, "sha256", file_digest)
+        return self._digest(path, "sha256", self.compute)
+
+    def knows(self, path: str) -> bool:
+        """Whether the SHA-256 of a file is cached."""
+        return "sha256" in self._cached(path)
 
     def matches(self, path: str, info: FileInfo) -> bool | None:
         """Whether a file has the expected size and digest; None: the file would have to be read to tell."""

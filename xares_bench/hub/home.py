@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError, UsageError
+from xares_bench.core.file_kinds import path_problem, what_instead
 from xares_bench.core.progress import Advance, Progress
 from xares_bench.hub import client
 from xares_bench.hub.digest_cache import DigestCache
@@ -33,18 +35,26 @@ _LOCK_POLL_S = 0.2
 class DataHome:
     """A folder with files of the hub's dataset repositories, under their paths in the repository."""
 
-    def __init__(self, folder: Path, revisions: Mapping[str | None, str] | None = None, *, write: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        revisions: Mapping[str | None, str] | None = None,
+        *,
+        write: bool = True,
+        digest: Callable[[Path], str] = file_digest,
+    ) -> None:
         """Nothing is read, created or requested before it is needed.
 
         Args:
             folder: Contains the files, or will.
             revisions: Branch, tag or commit to use from now on, per repository; under None for all others.
             write: Whether to write the lock file and cached digests.
+            digest: Computes the SHA-256 of a file of the folder.
         """
         self.folder = folder.absolute()
         write = write and is_writable(self.folder)
         self._pins = DataPins(self.folder, revisions or {}, write=write)
-        self._digests = DigestCache(folder=self.folder, write=write)
+        self._digests = DigestCache(folder=self.folder, write=write, compute=digest)
         self._failures: dict[tuple[str, str], str] = {}
 
     def survey(self, needed: Mapping[str, Sequence[str]]) -> Survey:
@@ -150,7 +160,7 @@ class DataHome:
         failure = self._failures.get((repository, path))
         if failure is not None:
             raise DataError(failure)
-        if not target.is_file():
+        if not target.is_file() or path_problem(target) is not None:
             raise DataError(self._not_there(path))
         info = self._pins.info(repository, path)
         if info is not None and not self._digests.check(path, info):
@@ -161,6 +171,9 @@ class DataHome:
                     f"SHA-256 {self._digests.sha256(path)[:12]}...",
                     f"{(info.sha256 or 'another')[:12]}...",
                 )
+            instead = what_instead(target)
+            if instead is not None:
+                found = f"{instead.partition(',')[0]}, {found}"
             raise DataError(
                 f"{target}: damaged or of another commit: {found}, {repository} at {commit[:12]} has {expected}; "
                 "fetch it again with `python -m xares_bench download`"
@@ -191,6 +204,9 @@ class DataHome:
         return True if info is None else self._digests.matches(file.path, info)
 
     def _not_there(self, path: str) -> str:
+        problem = path_problem(self.folder / path)
+        if problem is not None:
+            return f"{self.folder / path}: {problem}"
         advice = "fetch it with `python -m xares_bench download`, or pass another --data-home"
         if client.is_offline():
             advice = "HF_HUB_OFFLINE is set: put the file there, pass another --data-home, or go online"

@@ -105,6 +105,7 @@ def _data_lines(suite: Suite, run: RunManifest, selected: Sequence[str]) -> list
     lines = [f"data: {data['folder']}, revision {data['revision']}"]
     for repository, commit in data["repositories"].items():
         lines.append(f"data: {repository} at {commit or 'an unknown commit (the hub was not asked)'}")
+    lines.extend(f"data: {shared}" for shared in suite.preflight.shared(selected))
     try:
         survey = suite.preflight.survey(selected)
     except XaresError as error:

@@ -17,7 +17,7 @@ from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
 from xares_bench.session.session import BenchSession
-from xares_bench.session.workers import carry, is_helper, is_worker, leave_reports_to_the_first, rank
+from xares_bench.session.workers import carry, is_helper, is_worker, leave_reports_to_the_first, rank, say_at_once
 
 SESSION = pytest.StashKey[BenchSession]()
 
@@ -34,7 +34,13 @@ def open_session(config: pytest.Config) -> BenchSession:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     manager = config.pluginmanager.getplugin("capturemanager")
-    session = BenchSession(options, manager.global_and_fixture_disabled if manager else nullcontext)
+    uncaptured = manager.global_and_fixture_disabled if manager else nullcontext
+
+    def say(line: str) -> None:
+        with uncaptured():
+            say_at_once(config, line)
+
+    session = BenchSession(options, uncaptured, say)
     config.pluginmanager.register(BenchHooks(config, session), "xares_bench_session")
     save_stderr()
     if rank() > 0:

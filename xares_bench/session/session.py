@@ -38,12 +38,18 @@ class BenchSession:
         not_ready: Why no test can have its data, or None. The header shows it; every test that needs data raises it.
     """
 
-    def __init__(self, options: Options, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        uncaptured: Callable[[], AbstractContextManager[None]],
+        say: Callable[[str], None],
+    ) -> None:
         """Do nothing yet.
 
         Args:
             options: The command line.
             uncaptured: Makes a context in which output reaches the terminal, for progress bars.
+            say: Shows a line at once, during the tests.
         """
         self.options = options
         self.plan = options.plan
@@ -52,6 +58,7 @@ class BenchSession:
         self.num_gated = 0
         self.not_ready: XaresError | None = None
         self._uncaptured = uncaptured
+        self._say = say
         self._started = time.perf_counter()
 
     @functools.cached_property
@@ -104,14 +111,15 @@ class BenchSession:
     # During the tests: what their fixtures call.
 
     def fetch(self) -> None:
-        """Download what the selected tests need.
+        """Download what the selected tests need, check it, and say what is wrong with it.
 
         Raises:
             XaresError: It cannot be had.
         """
         if self.not_ready is not None:
             raise self.not_ready
-        self.suite.fetch(self.selected)
+        for line in self.suite.fetch(self.selected):
+            self._say(line)
         self.suite.track(self.run)
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:

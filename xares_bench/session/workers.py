@@ -122,6 +122,20 @@ def is_helper(config: pytest.Config) -> bool:
     return is_worker(config) or rank() > 0
 
 
+def say_at_once(config: pytest.Config, line: str) -> None:
+    """Show a line during the tests; of xdist's workers, which all know it, the first shows it."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if is_worker(config):  # what its reporter writes is lost
+        reporter = None
+        if os.environ.get("PYTEST_XDIST_WORKER") != "gw0":
+            return
+    if reporter is None:
+        sys.stderr.write(f"xares-bench: {line}\n")
+        return
+    reporter.ensure_newline()
+    reporter.write_line(f"xares-bench: {line}", yellow=True)
+
+
 def leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
     """Send what this process prints to a file, and leave the files of pytest's own options to the first process."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Evaluating datasets: finds results in the cache and computes the missing ones.
 
-suite      lalms(mix), evaluate(dataset): from the cache, or computed by the pipeline
-pipeline   trains the LALM of a mix, scores a dataset with it
-preflight  what datasets need before their tests: checks, cached results, downloads
-keys       cache keys: digests of everything that a result depends on
+suite       lalms(mix), evaluate(dataset): from the cache, or computed by the pipeline
+pipeline    trains the LALM of a mix, scores a dataset with it
+preflight   what datasets need before their tests: checks, cached results, downloads
+data_check  walks the shards of datasets, and finds what is wrong with them
+keys        cache keys: digests of everything that a result depends on
 """

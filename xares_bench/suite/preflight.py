@@ -7,19 +7,19 @@ learn that a metric's model is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xares_bench.config.catalogue import Dataset, Mix, Split
+from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.config.plan import Plan
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import ShardSource
-from xares_bench.datasets.targets import check_first_samples
 from xares_bench.features.disk_budget import KIND as FEATURES
 from xares_bench.features.feature_store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.metrics.registry import check_available, metric_identity
+from xares_bench.suite.data_check import DataCheck, Part
 from xares_bench.suite.keys import Keys
 from xares_bench.training.checkpoints import Checkpoints
 
@@ -58,6 +58,7 @@ class Preflight:
         keys: Cache keys of the results.
         store: The cache of LALMs and scores.
         features: The cache of features.
+        data: Finds what is wrong with shards.
     """
 
     plan: Plan
@@ -66,6 +67,8 @@ class Preflight:
     keys: Keys
     store: Store
     features: FeatureStore
+    data: DataCheck
+    _failing: dict[str, DataError] = field(default_factory=dict, init=False)
 
     def survey(self, names: Sequence[str]) -> Survey | None:
         """Return which shards of these datasets and their mixes are on the hub, and which of them are here.
@@ -78,7 +81,7 @@ class Preflight:
         """
         return self._survey(self._splits(names))
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], progress: Progress) -> None:
         """Refuse what cannot work, before anything is downloaded or trained.
 
         Raises:
@@ -89,35 +92,65 @@ class Preflight:
         # Whether the models can be loaded matters only for scores that are not cached.
         for metric in self._metrics(names):
             metric_identity(metric)
+        # Before the first key is asked for, which would read the shards one by one and show nothing.
+        self.data.digest(self._splits(names), progress)
         for metric in self._metrics(name for name in names if not self._has_score(name)):
             check_available(metric)
         needed = self._survey(self._unfinished(names))
         if needed is not None:
             needed.check_space()
 
-    def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Download the shards that are needed for results that are not cached, and check their first samples.
+    def fetch(self, names: Sequence[str], progress: Progress) -> list[str]:
+        """Download the shards that are needed for results that are not cached, and walk them.
 
-        A shard that cannot be downloaded fails the tests of the datasets that need it, and no others.
+        A shard that cannot be downloaded, or not be used, fails the tests of the datasets that need it, and no others:
+        see `require`.
+
+        Returns:
+            A line per problem: which datasets cannot be scored, and why.
 
         Raises:
             UsageError: There is too little disk space.
-            DataError: The hub does not answer, or the first samples of a dataset are unusable.
+            DataError: The hub does not answer.
         """
         unfinished = self._unfinished(names)
         needed = self._survey(unfinished)
         if needed is not None:
             self.home.fetch(needed, progress)
-        for dataset, split in unfinished:
-            try:
-                shards = self.shards.locate(split, dataset.repository)
-            except DataError:
-                continue  # the tests of this dataset will fail with it
-            check_first_samples(dataset, split, shards)
+        problems = self.data.problems(unfinished, progress)
+        self._failing.clear()
+        for name in names:
+            splits = _splits_of(self._untrained([name]), [] if self._has_score(name) else [self.plan.dataset(name)])
+            problem = next((problems[part] for part in splits if part in problems), None)
+            if problem is not None:
+                self._failing[name] = problem
+        lines = []
+        for problem in dict.fromkeys(self._failing.values()):
+            failing = [name for name, found in self._failing.items() if found is problem]
+            more = f" and {len(failing) - 3} more" if len(failing) > 3 else ""
+            lines.append(f"{', '.join(failing[:3])}{more} cannot be scored: {problem}")
+        return lines
+
+    def fails(self, name: str) -> bool:
+        """Whether a dataset cannot be scored, as `fetch` found; then `require` raises."""
+        return name in self._failing
+
+    def require(self, name: str) -> None:
+        """Refuse a dataset that cannot be scored, before anything is trained for it.
+
+        Raises:
+            DataError: A shard that it needs is missing or damaged, or too many samples are unusable.
+        """
+        if name in self._failing:
+            raise DataError(str(self._failing[name]))
+
+    def shared(self, names: Sequence[str]) -> list[str]:
+        """Return a line for every two datasets that have a tar in common, or one that has it in training and test."""
+        return self.data.shared(self._splits(names))
 
     def repositories(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the hub repositories with shards of these datasets and their mixes."""
-        return tuple(sorted({dataset.repository for dataset, _ in self._splits(names) if dataset.repository}))
+        return tuple(sorted({part.repository for part in self._splits(names) if part.repository}))
 
     def reuse(self, names: Sequence[str]) -> Reuse:
         """Return what is cached for a session that evaluates these datasets.
@@ -126,10 +159,10 @@ class Preflight:
             DataError: A shard is missing.
         """
         is_cached: dict[str, bool] = {}  # per key of features; datasets may share shards
-        for dataset, split in self._splits(names):
-            max_audio_s = None if split is dataset.eval else self.plan.recipe.training.max_audio_s
+        for part in self._splits(names):
+            max_audio_s = self.plan.recipe.training.max_audio_s if part.is_training else None
             num_left = self.plan.limit
-            for shard in self.shards.locate(split, dataset.repository):
+            for shard in self.shards.locate(part.split, part.repository):
                 if num_left == 0:
                     break
                 key = self.features.key(shard, max_audio_s, num_left)
@@ -189,25 +222,34 @@ class Preflight:
         except DataError:
             return False  # a shard is missing, so there is no key; computing the result will fail with this error
 
-    def _splits(self, names: Sequence[str]) -> list[tuple[Dataset, Split]]:
+    def _splits(self, names: Sequence[str]) -> list[Part]:
         """Return all splits that these datasets need for training and evaluation."""
         return _splits_of(self._mixes(names), map(self.plan.dataset, names))
 
-    def _unfinished(self, names: Sequence[str]) -> list[tuple[Dataset, Split]]:
+    def _unfinished(self, names: Sequence[str]) -> list[Part]:
         """Return the splits that are needed for results that are not cached."""
-        untrained = [mix for mix in self._mixes(names) if not self._has_lalm(mix)]
-        return _splits_of(untrained, (self.plan.dataset(name) for name in names if not self._has_score(name)))
+        unscored = (self.plan.dataset(name) for name in names if not self._has_score(name))
+        return _splits_of(self._untrained(names), unscored)
 
-    def _survey(self, splits: Iterable[tuple[Dataset, Split]]) -> Survey | None:
+    def _untrained(self, names: Iterable[str]) -> list[Mix]:
+        """Return the mixes of these datasets whose LALMs are not cached."""
+        return [mix for mix in self._mixes(names) if not self._has_lalm(mix)]
+
+    def _survey(self, splits: Iterable[Part]) -> Survey | None:
         wanted: dict[str, list[str]] = {}
-        for dataset, split in splits:
-            if dataset.repository is not None:
-                wanted.setdefault(dataset.repository, []).extend(split.shards)
+        for part in splits:
+            if part.repository is not None:
+                wanted.setdefault(part.repository, []).extend(part.split.shards)
         return self.home.survey(wanted) if wanted else None
 
 
-def _splits_of(mixes: Iterable[Mix], evaluated: Iterable[Dataset]) -> list[tuple[Dataset, Split]]:
-    """Return the training splits of mixes and the test splits of datasets."""
-    pairs = [(dataset, dataset.train) for mix in mixes for dataset in mix.datasets]
-    pairs.extend((dataset, dataset.eval) for dataset in evaluated)
-    return [(dataset, split) for dataset, split in pairs if split is not None]
+def _splits_of(mixes: Iterable[Mix], evaluated: Iterable[Dataset]) -> list[Part]:
+    """Return the training splits of mixes and the test splits of datasets, each once."""
+    pairs = [(dataset, dataset.train, True) for mix in mixes for dataset in mix.datasets]
+    pairs.extend((dataset, dataset.eval, False) for dataset in evaluated)
+    parts = (
+        Part(name=dataset.name, split=split, is_training=is_training, repository=dataset.repository)
+        for dataset, split, is_training in pairs
+        if split is not None
+    )
+    return list(dict.fromkeys(parts))

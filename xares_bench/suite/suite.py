@@ -24,6 +24,7 @@ from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
+from xares_bench.datasets.inventory import Inventories
 from xares_bench.datasets.shards import ShardFolder, ShardSource
 from xares_bench.encoders.contract import check_contract
 from xares_bench.encoders.contract_report import ContractReport
@@ -39,6 +40,7 @@ from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
 from xares_bench.scores.statistics import interval_of
+from xares_bench.suite.data_check import DataCheck, splits_by_path
 from xares_bench.suite.keys import Keys
 from xares_bench.suite.preflight import Preflight
 
@@ -68,9 +70,12 @@ class Suite:
         self._accelerator = open_accelerator(plan.tracker)
         self._is_tracked = False
         self.device: torch.device = self._accelerator.device
-        self._store = Store(root=plan.runs_folder / "store")
-        self._home = DataHome(plan.data_home, plan.data_revisions)
-        self._shards = ShardSource(ShardFolder(plan.data_folder, plan.runs_folder / "store" / "digests"), self._home)
+        store = plan.runs_folder / "store"
+        self._store = Store(root=store)
+        self._inventories = Inventories(store / "inventories", splits_by_path(plan))
+        digest = self._inventories.digest
+        self._home = DataHome(plan.data_home, plan.data_revisions, digest=digest)
+        self._shards = ShardSource(ShardFolder(plan.data_folder, store / "digests", digest), self._home)
         self._entries: dict[str, Entry] = {}
 
     @functools.cached_property
@@ -149,11 +154,11 @@ class Suite:
                 f"{self.num_processes} processes cannot share batches of {batch_size} samples; start at most "
                 f"{batch_size} processes (a larger batch_size would change the recipe)"
             )
-        self.preflight.check(names)
+        self.preflight.check(names, self._progress)
 
-    def fetch(self, names: Sequence[str]) -> None:
-        """Download what these datasets need; see `Preflight.fetch`."""
-        self.preflight.fetch(names, self._progress)
+    def fetch(self, names: Sequence[str]) -> list[str]:
+        """Download and check what these datasets need; see `Preflight.fetch`."""
+        return self.preflight.fetch(names, self._progress)
 
     def lalms(self, mix: Mix) -> list[Entry]:
         """Return the LALMs of a mix, one per training seed; those that are not cached are trained now.
@@ -174,6 +179,7 @@ class Suite:
             EncoderError: The encoder breaks its contract.
             DataError: A shard is missing or damaged, or too many of its samples are unusable.
         """
+        self.preflight.require(name)
         records = [self._score(name, seed) for seed in self.plan.seeds]
         return records[0] if len(records) == 1 else self._mean(records)
 
@@ -311,6 +317,7 @@ class Suite:
             keys=self._keys,
             store=self._store,
             features=self._features,
+            data=DataCheck(plan=self.plan, shards=self._shards, inventories=self._inventories),
         )
 
     @functools.cached_property
@@ -319,6 +326,7 @@ class Suite:
             encoder=self.encoder,
             honours_mask=self.contract.honours_mask,
             half_precision=self.plan.recipe.training.feature_dtype == "float16",
+            min_samples=self.contract.min_samples,
         )
 
     @functools.cached_property
