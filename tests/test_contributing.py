@@ -147,7 +147,7 @@ def test_a_report_added_as_described_is_in_the_folder_of_a_run(tmp_path: Path, m
     (entry,) = re.findall(r"`(Report\(file=.*\))`", page)
     added = eval(entry, {**module.__dict__, "Report": report.Report})
     monkeypatch.setattr(report, "REPORTS", (added, *report.REPORTS))
-    assert report.write_run(tmp_path, COMPLETE) == []
+    assert report.write_run(tmp_path, COMPLETE) == report.Unwritten(required=(), optional=())
     text = (tmp_path / "scores.tex").read_text(encoding="utf-8")
     assert text.splitlines()[0] == r"esc-50 & 0.250 \\"
     assert r"\textbf{task2} & \textbf{0.125} \\" in text

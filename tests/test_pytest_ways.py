@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -105,18 +106,42 @@ def test_the_last_failed_is_run_alone(run: Run, scores: str, damaged: str) -> No
     result = run(data=damaged)
     result.assert_outcomes(passed=4, failed=2, deselected=NUM_BENCH_TESTS - 6)
     again = run("--lf", data=damaged)
-    again.assert_outcomes(failed=1, skipped=1)  # the overall score of one dataset
+    again.assert_outcomes(failed=2)
     mended = run("--lf")
-    mended.assert_outcomes(passed=1)
-    assert scored(mended) == ["clotho"]
+    mended.assert_outcomes(passed=2)
+    assert scored(mended) == [*TASK2], "the failed run is completed"
+    assert (run_folder(mended) / "scores.tsv").read_text() == scores
+    mended.stdout.fnmatch_lines(["xares-bench: 4 of 5 scores are from earlier sessions"])
 
 
 def test_the_first_failure_may_end_it(run: Run, damaged: str) -> None:
-    result = run("-x", data=damaged)
+    result = run("-x", data=damaged, runs="first")
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1, deselected=NUM_BENCH_TESTS - 6)
     assert scored(result) == ["aishell-1"], "what was scored before is kept, and written"
     result.stdout.fnmatch_lines(["*no score for clotho, librispeech, mecat, songdescriber: the run fails*"])
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["from the store", "from the run's files"])
+@pytest.mark.parametrize("options", [("-x", "-n0"), ("--maxfail=1",), ("-x", "-n2")], ids=" ".join)
+def test_a_session_that_ends_early_takes_no_score_from_a_finished_run(
+    run: Run, scores_file: Path, scores: str, options: tuple[str, ...], is_stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first dataset fails, for a baseline that is out of reach."""
+    page = (scores_file.parent / "results.json").read_text()
+    runs = scores_file.parent.parent
+    if not is_stored:
+        shutil.rmtree(runs / "store" / "scores")
+    baseline = scores_file.parent / "high.yaml"
+    expected = json.dumps(dict.fromkeys(TASK2, 0.99))
+    baseline.write_text(f"schema: 2\npreset: mini\nscores: {expected}\n")
+    result = run(*options, f"--baseline={baseline}", "--tolerance=0.01")
+    assert result.ret in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED), "which it is with xdist"
+    assert scored(result) == [*TASK2]
+    assert scores_file.read_text() == scores
+    kept = json.loads((scores_file.parent / "results.json").read_text())
+    assert kept["missing"] == []
+    assert [record["score"] for record in kept["scores"]] == [record["score"] for record in json.loads(page)["scores"]]
 
 
 def test_what_is_deselected_is_not_missed(run: Run) -> None:

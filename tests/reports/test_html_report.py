@@ -274,7 +274,7 @@ def test_an_error_in_the_page_loses_no_score(folder: Path, monkeypatch: pytest.M
     (folder / "results.json").unlink()
     assert (folder / "report.html").is_file()
     monkeypatch.setattr("xares_bench.reports.html_report._rendered", fail)
-    (problem,) = write_run(folder, results)
+    (problem,) = write_run(folder, results).optional
     assert "report.html is not written: RuntimeError: no template" in problem
     assert not (folder / "report.html").exists(), "an earlier one would show other scores"
     assert read_run(folder).records == {record.dataset: record for record in results.records}
@@ -285,9 +285,9 @@ def test_an_unchanged_page_is_reused_without_reading_audio_again(
     folder: Path, background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = results_of(folder)
-    assert write_run(folder, results, background) == []
+    assert write_run(folder, results, background).optional == ()
     page = (folder / "report.html").read_bytes()
-    assert write_run(folder, dataclasses.replace(results, wall_s=1.0), background) == []
+    assert write_run(folder, dataclasses.replace(results, wall_s=1.0), background).optional == ()
     assert (folder / "report.html").read_bytes() == page, "recomputed Ogg streams would have other serial numbers"
     (shard,) = background.sources["gtzan"].shards
     write_shard(shard, [(name, tone(0.3), {"label": "x"}) for name, _, _ in ROWS["gtzan"]])

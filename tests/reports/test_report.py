@@ -238,7 +238,7 @@ def test_terminal_table_of_a_nan() -> None:
     assert rows["gtzan"] == ["Accuracy", "nan", "0.500", "+nan", "50", "2.5"]
 
 
-def test_a_run_is_written_whole_with_the_json_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_written_with_the_scores_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "logmel"
     written: list[str] = []
 
@@ -250,7 +250,7 @@ def test_a_run_is_written_whole_with_the_json_last(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "replace", note)
     write_run(folder, COMPLETE)
-    assert written[-1] == "results.json"
+    assert written[:2] == ["results.json", "scores.tsv"]
     names = ["model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "scores.tsv").read_text(encoding="utf-8") == scores_tsv(COMPLETE)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def add_score(session: BenchSession, dataset: str, num_right: int) -> None:
         results().run, datasets=session.selected, decoder={"name": "tiny", "fingerprint": "d" * 64}
     )
     session.outcomes.run = run
+    vars(session)["suite"] = SimpleNamespace(find_score=lambda name: None, close=lambda: None)
     clip_sums = clip_sums_of(np.arange(100) < num_right)
     clip_sums.save(session.clip_sums_file(dataset))
     record = record_of(clip_sums, dataset)

@@ -22,6 +22,7 @@ CANNOT_CHANGE_A_RESULT = {
     "core.errors": "texts of errors",
     "core.file_kinds": "texts of errors",
     "core.progress": "progress bars",
+    "core.text": "it escapes half characters, which no target and no prediction has",
     "core.store": "it stores results and verifies their digests, whatever they are",
     "features.disk_budget": "it decides which features are evicted; evicted features are recomputed to the same bits",
     "hub.": "it fetches files, whose digests or commits stand in the key",

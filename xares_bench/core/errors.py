@@ -20,9 +20,15 @@ Every message says what was found, what was expected and what to do. Programming
 
 from __future__ import annotations
 
+from xares_bench.core.text import writable
+
 
 class XaresError(Exception):
     """Any error that a user of the benchmark can cause and fix."""
+
+    def __init__(self, message: str) -> None:
+        """Take the message, which may quote text from outside."""
+        super().__init__(writable(message))
 
 
 class UsageError(XaresError):

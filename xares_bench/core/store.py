@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import CacheWarning, DiskError
 from xares_bench.core.parsing import parse_json
+from xares_bench.core.text import encoded
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -70,7 +71,7 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
     temporaries: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            data = content.encode("utf-8") if isinstance(content, str) else content
+            data = encoded(content) if isinstance(content, str) else content
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # In the same folder, since a rename is atomic only within a file system.

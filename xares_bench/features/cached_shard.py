@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from xares_bench.core.store import Entry, Unfinished
+from xares_bench.core.text import encoded
 from xares_bench.datasets.shards import Sample, Shard, read_samples
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, StoredFrames
@@ -128,7 +129,7 @@ class CachedShardWriter:
         if self._frames:
             self._write_frames()
         lines = "".join(line for number in sorted(self._lines) for line in self._lines[number])
-        (self._unfinished.folder / SAMPLES_FILE).write_text(lines, encoding="utf-8")
+        (self._unfinished.folder / SAMPLES_FILE).write_bytes(encoded(lines))
         num_samples = sum(map(len, self._lines.values()))
         self._unfinished.finish(
             {"shard": self._shard, "num_samples": num_samples, "seconds": time.perf_counter() - self._started}

@@ -1,6 +1,7 @@
 """Reports on results, for people and for programs.
 
 results           the results of a session, and what reports show beside them
+earlier           scores of earlier sessions of the same run, which stay in its files
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 runs              reads the folders of finished runs, and checks them
 compare           compares runs: differences with confidence intervals

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from xares_bench.core.text import encoded
+
 # GitHub drops larger summaries and cuts longer messages.
 _MAX_SUMMARY_BYTES = 1_000_000
 _MAX_MESSAGE_LETTERS = 4000
@@ -47,10 +49,10 @@ def append_summary(environment: Mapping[str, str], scores: str, failures: Mappin
     if not name:
         return []
     listed = "".join(f"- **{_inline(what)}**: {_inline(why)}\n" for what, why in failures.items())
-    text = scores + (f"\n## Failed\n\n{listed}" if listed else "") + "\n"
+    text = encoded(scores + (f"\n## Failed\n\n{listed}" if listed else "") + "\n")
     try:
-        with Path(name).open("a", encoding="utf-8") as file:
-            if file.tell() + len(text.encode("utf-8")) > _MAX_SUMMARY_BYTES:
+        with Path(name).open("ab") as file:
+            if file.tell() + len(text) > _MAX_SUMMARY_BYTES:
                 return [f"GITHUB_STEP_SUMMARY: {name} would exceed GitHub's size limit; scores are not added"]
             file.write(text)
     except OSError as cause:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xares_bench.core.store import write_atomically, write_together
+from xares_bench.core.errors import DiskError
+from xares_bench.core.store import write_atomically
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
@@ -35,45 +37,59 @@ class Report:
 # Header of confidence intervals in tables.
 INTERVAL_HEADER = "95 % CI"
 
-# All of them. `results.json` comes last: what reads runs takes a folder with it as complete.
+# All of them, in the order in which they are written: the scores first.
 REPORTS: tuple[Report, ...] = (
-    Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
-    Report(file=PAGE_FILE, text=report_html),
+    Report(file="results.json", text=lambda results, folder, background: results_json(results), required=True),
     Report(file="scores.tsv", text=lambda results, folder, background: scores_tsv(results), required=True),
     Report(
         file="scores.md",
         text=lambda results, folder, background: scores_markdown(results, background.baseline),
         required=True,
     ),
-    Report(file="results.json", text=lambda results, folder, background: results_json(results), required=True),
+    Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
+    Report(file=PAGE_FILE, text=report_html),
 )
 
 
-def write_run(folder: Path, results: Results, background: Background | None = None) -> list[str]:
-    """Write all reports of a run, each atomically; return why optional ones are not written, in one line each.
+@dataclass(frozen=True, kw_only=True)
+class Unwritten:
+    """Reports that could not be written, each as a line that names the file and the cause.
+
+    Attributes:
+        required: Those without which the run fails.
+        optional: The others.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+
+def write_run(folder: Path, results: Results, background: Background | None = None) -> Unwritten:
+    """Write all reports of a run, each by itself and atomically; whatever happens to one, the others are written.
+
+    Of a report that cannot be written, one of an earlier session stays where it has scores. A page of that session
+    would contradict them, and is removed.
 
     Args:
         folder: The run's folder.
         results: What the session found out.
         background: What reports show beside the results.
-
-    Raises:
-        DiskError: A required report cannot be written.
     """
     background = background or Background()
-    problems = []
+    required, optional = [], []
     for report in REPORTS:
-        if report.required:
-            continue
         path = folder / report.file
         try:
             write_atomically(path, report.text(results, folder, background))
-        except Exception as cause:  # whatever it is, the scores are worth more
-            path.unlink(missing_ok=True)  # one of an earlier session would show other scores
-            problems.append(f"{path} is not written: {type(cause).__name__}: {cause}")
-    required = [report for report in REPORTS if report.required]
-    write_together({folder / report.file: report.text(results, folder, background) for report in required})
-    return problems
+        except Exception as cause:  # whatever it is, the other reports are worth more
+            problem = f"{path} is not written: {type(cause).__name__}: {cause}"
+            if report.required:
+                required.append(str(cause) if isinstance(cause, DiskError) else problem)
+                continue
+            optional.append(problem)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return Unwritten(required=tuple(required), optional=tuple(optional))
 
 
 def scores_tsv(results: Results) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xares_bench.core.text import writable
+
 RESULTS_SCHEMA = 2
 
 # Half the width of a 95 % confidence interval, in standard errors.
@@ -43,6 +45,11 @@ class DroppedSample:
     shard: str
     clip: str
     reason: str
+
+    def __post_init__(self) -> None:
+        """Make the texts writable: they come from archives and their errors."""
+        for name in ("shard", "clip", "reason"):
+            object.__setattr__(self, name, writable(getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True)

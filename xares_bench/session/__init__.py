@@ -1,11 +1,12 @@
 """pytest's side.
 
-options  the command line, read and checked as a whole
-hooks    when pytest calls what, and the start of the session
-session  what the fixtures call: suite, gate, scores on their way to the reports
-header   what the session is going to do, in lines for the terminal
-summary  what the session has found out, in lines for the terminal
-ending   the run's files, the baseline and the job summary, at the end
-workers  how scores travel between the processes of xdist and of launchers
-clock    the time of a score as pytest-benchmark reports it
+options    the command line, read and checked as a whole
+hooks      when pytest calls what, and the start of the session
+session    what the fixtures call: suite, gate, scores on their way to the reports
+header     what the session is going to do, in lines for the terminal
+summary    what the session has found out, in lines for the terminal
+selection  which datasets a run has, when only what failed before is run again
+ending     the run's files, the baseline and the job summary, at the end
+workers    how scores travel between the processes of xdist and of launchers
+clock      the time of a score as pytest-benchmark reports it
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xares_bench.core.errors import DiskError, XaresError
+from xares_bench.core.errors import XaresError
 from xares_bench.scores.baselines import save_as_baseline
 from xares_bench.session.session import BenchSession
 
@@ -39,19 +39,30 @@ def end_session(session: BenchSession, command: str) -> Ending:
         session: The session, all of whose tests have ended.
         command: The command line, for the report.
     """
-    results = session.results()
     problems: list[str] = []
     notes: list[str] = []
+    brought = {*session.outcomes.records}
+    try:
+        session.enter_cached()
+    except XaresError as error:
+        problems.append(str(error))
+    results = session.results()
     if results is not None:
+        from xares_bench.reports.earlier import with_earlier
         from xares_bench.reports.report import write_run
         from xares_bench.reports.results import background_of
 
+        folder = session.plan.runs_folder / results.run.name
+        results, unread = with_earlier(results, folder)
         background = background_of(session.plan, results, command, session.baseline, session.outcomes.findings)
-        try:
-            notes += write_run(session.plan.runs_folder / results.run.name, results, background)
-        except DiskError as error:
-            problems.append(str(error))
-    without_score = session.selected if results is None else results.missing
+        unwritten = write_run(folder, results, background)
+        problems += unwritten.required
+        notes += [*unread, *unwritten.optional]
+        num_earlier = sum(record.dataset not in brought for record in results.records)
+        if num_earlier:
+            notes.append(f"{num_earlier} of {len(results.records)} scores are from earlier sessions")
+    missing = () if results is None else results.missing
+    without_score = [name for name in session.selected if results is None or name in missing]
     if without_score:
         problems.append(f"no score for {', '.join(without_score)}: the run fails")
     # The gate decides each test with what is known at its time. Next to losses of later tests a smaller loss can turn
@@ -73,7 +84,9 @@ def end_session(session: BenchSession, command: str) -> Ending:
         failures["xares-bench"] = "; ".join(problems)
     if results is not None:
         from xares_bench.reports.github import append_summary
-        from xares_bench.reports.report import scores_markdown
 
-        notes += append_summary(os.environ, scores_markdown(results, session.baseline), failures)
+        # From the file: if it could not be written, that is a problem already.
+        markdown = folder / "scores.md"
+        scores = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
+        notes += append_summary(os.environ, scores, failures)
     return Ending(results=results, problems=tuple(problems), notes=tuple(notes), failures=failures)

@@ -16,6 +16,7 @@ from xares_bench.runtime.signals import cancel_deadline, save_stderr
 from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
+from xares_bench.session.selection import remember_datasets, remembered_datasets, runs_what_failed
 from xares_bench.session.session import BenchSession
 from xares_bench.session.workers import carry, is_helper, is_worker, leave_reports_to_the_first, rank, say_at_once
 
@@ -85,6 +86,7 @@ class BenchHooks:
         self._session.select(
             {found["dataset"] for found in parameters if "dataset" in found},
             {found["task"] for found in parameters if "task" in found},
+            remembered_datasets(self._config) if runs_what_failed(self._config) else (),
         )
         if self._config.option.collectonly or is_worker(self._config):
             return
@@ -133,6 +135,8 @@ class BenchHooks:
             return
         command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
         self._ending = end_session(self._session, command)
+        if not runs_what_failed(self._config):
+            remember_datasets(self._config, self._session.run_datasets or self._session.outcomes.datasets)
         if self._ending.problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ class BenchSession:
         plan: What to train and evaluate.
         outcomes: What has come in from the tests.
         selected: Datasets whose tests this session runs, in the order of the catalogue.
+        run_datasets: The datasets of the run: those, and with `--lf` also those that passed before.
         num_gated: Tests that the gate decides: one per dataset, and one per task with all datasets selected.
         not_ready: Why no test can have its data, or None. The header shows it; every test that needs data raises it.
     """
@@ -55,6 +56,7 @@ class BenchSession:
         self.plan = options.plan
         self.outcomes = Outcomes()
         self.selected: tuple[str, ...] = ()
+        self.run_datasets: tuple[str, ...] = ()
         self.num_gated = 0
         self.not_ready: XaresError | None = None
         self._uncaptured = uncaptured
@@ -80,7 +82,7 @@ class BenchSession:
     @functools.cached_property
     def run(self) -> RunManifest:
         """Name and description of this run."""
-        return self.suite.open_run(self.selected)
+        return self.suite.open_run(self.run_datasets)
 
     @property
     def baseline(self) -> Baseline | None:
@@ -89,10 +91,17 @@ class BenchSession:
 
     # Before the tests.
 
-    def select(self, datasets: set[str], tasks: set[str]) -> None:
-        """Take note of the datasets and the tasks that have a test in this session."""
+    def select(self, datasets: set[str], tasks: set[str], others: Collection[str] = ()) -> None:
+        """Take note of the datasets and the tasks that have a test in this session.
+
+        Args:
+            datasets: Datasets with a test.
+            tasks: Tasks with a test.
+            others: Datasets of the same run that are left out because they passed before.
+        """
         known = dict.fromkeys(name for members in self.plan.tasks.values() for name in members)
         self.selected = tuple(name for name in known if name in datasets)  # whatever the order of the tests
+        self.run_datasets = tuple(name for name in known if name in datasets or name in others)
         complete = [task for task in tasks if {*self.plan.tasks[task]} <= {*self.selected}]
         self.num_gated = len(self.selected) + len(complete)
 
@@ -124,12 +133,8 @@ class BenchSession:
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
-        from xares_bench.core.store import write_atomically
-
-        source = self.suite.predictions_file(record.dataset)
-        write_atomically(self.predictions_file(record.dataset), source.read_bytes())
+        self._write_files(record)
         self.suite.track_score(record)
-        self.suite.clip_sums(record.dataset).save(self.clip_sums_file(record.dataset))
         lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
         attach(
             item,
@@ -143,6 +148,14 @@ class BenchSession:
             ("score", float(record.score)),
             ("num_rows", int(record.num_rows)),
         ]
+
+    def _write_files(self, record: ScoreRecord) -> None:
+        """Write the predictions and the clip sums of a score into the run's folder."""
+        from xares_bench.core.store import write_atomically
+
+        source = self.suite.predictions_file(record.dataset)
+        write_atomically(self.predictions_file(record.dataset), source.read_bytes())
+        self.suite.clip_sums(record.dataset).save(self.clip_sums_file(record.dataset))
 
     def apply_gate(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Fail the test of a dataset whose published score does not pass."""
@@ -163,6 +176,19 @@ class BenchSession:
             pytest.fail(f"{failure}; predictions: {predictions}", pytrace=False)
 
     # After the tests.
+
+    def enter_cached(self) -> None:
+        """Enter the cached scores of the run's datasets that no test of this session has brought, if it has any score.
+
+        Raises:
+            XaresError: A file of theirs cannot be written.
+        """
+        for name in self.outcomes.missing:
+            found = self.suite.find_score(name)
+            if found is not None:
+                record, lalms = found
+                self._write_files(record)
+                self.outcomes.add(record, lalms)
 
     def close(self) -> None:
         """End what the suite has begun, if there is one."""

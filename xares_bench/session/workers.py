@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from xares_bench.core.text import writable
 from xares_bench.scores.records import RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def attach(item: pytest.Item, **content: Any) -> None:
         item: The test.
         content: `record` with `run` and `lalms`, or `finding`, as values that JSON can hold.
     """
-    item.stash.setdefault(_PAYLOAD_KEY, {}).update(content)
+    item.stash.setdefault(_PAYLOAD_KEY, {}).update(writable(content))
 
 
 def carry(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -71,10 +72,23 @@ class Outcomes:
             if report.failed:
                 self._failed_by_gate.add(finding.what)
         if "record" in payload:
-            record = ScoreRecord.from_json(payload["record"])
-            self.records[record.dataset] = record
-            self._lalms.update((lalm["key"], lalm) for lalm in payload["lalms"])
             self.run = RunManifest.from_json(payload["run"])
+            self.add(ScoreRecord.from_json(payload["record"]), payload["lalms"])
+
+    def add(self, record: ScoreRecord, lalms: Iterable[Mapping[str, Any]]) -> None:
+        """Add a score, and the manifests of its LALMs."""
+        self.records[record.dataset] = record
+        self._lalms.update((lalm["key"], lalm) for lalm in lalms)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The datasets of the run without a score; empty before the first score."""
+        return tuple(name for name in self.datasets if name not in self.records)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets of the run; empty before the first score."""
+        return () if self.run is None else self.run.datasets
 
     def late(self, failures: Mapping[str, str]) -> list[str]:
         """Return the gate's failures that no test has failed with, because they were found after it had passed."""
@@ -95,7 +109,7 @@ class Outcomes:
             run=self.run,
             records=tuple(self.records[name] for name in order if name in self.records),
             lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
-            missing=tuple(name for name in self.run.datasets if name not in self.records),
+            missing=self.missing,
             wall_s=wall_s,
         )
 
@@ -139,6 +153,8 @@ def say_at_once(config: pytest.Config, line: str) -> None:
 def leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
     """Send what this process prints to a file, and leave the files of pytest's own options to the first process."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout = log.open("w", buffering=1, encoding="utf-8")  # the terminal reporter, which is made next, writes there
+    sys.stdout = log.open(
+        "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+    )  # the terminal reporter, which is made next, writes there
     for option in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave"):
         setattr(config.option, option, None)

@@ -26,6 +26,7 @@ from xares_bench.config.plan import Plan
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Entry, writing
+from xares_bench.core.text import encoded
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.feature_store import FeatureStore
@@ -157,7 +158,7 @@ class Pipeline:
         if self.accelerator.is_main_process:
             with writing(folder):
                 lalm.save(folder)
-                (folder / LOSS_FILE).write_text(_losses_to_tsv(losses), encoding="utf-8")
+                (folder / LOSS_FILE).write_bytes(encoded(_losses_to_tsv(losses)))
         # After saving, as the file holds the LoRA weights apart; generation is faster with merged weights.
         lalm.merge_lora()
         self._lalms = {folder: lalm}
@@ -194,7 +195,7 @@ class Pipeline:
             interval = interval_of(clip_sums)
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         with writing(folder):
-            (folder / PREDICTIONS_FILE).write_text(predictions_to_jsonl(predictions), encoding="utf-8")
+            (folder / PREDICTIONS_FILE).write_bytes(encoded(predictions_to_jsonl(predictions)))
         generation_s = generated.generation_s + time.perf_counter() - scoring
         return ScoreRecord(
             dataset=dataset.name,

@@ -183,6 +183,17 @@ class Suite:
         records = [self._score(name, seed) for seed in self.plan.seeds]
         return records[0] if len(records) == 1 else self._mean(records)
 
+    def find_score(self, name: str) -> tuple[ScoreRecord, list[dict[str, Any]]] | None:
+        """Return a dataset's score and the manifests of its LALMs, if it is cached; nothing is computed."""
+        try:
+            if not all(self._store.find("scores", key) for key in self._keys.scores(name)):
+                return None
+            keys = [self._keys.lalm(self.plan.mix_for(name), seed) for seed in self.plan.seeds]
+        except XaresError:  # its data are not there, so it has no key
+            return None
+        lalms = [self._store.find("lalms", key) for key in keys]
+        return self.evaluate(name), [{**lalm.manifest, "reused": True} for lalm in lalms if lalm is not None]
+
     def evaluate_share(self, names: Sequence[str]) -> None:
         """With several processes, evaluate this one's share of the datasets; the tests then find all scores cached.
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from xares_bench.core.errors import CacheWarning
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import Entry, Store
+from xares_bench.core.text import encoded
 
 KIND = "checkpoints"
 
@@ -95,7 +96,7 @@ class Checkpoints:
                 return  # it exists: an interruption right after a regular checkpoint
             try:
                 save_file(dict(checkpoint.tensors), unfinished.folder / _TENSORS_FILE)
-                (unfinished.folder / _VALUES_FILE).write_text(json.dumps(checkpoint.values), encoding="utf-8")
+                (unfinished.folder / _VALUES_FILE).write_bytes(encoded(json.dumps(checkpoint.values)))
             except BaseException:
                 unfinished.abandon()
                 raise
