@@ -285,6 +285,27 @@ def test_an_encoder_that_ends_the_process_is_no_pass(tmp_path: Path, shared: Pat
     assert "os._exit(0)" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["", "-n2"])
+def test_half_a_character_in_a_sample_loses_no_result(
+    pytester: pytest.Pytester, shared: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    data = shutil.copytree(shared / "data", tmp_path / "data")
+    shard = data / "clotho" / "test_00.tar.gz"
+    half = {"\ud83d": "x", "other": "\udcff"}
+    write_shard(shard, [*((f"a{i}", tone(0.2), {"caption": "x"}) for i in range(3)), ("\udcff", tone(0.2), half)])
+    result = pytester.runpytest_subprocess(
+        *(REPOSITORY / "bench", "-p", "no:cacheprovider", "--preset=mini", f"--encoder={ENCODER}", "-k", "clotho"),
+        *(f"--data-home={data}", f"--runs-dir={tmp_path}/runs", *FEW_STEPS, "--set", "max_dropped_share=0.5", *options),
+    )
+    assert result.ret == 0, result.stdout.str()
+    folder = run_folder(result)
+    (record,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["scores"]
+    assert len(record["dropped"]) == 1
+    assert "\\ud83d" in record["dropped"][0]["reason"]
+    for name in ("scores.tsv", "scores.md", "report.html", "model_card.yaml"):
+        (folder / name).read_text(encoding="utf-8")
+
+
 def test_one_dataset_needs_its_tasks_mix_only(run: Run, tmp_path: Path) -> None:
     result = run(f"--encoder={ENCODER}", "-k", "esc-50", runs=tmp_path)
     result.assert_outcomes(passed=1, deselected=NUM_BENCH_TESTS - 1)

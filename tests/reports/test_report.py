@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from xares_bench.reports import report as report_module
 from xares_bench.reports.report import (
+    REPORTS,
+    Unwritten,
     results_json,
     scores_markdown,
     scores_tsv,
@@ -18,7 +25,7 @@ from xares_bench.reports.report import (
     timings,
     write_run,
 )
-from xares_bench.reports.results import Results
+from xares_bench.reports.results import Background, Results
 from xares_bench.scores.baselines import Baseline, BaselineScore
 from xares_bench.scores.records import RESULTS_SCHEMA, DroppedSample, RunManifest, ScoreRecord
 
@@ -262,3 +269,49 @@ def test_the_same_results_give_the_same_bytes() -> None:
     again = results(*COMPLETE.records, wall_s=99.5)
     assert results_json(again) == results_json(COMPLETE)
     assert scores_tsv(again) == scores_tsv(COMPLETE)
+
+
+ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=20)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(ANY_TEXT, min_size=6, max_size=6))
+def test_whatever_text_comes_from_outside_all_files_are_written(tmp_path: Path, texts: list[str]) -> None:
+    """From archives, the command line, models and data: half characters, control characters, markup."""
+    spec, argument, key, reason, device, command = texts
+    dropped = (DroppedSample(shard=key, clip=key, reason=reason),)
+    found = results(scored("esc-50", 0.25, dropped=dropped), scored("gtzan", 0.5), missing=("clotho",))
+    run = dataclasses.replace(
+        found.run,
+        encoder={**found.run.encoder, "spec": spec, "arguments": {argument: [spec]}},
+        environment={"device": device},
+        data={"folder": spec, "revision": "abc", "repositories": {}, "limit": None},
+    )
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    unwritten = write_run(folder, dataclasses.replace(found, run=run), Background(command=command))
+    assert unwritten == Unwritten(required=(), optional=())
+    assert {path.name for path in folder.iterdir()} == {report.file for report in REPORTS}
+    for path in folder.iterdir():
+        path.read_text(encoding="utf-8")
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["missing"] == ["clotho"]
+    assert yaml.safe_load((folder / "model_card.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("broken", [report.file for report in REPORTS])
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("broken"), MemoryError()], ids=repr)
+def test_no_report_that_fails_takes_another_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, error: Exception
+) -> None:
+    folder = tmp_path / "run"
+
+    def fail(*_: object) -> str:
+        raise error
+
+    failing = [dataclasses.replace(r, text=fail) if r.file == broken else r for r in REPORTS]
+    monkeypatch.setattr(report_module, "REPORTS", tuple(failing))
+    unwritten = write_run(folder, COMPLETE)
+    assert {path.name for path in folder.iterdir()} == {report.file for report in REPORTS} - {broken}
+    (line,) = (*unwritten.required, *unwritten.optional)
+    assert line.startswith(f"{folder / broken} is not written: {type(error).__name__}: ")
+    assert bool(unwritten.required) == (broken in {"results.json", "scores.tsv", "scores.md"})
