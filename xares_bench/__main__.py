@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
-from xares_bench.core.errors import DataError, UsageError, XaresError
+from xares_bench.core.errors import DataError, UsageError, XaresError, usage_errors_of_paths
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
 from xares_bench.metrics.registry import METRICS, metric_identity
 from xares_bench.reports.runs import read_run
+from xares_bench.runtime.signals import interrupt_on_end_signals
 
 _PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
@@ -40,14 +41,18 @@ intervals, paired by clip if both runs have their clip sums. * marks the best sc
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0 done, 1 something could not be downloaded or read, 2 wrong usage."""
     options = _parser().parse_args(arguments)
+    restore = interrupt_on_end_signals()
     try:
-        options.do(options)
+        with usage_errors_of_paths():
+            options.do(options)
     except KeyboardInterrupt:
         sys.stderr.write("xares_bench: interrupted; run the same command again to resume\n")
         return 130
     except XaresError as cause:
         sys.stderr.write(f"xares_bench: {cause}\n")
         return 2 if isinstance(cause, UsageError) else 1
+    finally:
+        restore()
     return 0
 
 

@@ -4,14 +4,19 @@ import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from xares_bench.runtime import signals
-from xares_bench.runtime.signals import cancel_deadline, deadline, defer_interrupts
+from xares_bench.runtime.signals import cancel_deadline, deadline, defer_interrupts, interrupt_on_end_signals
+
+ROOT = str(Path(signals.__file__).parents[2])
 
 # What a deadline leads to in whole sessions is in tests/test_faults.py; what an interrupt does to a training, in
 # tests/training/test_resume.py.
@@ -114,3 +119,66 @@ def test_in_another_thread_interrupts_are_not_deferred() -> None:
 
     in_another_thread(work)
     assert answers == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_interrupts_with_its_name(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        restore = interrupt_on_end_signals()
+        with pytest.raises(KeyboardInterrupt, match=rf"{number.name}; the same command continues"):
+            signal.raise_signal(number)
+        restore()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        restore = interrupt_on_end_signals()
+        signal.raise_signal(signal.SIGHUP)
+        restore()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_in_another_thread_signals_are_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    in_another_thread(lambda: interrupt_on_end_signals()())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_killed(tmp_path: Path) -> None:
+    """Whatever it does: here it ignores SIGTERM, as a process that hangs does."""
+    child = (
+        "import os, pathlib, signal, time; from xares_bench.runtime import signals;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); signals._PARENT_POLL_S = signals._PARENT_GRACE_S = 0.2;"
+        "signals.end_with_parent(); pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(120)"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT})
+    pid_file = tmp_path / "pid"
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    process.kill()
+    process.wait()
+    pid = int(pid_file.read_text())
+    wait_until(lambda: not is_running(pid))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    start_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start_s < 60
+        time.sleep(0.05)

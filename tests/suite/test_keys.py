@@ -21,6 +21,7 @@ CANNOT_CHANGE_A_RESULT = {
     "core.digests": "it makes the keys; another digest is another key",
     "core.errors": "texts of errors",
     "core.file_kinds": "texts of errors",
+    "core.locks": "it waits for other processes",
     "core.progress": "progress bars",
     "core.text": "it escapes half characters, which no target and no prediction has",
     "core.store": "it stores results and verifies their digests, whatever they are",

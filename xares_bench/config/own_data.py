@@ -200,12 +200,23 @@ def _find_in_repository(section: Section, path: str) -> list[str]:
     return [path]
 
 
+def _beginning(pattern: str) -> Path:
+    """Return the folder that a glob starts in."""
+    parts = Path(pattern).parts
+    magic = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:magic])
+
+
 def _find_files(section: Section, path: str) -> list[str]:
     """Return the files of a local path, which may be a glob, in order."""
     problem = path_problem(Path(path))
     if problem is not None:
         section.fail("data", f"{shown(path)}: {problem}")
     found = [path] if Path(path).is_file() else []
+    if not found and "**" in path and _beginning(path).resolve() in (Path(Path.cwd().anchor), Path.home()):
+        section.fail(
+            "data", f"{shown(path)} would walk the whole of {_beginning(path).resolve()}; name a folder before **"
+        )
     if not found and glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
         found = [match for match in matches if Path(match).is_file()]

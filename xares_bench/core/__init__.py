@@ -4,6 +4,7 @@ errors      what users can cause, as one tree
 digests     digests of values, files and our own code, for cache keys
 parsing     reads YAML and JSON files, with errors that name file and key
 text        text from outside, made writable
+locks       locks between processes, with a word where one waits
 store       the cache on disk: finished results under their keys
 progress    progress bars on a terminal
 file_kinds  what is in the place of a tar file: a pointer, a web page, a link to nothing

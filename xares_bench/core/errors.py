@@ -20,6 +20,9 @@ Every message says what was found, what was expected and what to do. Programming
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from xares_bench.core.text import writable
 
 
@@ -33,6 +36,26 @@ class XaresError(Exception):
 
 class UsageError(XaresError):
     """A command line, a specification or a YAML file is wrong; nothing was started."""
+
+
+@contextlib.contextmanager
+def usage_errors_of_paths() -> Iterator[None]:
+    """Turn what a system says of a path that a user names into a usage error: too long, not permitted, not a folder.
+
+    Raises:
+        UsageError: The block raised an `OSError`, or met a path with a NUL character.
+    """
+    try:
+        yield
+    except XaresError:
+        raise
+    except OSError as cause:
+        name = cause.filename if cause.filename is not None else "a path"
+        raise UsageError(f"{name}: {cause.strerror or cause}; check the path") from cause
+    except ValueError as cause:
+        if "null byte" not in str(cause):
+            raise
+        raise UsageError("a path contains a NUL character; check the paths") from cause
 
 
 class EncoderSpecError(UsageError):

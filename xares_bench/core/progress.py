@@ -29,6 +29,13 @@ class Progress:
     uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
     quiet: bool = False
 
+    def say(self, line: str) -> None:
+        """Write a line to standard error at once, past any capturing."""
+        if not self.quiet:
+            with self.uncaptured():
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+
     @contextlib.contextmanager
     def bar(
         self, description: str, total: int, unit: Literal["steps", "bytes"] = "steps", *, num_before: int = 0

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import CacheWarning, DiskError
+from xares_bench.core.locks import acquire
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.text import encoded
 
@@ -194,10 +195,13 @@ class Store:
         lock = FileLock(folder.with_suffix(".lock"))
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=-1 if wait else 0)
-            except Timeout:
-                return None
+            if wait:
+                acquire(lock, f"computes {kind}/{key[:12]}")
+            else:
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    return None
             # Looked up again under the lock: another process may have finished the entry while this one waited for it.
             if self.find(kind, key) is not None:
                 lock.release()

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import code_digest, digest_of, file_digest, library_versions
 from xares_bench.core.errors import DataError, DiskError
+from xares_bench.core.locks import acquire
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.progress import Advance
 from xares_bench.core.store import write_atomically
@@ -200,7 +201,7 @@ class Inventories:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # nowhere to write to
                 self._folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(self._folder / f"{key}.lock"))
+                stack.enter_context(acquire(FileLock(self._folder / f"{key}.lock"), "walks the same shard"))
             yield
 
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import DataError, UsageError
 from xares_bench.core.file_kinds import path_problem, what_instead
+from xares_bench.core.locks import acquire
 from xares_bench.core.progress import Advance, Progress
 from xares_bench.hub import client
 from xares_bench.hub.digest_cache import DigestCache
@@ -29,7 +30,6 @@ from xares_bench.hub.survey import HubFile, Survey, free_bytes, size_on_disk, to
 _NUM_THREADS = 8
 # After this many files in a row without a byte from the hub, the others are not tried.
 _MAX_UNREACHABLE = 8
-_LOCK_POLL_S = 0.2
 
 
 class DataHome:
@@ -345,18 +345,13 @@ def _run(
 
 @contextlib.contextmanager
 def _lock(path: Path, stop: threading.Event) -> Iterator[None]:
-    """Lock a file against other processes; waits for one that has it. Polls, so that `stop` ends the wait."""
-    from filelock import FileLock, Timeout
+    """Lock a file against other processes; waits for one that has it, unless `stop` is set meanwhile."""
+    from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    while True:
+    def check() -> None:
         if stop.is_set():
             raise client.Stopped
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=_LOCK_POLL_S)
-            break
-    try:
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with acquire(FileLock(path), f"downloads {path.stem}", check):
         yield
-    finally:
-        lock.release()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xares_bench.core.errors import DataError
+from xares_bench.core.locks import acquire
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.store import write_atomically
 
@@ -111,7 +112,7 @@ def edit_pins(folder: Path, *, write: bool) -> Iterator[dict[str, Pin]]:
 
     try:
         (folder / CACHE_FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / CACHE_FOLDER / f"{LOCK_NAME}.lock").acquire()
+        lock = acquire(FileLock(folder / CACHE_FOLDER / f"{LOCK_NAME}.lock"), f"writes {folder / LOCK_NAME}")
     except OSError as cause:
         raise DataError(f"{folder}: cannot be written to ({cause.strerror}); choose another --data-home") from None
     with lock:

@@ -1,4 +1,4 @@
-"""Signals: a deadline for the user's code, with the place where it hung, and interrupts that wait for a step's end."""
+"""Signals: ends that are asked for, interrupts that wait for a step's end, and a deadline for the user's code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -16,6 +17,9 @@ LIMIT_S = 600.0
 GRACE_S = 60.0
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# Signals that ask a process to end, and whose default is to end it at once, without a word.
+_ENDS = ("SIGTERM", "SIGHUP")
+_PARENT_POLL_S, _PARENT_GRACE_S = 1.0, 30.0
 
 _stderr: int | None = None
 
@@ -30,6 +34,51 @@ def save_stderr() -> None:
 def terminal() -> int:
     """The descriptor of the saved stderr, or else of the present one."""
     return 2 if _stderr is None else _stderr
+
+
+def interrupt_on_end_signals() -> Callable[[], None]:
+    """Let SIGTERM and SIGHUP interrupt like Ctrl-C, so that what is finished is written; return what restores them.
+
+    Signals that are ignored, as with nohup, stay ignored. In threads other than the main one nothing changes.
+
+    Raises:
+        KeyboardInterrupt: Later, wherever the signal comes, with its name.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"{signal.Signals(number).name}; the same command continues from what is finished")
+
+    numbers = [getattr(signal, name) for name in _ENDS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, interrupt)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return restore
+
+
+def end_with_parent() -> None:
+    """End this process when the one that has started it is gone, such as a launcher that was killed.
+
+    It is asked to end first, as by SIGTERM, which lets a training save a checkpoint.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        os.write(terminal(), b"xares-bench: the launcher is gone; its processes end, too\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PARENT_GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager

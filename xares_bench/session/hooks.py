@@ -10,15 +10,23 @@ from typing import Any
 
 import pytest
 
-from xares_bench.core.errors import UsageError, XaresError
+from xares_bench.core.errors import UsageError, XaresError, usage_errors_of_paths
 from xares_bench.runtime.exits import session_ended
-from xares_bench.runtime.signals import cancel_deadline, save_stderr
+from xares_bench.runtime.signals import cancel_deadline, end_with_parent, interrupt_on_end_signals, save_stderr
 from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
 from xares_bench.session.selection import remember_datasets, remembered_datasets, runs_what_failed
 from xares_bench.session.session import BenchSession
-from xares_bench.session.workers import carry, is_helper, is_worker, leave_reports_to_the_first, rank, say_at_once
+from xares_bench.session.workers import (
+    carry,
+    is_helper,
+    is_launched,
+    is_worker,
+    leave_reports_to_the_first,
+    rank,
+    say_at_once,
+)
 
 SESSION = pytest.StashKey[BenchSession]()
 
@@ -31,7 +39,8 @@ def open_session(config: pytest.Config) -> BenchSession:
     """
     shorten_waits(os.environ)
     try:
-        options = read_options(config.option)
+        with usage_errors_of_paths():
+            options = read_options(config.option)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     manager = config.pluginmanager.getplugin("capturemanager")
@@ -44,6 +53,11 @@ def open_session(config: pytest.Config) -> BenchSession:
     session = BenchSession(options, uncaptured, say)
     config.pluginmanager.register(BenchHooks(config, session), "xares_bench_session")
     save_stderr()
+    if is_launched():
+        # Its processes end together, and at once: one that writes its results would keep the others waiting.
+        end_with_parent()
+    elif not is_worker(config):
+        config.add_cleanup(interrupt_on_end_signals())
     if rank() > 0:
         leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our own table has the seconds. Whoever gives an option of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,25 @@ class Options:
     replace: bool
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot be made, or cannot be written to, before any work is done for it.
+
+    Raises:
+        UsageError: It is a file, or below one, or not writable.
+    """
+    if option.endswith("="):
+        raise UsageError(f"{option}: found nothing, expected a folder")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option}: {existing} is a file, expected a folder; choose another folder")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as cause:
+        raise UsageError(
+            f"{option}: {existing} cannot be written to ({cause.strerror}); choose another folder"
+        ) from cause
+
+
 def read_options(option: argparse.Namespace) -> Options:
     """Check the options of `xares_bench.plugin`, alone and with each other, and read the files that they name.
 
@@ -57,6 +77,9 @@ def read_options(option: argparse.Namespace) -> Options:
         checkpoint_steps=option.xares_checkpoint_steps,
         runs_dir=option.xares_runs_dir,
     )
+    check_folder(plan.runs_folder, f"--runs-dir={option.xares_runs_dir}")
+    if plan.data_home.exists() and not plan.data_home.is_dir():
+        raise UsageError(f"{plan.data_home} is a file, expected the folder of the data; choose another --data-home")
     if option.xares_tolerance is not None and option.xares_baseline is None:
         raise UsageError("--tolerance needs --baseline: name the baseline to compare scores with")
     if option.xares_limit is not None and (option.xares_baseline or option.xares_save_baseline):

@@ -131,6 +131,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_launched() -> bool:
+    """Whether `accelerate launch`, `torchrun` or another launcher has started this process."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "ACCELERATE_DYNAMO_BACKEND"))
+
+
 def is_helper(config: pytest.Config) -> bool:
     """Whether another process collects the scores and writes the results."""
     return is_worker(config) or rank() > 0

@@ -22,6 +22,7 @@ from xares_bench.config.catalogue import Mix
 from xares_bench.config.plan import Plan
 from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError, XaresError
+from xares_bench.core.locks import announce_waits
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
 from xares_bench.datasets.inventory import Inventories
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from xares_bench.suite.pipeline import Pipeline
 
 
+# Letters of the encoder's name in the name of a run's folder: some file systems allow 255 bytes in all.
+_MAX_NAME = 60
+
+
 class Suite:
     """Evaluates one encoder as a plan says.
 
@@ -67,6 +72,7 @@ class Suite:
             hush_transformers()
         self.plan = plan
         self._progress = progress
+        announce_waits(progress.say)
         self._accelerator = open_accelerator(plan.tracker)
         self._is_tracked = False
         self.device: torch.device = self._accelerator.device
@@ -275,7 +281,7 @@ class Suite:
         report = self.contract
         commit = getattr(self.encoder.module, "commit", None)  # only models of the hub have one
         return RunManifest(
-            name=f"{self.encoder.name}-{preset.name}-{self._keys.run(names)[:10]}",
+            name=f"{self.encoder.name[:_MAX_NAME]}-{preset.name}-{self._keys.run(names)[:10]}",
             datasets=names,
             encoder={
                 "spec": self.encoder.spec.text,

@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import UsageError
+from xares_bench.core.locks import acquire
 from xares_bench.core.parsing import parse_json
 
 FOLDER_VARIABLE = "XARES_CAPTION_MODELS"
@@ -250,7 +251,7 @@ def _download(url: str, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with FileLock(f"{path}.lock"):
+    with acquire(FileLock(f"{path}.lock"), f"downloads {path.name}"):
         if path.is_file():
             return
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, part.open("wb") as file:
