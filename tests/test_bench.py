@@ -167,6 +167,41 @@ def test_a_run_killed_in_its_training_leaves_nothing_to_trust_and_ends_the_same(
         assert (run_folder(resumed) / name).read_bytes() == (run_folder(undisturbed) / name).read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_a_training_ends_with_a_word_and_what_is_finished(
+    shared: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It comes while the encoder works on the second dataset."""
+    encoder = tmp_path / "enc.py"
+    encoder.write_text(
+        "import pathlib, time\n"
+        + CHANGING_ENCODER.format(
+            file="",
+            forward="here = pathlib.Path(__file__).parent\n"
+            "        scored = list(here.glob('runs/store/scores/*/manifest.json'))\n"
+            "        while scored: (here / 'waiting').touch(); time.sleep(0.02)",
+        )
+    )
+    command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"]
+    command += [f"--encoder={encoder}", f"--data-home={shared / 'data'}", f"--runs-dir={tmp_path / 'runs'}"]
+    command += [*FEW_STEPS, "--train=clotho", "--eval", str(tmp_path / "eval.yaml"), "-k", "clotho or mine"]
+    test_shard = shared / "data" / "mecat" / "test_00.tar.gz"
+    (tmp_path / "eval.yaml").write_text(
+        f"mine:\n  data:\n    data: {next(test_shard.parent.glob('test_*'))}\n    key: long\n    prompt: p\n"
+        "  metric: chrF\n"
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        start_s = time.monotonic()
+        while process.poll() is None and not (tmp_path / "waiting").exists() and time.monotonic() - start_s < 120:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert f"{number.name}; the same command continues from what is finished" in output
+    (results,) = tmp_path.glob("runs/*/results.json")
+    assert [record["dataset"] for record in json.loads(results.read_text())["scores"]] == ["mine"]
+
+
 def test_whatever_is_changed_is_made_anew_with_all_that_depends_on_it(run: Run, shared: Path, tmp_path: Path) -> None:
     options = ["-k", "clotho or mecat"]
     data = shutil.copytree(shared / "data", tmp_path / "data")

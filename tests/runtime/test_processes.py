@@ -282,6 +282,19 @@ def test_after_a_signal_to_the_launcher_both_resume(launched: Launched, undistur
     assert outcome(runs) == outcome(undisturbed)
 
 
+def test_a_launcher_that_is_killed_leaves_no_process(launched: Launched, undisturbed: Path) -> None:
+    runs = launched.folder / "orphaned"
+    process = launched.start(runs)
+    wait_for_step(process, runs, 20)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    process.communicate()
+    assert alive == []
+    assert "training resumes after step" in launched.run(runs)
+    assert outcome(runs) == outcome(undisturbed)
+
+
 @pytest.mark.parametrize("fault", ["raises", "is killed"])
 def test_one_that_fails_ends_the_run(launched: Launched, fault: str, tmp_path: Path) -> None:
     """Soon, with a status that says so, and nothing is left that a later run could trust."""
