@@ -130,6 +130,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how far a score may be below the baseline: a fixed number, or ci for any loss that noise can explain or "
         "that is at most 0.005 (ci:FLOOR for another floor); default: ci",
     )
+    add(
+        "--strict-baseline",
+        dest="xares_strict_baseline",
+        action="store_true",
+        help="refuse a baseline that was measured with another recipe, decoder, mix, data or version, instead of only "
+        "saying so",
+    )
     add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
     add("--force", dest="xares_force", action="store_true", help="allow --save-baseline to overwrite a file")
 

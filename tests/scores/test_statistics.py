@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from xares_bench.scores.clip_sums import ClipSums
+from xares_bench.metrics.registry import METRICS, evaluate
+from xares_bench.scores.clip_sums import ClipSums, gather
+from xares_bench.scores.records import overall_of
 from xares_bench.scores.statistics import (
     difference_of,
     holm,
@@ -143,3 +147,89 @@ def test_ten_thousand_clips_are_resampled_in_blocks() -> None:
     scores = resampled(clip_sums, num_resamples=500)
     assert len(scores) == 500
     assert scores.mean() == pytest.approx(clip_sums.scores()[0], abs=0.01)
+
+
+def tagged(positives_NL: NDArray[np.bool_], predicted_NL: NDArray[np.bool_]) -> ClipSums:
+    """The clip sums of an mAP over these labels."""
+    references, hypotheses = (
+        ["; ".join(f"label{place}" for place in np.flatnonzero(row)) for row in rows_NL]
+        for rows_NL in (positives_NL, predicted_NL)
+    )
+    arguments = {"num_classes": positives_NL.shape[1]}
+    result = evaluate("mAP", references, hypotheses, **arguments)
+    names = [f"c{place}" for place in range(len(references))]
+    return gather([result], metric="mAP", arguments=arguments, row_clips=names)
+
+
+def drawn_labels(rng: np.random.Generator, num_clips: int, share: float, recall: float) -> ClipSums:
+    """Labels of which each clip has a share; found by the given recall, predicted wrongly half as often as missed."""
+    positives = rng.random((num_clips, 40)) < share
+    wrongly = share * (1 - recall) / 2
+    predicted = np.where(positives, rng.random(positives.shape) < recall, rng.random(positives.shape) < wrongly)
+    return tagged(positives, predicted)
+
+
+@pytest.mark.parametrize("recall", [1.0, 0.6])
+def test_the_interval_of_rare_labels_holds_its_score(recall: float) -> None:
+    """Labels that one or two clips of sixty have."""
+    rng = np.random.default_rng(0)
+    positives = np.zeros((60, 40), bool)
+    for label in range(40):
+        positives[rng.choice(60, 1 + label % 2, replace=False), label] = True
+    clip_sums = tagged(positives, positives & (rng.random(positives.shape) < recall))
+    interval, score = interval_of(clip_sums), float(clip_sums.scores()[0])
+    assert interval.low <= score <= interval.high
+    if recall == 1:
+        assert (interval.low, interval.high) == (1.0, 1.0), "as of an accuracy of 1"
+    else:
+        assert abs((interval.low + interval.high) / 2 - score) < 0.3 * (interval.high - interval.low)
+
+
+@pytest.mark.parametrize(("num_clips", "share"), [(150, 0.02), (150, 0.2)], ids=["rare labels", "ordinary labels"])
+def test_the_interval_of_an_mean_average_precision_covers_the_truth(num_clips: int, share: float) -> None:
+    rng = np.random.default_rng(1)
+    truth = np.mean([drawn_labels(rng, num_clips, share, 0.6).scores()[0] for _ in range(150)])
+    intervals = [interval_of(drawn_labels(rng, num_clips, share, 0.6)) for _ in range(80)]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    assert 0.87 <= covered <= 1
+
+
+WORDS = st.lists(st.sampled_from(["dog", "cat", "a dog barks", "", "10", "x;y", "cat; dog"]), min_size=2, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    metric=st.sampled_from(sorted(name for name in METRICS if not METRICS[name].needs_models)),
+    references=WORDS,
+    data=st.data(),
+)
+def test_an_interval_holds_its_score_within_the_range(metric: str, references: list[str], data: st.DataObject) -> None:
+    references = [*references, "dog"]
+    size = len(references)
+    hypotheses = [data.draw(st.lists(st.sampled_from([*references, "z"]), min_size=size, max_size=size)) for _ in "ab"]
+    names = data.draw(st.lists(st.sampled_from("abcde"), min_size=size, max_size=size))
+    arguments = {"num_classes": 20} if metric == "mAP" else {}
+    results = [evaluate(metric, references, own, **arguments) for own in hypotheses]
+    both = gather(results, metric=metric, arguments=arguments, row_clips=names)
+    interval, score = interval_of(both), float(both.scores()[0])
+    assert 0 <= interval.low <= score + 1e-12
+    assert score - 1e-12 <= interval.high <= 1
+    one, other = (gather([result], metric=metric, arguments=arguments, row_clips=names) for result in results)
+    difference = paired_difference(one, other)
+    assert difference is not None
+    assert -1 <= difference.low <= difference.high <= 1
+
+
+def test_the_overall_of_a_lone_dataset_has_its_interval(scored: Any) -> None:
+    record = scored("gtzan", 0.98, interval=(0.93, 1.0), deviation=0.02)
+    assert overall_of("task1", [record], ["gtzan"]).interval == (0.93, 1.0)
+    two = overall_of("task1", [record, scored("esc-50", 0.99, interval=(0.9, 1.0), deviation=0.02)], ["gtzan"])
+    assert two.interval is not None
+    assert two.interval[1] == 1.0
+
+
+@pytest.fixture
+def scored() -> Any:
+    from tests.reports.test_report import scored
+
+    return scored

@@ -33,6 +33,7 @@ def open_session(tmp_path: Path) -> OpenSession:
             "tolerance": None,
             "save_to": None,
             "replace": False,
+            "is_strict": False,
         }
         session = BenchSession(Options(**{**defaults, **options}), nullcontext, print)
         session.select({"gtzan", "esc-50"}, set())

@@ -126,7 +126,11 @@ def _row_parts(rows: Sequence[tuple[set[str], set[str]]], labels: Sequence[str])
 
 
 def _mean_average_precision_of_sums(sums_BP: Array, *, num_classes: int) -> Array:
-    """The same formula on sums of `_row_parts`. Labels that no drawn clip has count 0, like columns without a label."""
+    """The same formula on sums of `_row_parts`; the mean of the labels that the drawn clips have stands for all labels.
+
+    Otherwise a label of one or two clips, which many resamples do not draw, would count 0 in them, and every resample
+    would be below the score.
+    """
     import numpy as np
 
     num_rows_B1 = sums_BP[:, :1]
@@ -134,7 +138,8 @@ def _mean_average_precision_of_sums(sums_BP: Array, *, num_classes: int) -> Arra
     recall = hits / np.maximum(1, positives)
     precision = hits / np.maximum(1, predicted)
     average_precision_BL = recall * precision + (1 - recall) * ratio(positives, num_rows_B1)
-    mean_B: Array = average_precision_BL.sum(axis=1) / num_classes
+    num_drawn_B = (positives > 0).sum(axis=1)
+    mean_B: Array = ratio(average_precision_BL.sum(axis=1), num_drawn_B) * positives.shape[1] / num_classes
     return mean_B
 
 

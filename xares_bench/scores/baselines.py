@@ -2,42 +2,39 @@
 
 A baseline is a YAML file:
 
-    schema: 2
+    schema: 3
     preset: mini            # the preset of its runs; runs of other presets cannot be compared
     note: one line on where it comes from                    # optional
     scores:
       gtzan: 0.323                                           # a published score: nothing else is known
       esc-50: {score: 0.76, interval: [0.71, 0.81], deviation: 0.025, rows: 200, clips: 200, seeds: 5, spread: 0.02,
-               clip_sums: 5c1f...}                            # all but the score optional
+               seed_scores: [0.75, ...], weight: 1.0, clip_sums: 5c1f...}      # all but the score optional
+    run: {decoder: 5c1f..., steps: "600", mixes: task1, ...}  # optional: what the scores depend on besides the encoder
     fingerprints: {encoder: 0f3a..., data: 77b1...}          # optional, for people to trace it
 
 `clip_sums` is the SHA-256 of `NAME.clip_sums/DATASET.npz` beside `NAME.yaml`: the sums behind the score, clip by clip,
-with which later scores are compared paired by clip. Files of schema 1, with scores only, are also read. Overall scores
-are never stored: they are computed from the scores of the datasets, so they cannot contradict them.
+with which later scores are compared paired by clip. Files of schema 1, with scores only, and of schema 2, without
+`run`, are also read. Overall scores are never stored: they are computed from the scores of the datasets, so they cannot
+contradict them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import BaselineError, UsageError
-from xares_bench.core.parsing import Section, read_yaml
-from xares_bench.core.store import write_together
+from xares_bench.core.errors import BaselineError
+from xares_bench.core.parsing import Section, read_yaml, shown
 
 if TYPE_CHECKING:
     from xares_bench.scores.clip_sums import ClipSums
-    from xares_bench.scores.records import RunManifest, ScoreRecord
 
-BASELINE_SCHEMA = 2
+BASELINE_SCHEMA = 3
 
 _SHIPPED_FOLDER = Path(__file__).with_name("shipped_baselines")
 
@@ -55,6 +52,8 @@ class BaselineScore:
         deviation: Its standard error from resampling the test clips.
         spread: Standard deviation over the training seeds.
         num_seeds: The number of training seeds.
+        seed_scores: The score of each training seed, where they are known.
+        weight: Its weight in the overall score of its task.
         num_rows: (clip, target) pairs that it is over.
         num_clips: Clips that it is over.
         clip_sums: The clip sums behind it.
@@ -65,6 +64,8 @@ class BaselineScore:
     deviation: float | None = None
     spread: float | None = None
     num_seeds: int = 1
+    seed_scores: tuple[float, ...] = ()
+    weight: float = 1.0
     num_rows: int | None = None
     num_clips: int | None = None
     clip_sums: ClipSums | None = None
@@ -82,6 +83,7 @@ class Baseline:
         note: Where the scores come from; may be empty.
         fingerprints: Digests of the encoder, the data and so on, for people to trace the scores; may be empty.
         path: The file that they were read from.
+        facts: What the scores depend on besides the encoder, as far as it is known; see `comparability.facts_of`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Baseline:
     note: str
     fingerprints: Mapping[str, str]
     path: Path
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def shipped_baselines() -> tuple[str, ...]:
@@ -129,7 +132,7 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
     schema = section.integer("schema", at_least=1)
     if schema > BASELINE_SCHEMA:
         section.fail("schema", f"found {schema}, this version reads 1 to {BASELINE_SCHEMA}")
-    section.only("schema", "preset", "note", "scores", "fingerprints")
+    section.only("schema", "preset", "note", "scores", "run", "fingerprints")
     scores_section = section.section("scores")
     if not scores_section.values:
         section.fail("scores", "found no dataset, expected at least one")
@@ -138,22 +141,27 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         if not isinstance(dataset, str):
             scores_section.fail(str(dataset), "found a key that is not text; put the name of the dataset in quotes")
         if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
-            scores[dataset] = _read_score(scores_section.section(dataset), _clip_sums_file(path, dataset))
+            scores[dataset] = _read_score(scores_section.section(dataset), clip_sums_file(path, dataset))
         else:
             scores[dataset] = BaselineScore(score=_share(scores_section, dataset))
-    fingerprints = {}
-    if section.has("fingerprints"):
-        fingerprints_section = section.section("fingerprints")
-        fingerprints = {str(part): fingerprints_section.text(part) for part in fingerprints_section.values}
     return Baseline(
         name=name_or_file,
         preset=section.text("preset"),
         scores=scores,
         overalls=_overalls(scores, tasks),
         note=section.text("note") if section.has("note") else "",
-        fingerprints=fingerprints,
+        fingerprints=_texts(section, "fingerprints"),
+        facts=_texts(section, "run"),
         path=path,
     )
+
+
+def _texts(section: Section, key: str) -> dict[str, str]:
+    """Return a mapping of texts; empty if it is not there."""
+    if not section.has(key):
+        return {}
+    texts = section.section(key)
+    return {str(name): texts.text(name) for name in texts.values}
 
 
 def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]) -> None:
@@ -177,118 +185,6 @@ def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]
         )
 
 
-def check_new_baseline(path: Path, *, replace: bool = False) -> None:
-    """Raise UsageError if a baseline cannot be written there; nothing is created.
-
-    Called before training, so that hours of work do not end in a wrong path.
-    """
-    if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{path} cannot be a baseline; expected a file name that ends in .yaml")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected a file name")
-    if not replace and (path.exists() or path.is_symlink()):
-        raise UsageError(f"{path} exists already; name another file, or overwrite it with --force")
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if not nearest.is_dir():
-        raise UsageError(f"{path} cannot be written: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK):
-        raise UsageError(f"{path} cannot be written: no write permission for {nearest}")
-
-
-def write_baseline(
-    path: Path,
-    *,
-    preset: str,
-    scores: Mapping[str, BaselineScore],
-    note: str = "",
-    fingerprints: Mapping[str, str] | None = None,
-    replace: bool = False,
-) -> None:
-    """Write a baseline; `load_baseline` reads the same scores back, to the last bit.
-
-    The YAML file is written last, after the clip sums whose digests it holds.
-
-    Args:
-        path: A .yaml file; missing folders above it are created.
-        preset: The preset that the scores were measured with.
-        scores: Scores by dataset.
-        note: Where the scores come from.
-        fingerprints: Digests of the encoder, the data and so on.
-        replace: Whether to overwrite an existing baseline.
-
-    Raises:
-        UsageError: The file exists.
-        DiskError: The file cannot be written.
-        BaselineError: There are no scores, or one is not a finite number within -1 and 1.
-    """
-    check_new_baseline(path, replace=replace)
-    if not scores:
-        raise BaselineError(f"{path} is not written: there are no scores to save")
-    for dataset, known in scores.items():
-        # Also refuses NaN: any comparison with it is false.
-        if not -1 <= known.score <= 1:
-            raise BaselineError(
-                f"{path} is not written: the score of {dataset} is {known.score}, expected a number within -1 and 1"
-            )
-    content: dict[str, object] = {"schema": BASELINE_SCHEMA, "preset": preset}
-    if note:
-        content["note"] = note
-    clip_sums = {
-        dataset: known.clip_sums.to_bytes() for dataset, known in scores.items() if known.clip_sums is not None
-    }
-    digests = {dataset: hashlib.sha256(data).hexdigest() for dataset, data in clip_sums.items()}
-    content["scores"] = {name: _described(scores[name], digests.get(name)) for name in sorted(scores)}
-    if fingerprints:
-        content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
-    files: dict[Path, bytes | str] = {_clip_sums_file(path, dataset): data for dataset, data in clip_sums.items()}
-    write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
-
-
-def save_as_baseline(
-    path: Path,
-    run: RunManifest,
-    records: Iterable[ScoreRecord],
-    clip_sums_files: Mapping[str, Path],
-    *,
-    replace: bool = False,
-) -> None:
-    """Write a run's scores as a baseline.
-
-    Args:
-        path: A .yaml file; missing folders above it are created.
-        run: The run.
-        records: Its scores.
-        clip_sums_files: The file of every score's clip sums, by dataset.
-        replace: Whether a baseline that is there already is overwritten.
-
-    Raises:
-        UsageError, DiskError, BaselineError: As for `write_baseline`.
-    """
-    from xares_bench.scores.clip_sums import load_clip_sums
-
-    scores = {
-        record.dataset: BaselineScore(
-            score=record.score,
-            interval=record.interval,
-            deviation=record.deviation,
-            spread=record.spread,
-            num_seeds=len(record.seed_scores),
-            num_rows=record.num_rows,
-            num_clips=record.num_clips,
-            clip_sums=load_clip_sums(clip_sums_files[record.dataset]),
-        )
-        for record in records
-    }
-    write_baseline(
-        path,
-        preset=run.preset,
-        scores=scores,
-        note=f"{run.encoder['spec']}, run {run.name}",
-        fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
-        replace=replace,
-    )
-
-
 def _share(section: Section, key: str) -> float:
     value = section.number(key)
     if not -1 <= value <= 1:
@@ -305,9 +201,10 @@ def _at_least_zero(section: Section, key: str) -> float | None:
     return value
 
 
-def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
+def _read_score(section: Section, file: Path) -> BaselineScore:
     """Read one dataset's score of schema 2."""
-    section.only("score", "interval", "deviation", "spread", "seeds", "rows", "clips", "clip_sums")
+    known = ("score", "interval", "deviation", "spread", "seeds", "seed_scores", "weight", "rows", "clips", "clip_sums")
+    section.only(*known)
     interval = None
     if section.has("interval"):
         ends = section.values["interval"]
@@ -317,62 +214,84 @@ def _read_score(section: Section, clip_sums_file: Path) -> BaselineScore:
         interval = (float(ends[0]), float(ends[1]))
     score = _share(section, "score")
     clip_sums = None
-    if section.has("clip_sums") and clip_sums_file.is_file():
+    if section.has("clip_sums") and file.is_file():
         from xares_bench.scores.clip_sums import load_clip_sums
 
-        if file_digest(clip_sums_file) != section.text("clip_sums"):
-            section.fail(
-                "clip_sums", f"{clip_sums_file} is not the file that was saved with this baseline; restore both"
-            )
-        clip_sums = load_clip_sums(clip_sums_file)
+        if file_digest(file) != section.text("clip_sums"):
+            section.fail("clip_sums", f"{file} is not the file that was saved with this baseline; restore both")
+        clip_sums = load_clip_sums(file)
         if abs(float(clip_sums.scores()[0]) - score) > _SUMS_ROUNDING:
-            section.fail("score", f"found {score}, but {clip_sums_file} gives {float(clip_sums.scores()[0]):.6f}")
+            section.fail("score", f"found {score}, but {file} gives {float(clip_sums.scores()[0]):.6f}")
+    num_seeds = section.integer("seeds", at_least=1) if section.has("seeds") else 1
+    seed_scores = _seed_scores(section) if clip_sums is None else tuple(map(float, clip_sums.scores_of_seeds()))
     return BaselineScore(
         score=score,
         interval=interval,
         deviation=_at_least_zero(section, "deviation"),
         spread=_at_least_zero(section, "spread"),
-        num_seeds=section.integer("seeds", at_least=1) if section.has("seeds") else 1,
+        num_seeds=num_seeds,
+        seed_scores=seed_scores if len(seed_scores) == num_seeds else (),
+        weight=section.number("weight", above=0) if section.has("weight") else 1.0,
         num_rows=section.integer("rows", at_least=1) if section.has("rows") else None,
         num_clips=section.integer("clips", at_least=1) if section.has("clips") else None,
         clip_sums=clip_sums,
     )
 
 
-def _described(known: BaselineScore, clip_sums: str | None) -> dict[str, object]:
-    """Return a score for YAML, in plain floats: PyYAML cannot write numpy's."""
-    found: dict[str, object] = {
-        "score": float(known.score),
-        "interval": None if known.interval is None else [float(end) for end in known.interval],
-        "deviation": None if known.deviation is None else float(known.deviation),
-        "rows": known.num_rows,
-        "clips": known.num_clips,
-        "seeds": known.num_seeds,
-        "spread": None if known.spread is None else float(known.spread),
-        "clip_sums": clip_sums,
-    }
-    return {key: value for key, value in found.items() if value is not None}
+def _seed_scores(section: Section) -> tuple[float, ...]:
+    if not section.has("seed_scores"):
+        return ()
+    found = section.values["seed_scores"]
+    is_list = isinstance(found, list) and all(isinstance(score, int | float) and -1 <= score <= 1 for score in found)
+    if not is_list:
+        section.fail("seed_scores", f"found {shown(found)}, expected a list of scores within -1 and 1, one per seed")
+    return tuple(map(float, found))
 
 
-def _clip_sums_file(path: Path, dataset: str) -> Path:
+def clip_sums_file(path: Path, dataset: str) -> Path:
     """Return the path of a dataset's clip sums, beside the baseline's YAML file."""
     return path.with_suffix(".clip_sums") / f"{dataset}.npz"
 
 
 def _overalls(scores: Mapping[str, BaselineScore], tasks: Mapping[str, Iterable[str]]) -> dict[str, BaselineScore]:
-    """Return the mean of every complete task; it has an error if all of its datasets have one."""
+    """Return the weighted mean of every complete task; it has an error if all of its datasets have one."""
     overalls = {}
     for task, datasets in tasks.items():
         members = tuple(datasets)
         known = [scores[dataset] for dataset in members if dataset in scores]
         if not known or len(known) < len(members):
             continue  # over fewer datasets, it could not be compared
-        deviations = [score.deviation for score in known if score.deviation is not None]
-        spreads = [score.spread for score in known if score.spread is not None]
+        total_weight = math.fsum(score.weight for score in known)
+        shares = [score.weight / total_weight for score in known]
+        pairs = list(zip(shares, known, strict=True))
+        deviations = [share * one.deviation for share, one in pairs if one.deviation is not None]
+        seed_scores = _overalls_of_seeds(shares, known)
         overalls[task] = BaselineScore(
-            score=math.fsum(score.score for score in known) / len(known),
-            deviation=math.hypot(*deviations) / len(known) if len(deviations) == len(known) else None,
-            spread=math.hypot(*spreads) / len(known) if len(spreads) == len(known) else None,
+            score=math.fsum(share * one.score for share, one in pairs),
+            deviation=math.hypot(*deviations) if len(deviations) == len(known) else None,
+            spread=statistics.stdev(seed_scores) if len(seed_scores) > 1 else _spread_bound(shares, known),
             num_seeds=min(score.num_seeds for score in known),
+            seed_scores=seed_scores,
         )
     return overalls
+
+
+def _overalls_of_seeds(shares: Sequence[float], known: Sequence[BaselineScore]) -> tuple[float, ...]:
+    """Return the overall score of each training seed; empty unless all datasets have the scores of the same seeds.
+
+    The datasets of a task share a LALM, so their scores vary together from seed to seed. Only the overall scores of the
+    seeds themselves include that.
+    """
+    if len({len(score.seed_scores) for score in known}) != 1:
+        return ()
+    by_seed = zip(*(score.seed_scores for score in known), strict=True)
+    return tuple(math.fsum(share * one for share, one in zip(shares, of_seed, strict=True)) for of_seed in by_seed)
+
+
+def _spread_bound(shares: Sequence[float], known: Sequence[BaselineScore]) -> float | None:
+    """Return the largest spread that an overall score can have, given those of the datasets; None without them.
+
+    For baselines that do not know the scores of their seeds: it is that of datasets that vary together entirely.
+    """
+    spreads = [share * score.spread for share, score in zip(shares, known, strict=True) if score.spread is not None]
+    return math.fsum(spreads) if len(spreads) == len(known) else None

@@ -54,11 +54,18 @@ class ClipSums:
 
         NaN for a weighting whose sums have no score, such as one of no clip at all.
         """
+        return np.mean(self._scores_of_seeds(weights_BC), axis=0)  # type: ignore[no-any-return]
+
+    def scores_of_seeds(self) -> Array:
+        """Return the score of each seed, `[S]`."""
+        return self._scores_of_seeds(None)[:, 0]
+
+    def _scores_of_seeds(self, weights_BC: Array | None) -> Array:
+        """Return the score of each seed for each weighting, `[S, B]`."""
         if weights_BC is None:
             weights_BC = np.ones((1, len(self.clips)))
         of_sums = METRICS[self.metric].of_sums
-        scores_SB = [of_sums(weights_BC @ parts_CP, **self.arguments) for parts_CP in self.parts]
-        return np.mean(scores_SB, axis=0)  # type: ignore[no-any-return]
+        return np.array([of_sums(weights_BC @ parts_CP, **self.arguments) for parts_CP in self.parts])
 
     def select(self, clips: Iterable[str]) -> ClipSums:
         """Return the clip sums of these clips, in the given order.

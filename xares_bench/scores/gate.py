@@ -85,10 +85,12 @@ class Gate:
     Attributes:
         baseline: The scores to compare with, or None.
         tolerance: How far below the baseline a score may be.
+        caveat: What the baseline and this run do not have in common, for messages; empty if nothing is known.
     """
 
     baseline: Baseline | None
     tolerance: Tolerance
+    caveat: str = ""
 
     def examine(self, record: ScoreRecord, clip_sums: ClipSums) -> Finding:
         """Compare a dataset's score with the baseline.
@@ -126,10 +128,11 @@ class Gate:
         """
         tested = [finding for finding in findings if finding.problem is None and finding.difference is not None]
         significant = holm([_p(finding) for finding in tested], num_tests=max(num_tests, len(tested)))
-        failures: dict[str, str] = {found.what: found.problem for found in findings if found.problem is not None}
+        caveat = f"; the baseline was measured with {self.caveat}" if self.caveat else ""
+        failures: dict[str, str] = {f.what: f.problem + caveat for f in findings if f.problem is not None}
         for finding, is_significant in zip(tested, significant, strict=True):
             if is_significant and _loss(finding) > self.tolerance.number:
-                failures[finding.what] = self._describe(finding, num_tests)
+                failures[finding.what] = self._describe(finding, num_tests) + caveat
         return failures
 
     def improvements(self, findings: Sequence[Finding], num_tests: int) -> list[str]:
@@ -188,9 +191,9 @@ class Gate:
         how = "paired by clip" if difference.paired else "not paired by clip"
         return (
             f"{finding.what}: score {finding.score:.4f} is {_loss(finding):.4f} below the baseline "
-            f"{finding.baseline:.4f} ({self.baseline.name}), tolerance {self.tolerance}; 95 % confidence "
-            f"interval of the difference [{difference.low:+.4f}, {difference.high:+.4f}], {how}; "
-            f"one-sided p = {difference.p_loss:.2g} before Holm correction over {num_tests} "
+            f"{finding.baseline:.4f} ({self.baseline.name}), tolerance {self.tolerance}; two-sided 95 % confidence "
+            f"interval of the difference [{difference.low:+.4f}, {difference.high:+.4f}], {how}; a loss is tested "
+            f"one-sided at 5 %: p = {difference.p_loss:.2g} before Holm correction over {num_tests} "
             f"{'test' if num_tests == 1 else 'tests'}"
         )
 

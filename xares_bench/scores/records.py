@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,8 @@ class Overall:
         num_expected: Datasets of the task.
         partial: Whether `--limit` left out clips of a dataset.
         deviation: Standard error of the score; None if that of a dataset is unknown.
+        interval: Its 95 % confidence interval: of a lone dataset, the dataset's; else that of a mean of independent
+            scores, within the range of scores. None without a standard error.
         seed_scores: The overall score of each training seed.
     """
 
@@ -188,14 +190,8 @@ class Overall:
     num_expected: int
     partial: bool
     deviation: float | None = None
+    interval: tuple[float, float] | None = None
     seed_scores: tuple[float, ...] = ()
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval, as of a mean of independent scores; None without a standard error."""
-        if self.deviation is None:
-            return None
-        return self.score - _HALF_WIDTH * self.deviation, self.score + _HALF_WIDTH * self.deviation
 
     @property
     def spread(self) -> float | None:
@@ -230,17 +226,35 @@ def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str
     # The datasets share a LALM, so their scores vary together from seed to seed: averaged seed by seed, the spread of
     # the overall score includes that. A spread combined from those of the datasets would ignore it.
     by_seed = zip(*(record.seed_scores for record in scored.values()), strict=True)
+    score = math.fsum(record.score * record.weight for record in scored.values()) / total_weight
+    deviation = math.hypot(*known) if len(known) == len(scored) else None
     return Overall(
         task=task,
-        score=math.fsum(record.score * record.weight for record in scored.values()) / total_weight,
+        score=score,
         num_datasets=len(scored),
         num_expected=len(expected | set(scored)),
         partial=any(record.partial for record in scored.values()),
-        deviation=math.hypot(*known) if len(known) == len(scored) else None,
+        deviation=deviation,
+        interval=_interval_of_mean(list(scored.values()), score, deviation),
         seed_scores=tuple(
             math.fsum(share * score for share, score in zip(shares.values(), scores, strict=True)) for scores in by_seed
         ),
     )
+
+
+def within_range(low: float, high: float, score: float) -> tuple[float, float]:
+    """Return an interval within the range of scores: 0 to 1; from -1 for one below 0, which FENSE and DATE can be."""
+    return max(low, 0.0 if score >= 0 else -1.0), min(high, 1.0)
+
+
+def _interval_of_mean(
+    records: Sequence[ScoreRecord], score: float, deviation: float | None
+) -> tuple[float, float] | None:
+    if len(records) == 1:
+        return records[0].interval
+    if deviation is None:
+        return None
+    return within_range(score - _HALF_WIDTH * deviation, score + _HALF_WIDTH * deviation, score)
 
 
 def _spread(scores: tuple[float, ...]) -> float | None:

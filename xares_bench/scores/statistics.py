@@ -20,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xares_bench.scores.clip_sums import Array, ClipSums
+from xares_bench.scores.records import within_range
 
 NUM_RESAMPLES = 1000
 ALPHA = 0.05
 _BLOCK_NUMBERS = 4_000_000  # weights in memory at a time: 32 MB
 _NORMAL = NormalDist()
+# Standard errors of the mean of the resamples: more than chance explains.
+_BIAS_IN_ERRORS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,8 @@ class Interval:
     """The 95 % confidence interval of a score.
 
     Attributes:
-        low: 2.5th percentile of the resamples.
-        high: 97.5th percentile.
+        low: 2.5th percentile of the resamples, corrected for their bias.
+        high: 97.5th percentile, likewise.
         deviation: Standard deviation of the resamples: the score's standard error.
     """
 
@@ -90,12 +93,20 @@ def interval_of(clip_sums: ClipSums) -> Interval:
     """Return the 95 % confidence interval of a score.
 
     The interval has no width where all clips agree, as for an accuracy of 1: resampling only repeats the clips at hand.
+
+    The mean of the resamples of a metric that is no mean, such as mAP, can differ from the score. Where it does so by
+    more than chance, the percentiles are shifted by the difference (Efron and Tibshirani 1993, chapter 10).
     """
     scores = resampled(clip_sums)
     if len(scores) == 0:
         return Interval(low=math.nan, high=math.nan, deviation=math.nan)
+    score, deviation = float(clip_sums.scores()[0]), float(scores.std())
+    bias = float(scores.mean()) - score
     low, high = np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(low=float(low), high=float(high), deviation=float(scores.std()))
+    if abs(bias) > _BIAS_IN_ERRORS * deviation / math.sqrt(len(scores)):
+        low, high = low - bias, high - bias
+    low, high = within_range(float(low), float(high), score)
+    return Interval(low=min(low, score), high=max(high, score), deviation=deviation)
 
 
 def paired_difference(first: ClipSums, second: ClipSums, *, training: TrainingNoise | None = None) -> Difference | None:
@@ -157,8 +168,8 @@ def difference_of(
     half = -_student_quantile(ALPHA / 2, degrees) * total
     return Difference(
         difference=difference,
-        low=difference - half,
-        high=difference + half,
+        low=max(-1.0, difference - half),
+        high=min(1.0, difference + half),
         deviation=total,
         p_loss=_student_cdf(difference / total, degrees),
         num_clips=num_clips,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import XaresError
-from xares_bench.scores.baselines import save_as_baseline
+from xares_bench.scores.new_baseline import save_as_baseline
 from xares_bench.session.session import BenchSession
 
 if TYPE_CHECKING:

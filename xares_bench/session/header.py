@@ -71,6 +71,11 @@ def _run_lines(session: BenchSession) -> list[str]:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
     baseline, tolerance = session.baseline, session.gate.tolerance
     lines.append("baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {tolerance}")
+    if session.baseline_differences:
+        lines.append(
+            f"baseline: measured with {'; '.join(session.baseline_differences)}: scores may differ for that alone "
+            "(--strict-baseline refuses it)"
+        )
     lines.extend(_cache_lines(suite, selected))
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines

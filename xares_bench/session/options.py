@@ -9,7 +9,8 @@ from pathlib import Path
 
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import UsageError
-from xares_bench.scores.baselines import Baseline, check_comparable, check_new_baseline, load_baseline
+from xares_bench.scores.baselines import Baseline, check_comparable, load_baseline
+from xares_bench.scores.new_baseline import check_new_baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Options:
         tolerance: The number given with `--tolerance`, or None.
         save_to: The file to save the scores to as a baseline, or None.
         replace: Whether `save_to` may be overwritten.
+        is_strict: Whether a baseline of another recipe, decoder, mix, data or version is refused.
     """
 
     plan: Plan
@@ -31,6 +33,7 @@ class Options:
     tolerance: float | None
     save_to: Path | None
     replace: bool
+    is_strict: bool = False
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -80,6 +83,8 @@ def read_options(option: argparse.Namespace) -> Options:
     check_folder(plan.runs_folder, f"--runs-dir={option.xares_runs_dir}")
     if plan.data_home.exists() and not plan.data_home.is_dir():
         raise UsageError(f"{plan.data_home} is a file, expected the folder of the data; choose another --data-home")
+    if option.xares_strict_baseline and option.xares_baseline is None:
+        raise UsageError("--strict-baseline needs --baseline: name the baseline to compare scores with")
     if option.xares_tolerance is not None and option.xares_baseline is None:
         raise UsageError("--tolerance needs --baseline: name the baseline to compare scores with")
     if option.xares_limit is not None and (option.xares_baseline or option.xares_save_baseline):
@@ -103,4 +108,5 @@ def read_options(option: argparse.Namespace) -> Options:
         tolerance=tolerance,
         save_to=save_to,
         replace=option.xares_force,
+        is_strict=option.xares_strict_baseline,
     )

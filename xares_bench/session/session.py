@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from xares_bench.core.errors import XaresError
+from xares_bench.core.errors import BaselineError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.scores.baselines import Baseline, check_comparable
+from xares_bench.scores.comparability import differences, facts_of
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
 from xares_bench.session.options import Options
 from xares_bench.session.workers import Outcomes, attach, rank
@@ -77,7 +78,11 @@ class BenchSession:
 
         options = self.options
         number = DEFAULT_FLOOR if options.tolerance is None else options.tolerance
-        return Gate(baseline=options.baseline, tolerance=Tolerance(by_noise=options.by_noise, number=number))
+        return Gate(
+            baseline=options.baseline,
+            tolerance=Tolerance(by_noise=options.by_noise, number=number),
+            caveat="; ".join(self.baseline_differences),
+        )
 
     @functools.cached_property
     def run(self) -> RunManifest:
@@ -88,6 +93,14 @@ class BenchSession:
     def baseline(self) -> Baseline | None:
         """The baseline to compare scores with, or None."""
         return self.options.baseline
+
+    @functools.cached_property
+    def baseline_differences(self) -> list[str]:
+        """What the baseline and this run do not have in common, in words."""
+        if self.baseline is None or not self.baseline.facts or not self.selected:
+            return []
+        mixes = [self.plan.mix_for(name).name for name in self.selected]
+        return differences(self.baseline.facts, facts_of(self.run, mixes))
 
     # Before the tests.
 
@@ -116,6 +129,11 @@ class BenchSession:
             check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=self.selected)
         if self.selected and self.suite.contract.failure is None:
             self.suite.check(self.selected)
+            if self.options.is_strict and self.baseline_differences:
+                raise BaselineError(
+                    f"--strict-baseline: the baseline was measured with {'; '.join(self.baseline_differences)}; run "
+                    "with its values, or make another baseline with --save-baseline=FILE"
+                )
 
     # During the tests: what their fixtures call.
 
