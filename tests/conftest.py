@@ -23,6 +23,7 @@ from transformers import ByT5Tokenizer, LlamaConfig
 
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.config.recipe import Recipe
+from xares_bench.encoders.clauses import CLAUSES
 from xares_bench.features.encoding import Clip, StoredFrames
 from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.suite.pipeline import Pipeline  # noqa: F401
@@ -31,6 +32,8 @@ from xares_bench.suite.suite import Suite  # noqa: F401
 pytest_plugins = ["pytester"]
 
 REPOSITORY = Path(__file__).parent.parent
+# What `pytest bench` collects: a test for each clause and dataset, and the two overall scores.
+NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
 
 MakeClips = Callable[..., list[Clip]]
 

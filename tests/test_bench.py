@@ -19,7 +19,7 @@ import torch
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.conftest import REPOSITORY
+from tests.conftest import NUM_BENCH_TESTS, REPOSITORY
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.metrics import MetricResult, evaluate
@@ -89,7 +89,7 @@ def cached(result: pytest.RunResult) -> str:
 def test_the_whole_suite_trains_scores_and_reports(run: Run, pytester: pytest.Pytester) -> None:
     result = run(f"--encoder={ENCODER}", "--junitxml=junit.xml")
     assert result.ret == 0, result.stdout.str()
-    result.assert_outcomes(passed=41)
+    result.assert_outcomes(passed=NUM_BENCH_TESTS)
     folder = run_folder(result)
 
     results = json.loads((folder / "results.json").read_text())
@@ -198,7 +198,7 @@ def test_whatever_is_changed_is_made_anew_with_all_that_depends_on_it(run: Run, 
 
 def test_one_dataset_needs_its_tasks_mix_only(run: Run, tmp_path: Path) -> None:
     result = run(f"--encoder={ENCODER}", "-k", "esc-50", runs=tmp_path)
-    result.assert_outcomes(passed=1, deselected=40)
+    result.assert_outcomes(passed=1, deselected=NUM_BENCH_TESTS - 1)
     manifests = [json.loads(path.read_text()) for path in (tmp_path / "store" / "lalms").glob("*/manifest.json")]
     assert [manifest["mix"] for manifest in manifests] == ["task1"]
     assert "Overall (incomplete: 1 of 15 datasets)" in (run_folder(result) / "scores.tsv").read_text()
@@ -206,13 +206,13 @@ def test_one_dataset_needs_its_tasks_mix_only(run: Run, tmp_path: Path) -> None:
 
 def test_a_named_mix_deselects_what_it_does_not_train_for(run: Run) -> None:
     result = run(f"--encoder={ENCODER}", "--train=clotho", "-k", "dataset")
-    result.assert_outcomes(passed=1, deselected=40)
+    result.assert_outcomes(passed=1, deselected=NUM_BENCH_TESTS - 1)
     assert json.loads((run_folder(result) / "results.json").read_text())["scores"][0]["mix"] == "clotho"
 
 
 def test_limited_runs_are_marked(run: Run) -> None:
     result = run(f"--encoder={ENCODER}", "--limit=2", "-k", "task2")
-    result.assert_outcomes(passed=5, skipped=1, deselected=35)
+    result.assert_outcomes(passed=5, skipped=1, deselected=NUM_BENCH_TESTS - 6)
     result.stdout.fnmatch_lines(["*(incomplete: --limit left clips out)*"])
     records = json.loads((run_folder(result) / "results.json").read_text())["scores"]
     assert all(record["partial"] and record["num_clips"] == 2 for record in records)
@@ -239,11 +239,11 @@ def test_a_run_passes_its_own_baseline_and_fails_a_better_one(run: Run, baseline
     options = [f"--encoder={ENCODER}", "-k", "task2", f"--baseline={baseline}"]
     passed = run(*options)
     assert passed.ret == 0
-    passed.assert_outcomes(passed=6, deselected=35)
+    passed.assert_outcomes(passed=6, deselected=NUM_BENCH_TESTS - 6)
     scores = raise_scores(baseline, 0.1)
     failed = run(*options, "--tolerance=0.02")
     assert failed.ret == 1
-    failed.assert_outcomes(failed=6, deselected=35)
+    failed.assert_outcomes(failed=6, deselected=NUM_BENCH_TESTS - 6)
     message = (
         f"*clotho: score {scores['clotho'] - 0.1:.4f} is 0.1000 below the baseline {scores['clotho']:.4f} "
         "(*base.yaml), tolerance 0.02; predictions: *clotho.jsonl*"
@@ -313,7 +313,7 @@ def test_a_score_that_is_no_number_never_passes(run: Run, tmp_path: Path, monkey
     save = f"--save-baseline={tmp_path / 'b.yaml'}"
     result = run(f"--encoder={ENCODER}", "-k", "task2", save, runs=tmp_path / "runs")
     assert result.ret == 1
-    result.assert_outcomes(failed=6, deselected=35)
+    result.assert_outcomes(failed=6, deselected=NUM_BENCH_TESTS - 6)
     result.stdout.fnmatch_lines(["*clotho: the score is NaN, so the test fails; predictions: *clotho.jsonl"])
     results = json.loads((run_folder(result) / "results.json").read_text())
     assert [record["score"] for record in results["scores"]] == [None] * 5
@@ -328,7 +328,7 @@ def test_an_encoder_that_breaks_its_contract_skips_the_datasets_and_fails_the_ru
     )
     result = run(f"--encoder={encoder}", "-k", "task2")
     assert result.ret == 1
-    result.assert_outcomes(skipped=6, deselected=35)
+    result.assert_outcomes(skipped=6, deselected=NUM_BENCH_TESTS - 6)
     result.stdout.fnmatch_lines(
         ["encoder: breaks its contract, clause features-finite: *", "*no score for aishell-1, *"]
     )
@@ -351,7 +351,7 @@ def test_damaged_data_is_an_error_of_the_datasets_that_need_it(
         write_shard(shard, [("a", b"no audio", {"caption": "x"}), ("b", tone(0.2), {"caption": "x"})])
     result = run(f"--encoder={ENCODER}", "-k", "clotho or mecat", data=data)
     assert result.ret == 1
-    result.assert_outcomes(passed=1, failed=1, deselected=39)
+    result.assert_outcomes(passed=1, failed=1, deselected=NUM_BENCH_TESTS - 2)
     text = result.stdout.str()
     assert "Traceback" not in text
     expected = {
@@ -397,7 +397,7 @@ def test_own_data_trains_and_scores(run: Run, shared: Path, tmp_path: Path, monk
         "  batch_size: 4\n  num_workers: 0\n  metric: Accuracy\n"
     )
     result = run(f"--encoder={ENCODER}", "--train=train.yaml", "--eval=eval.yaml", "-k", "not encoder")
-    result.assert_outcomes(passed=1, deselected=41)
+    result.assert_outcomes(passed=1, deselected=NUM_BENCH_TESTS)
     (record,) = json.loads((run_folder(result) / "results.json").read_text())["scores"]
     assert (record["dataset"], record["task"], record["num_rows"]) == ("eval_custom", "custom", 6)
 
@@ -420,7 +420,7 @@ def test_tests_of_others_in_the_same_session_are_left_alone(run: Run, pytester: 
         "import pytest\n@pytest.mark.parametrize('dataset', ['theirs'])\ndef test_theirs(dataset):\n    pass"
     )
     result = run(pytester.path, f"--encoder={ENCODER}", "--train=clotho", "-k", "theirs or clotho")
-    result.assert_outcomes(passed=2, deselected=40)
+    result.assert_outcomes(passed=2, deselected=NUM_BENCH_TESTS - 1)
     assert json.loads((run_folder(result) / "results.json").read_text())["run"]["datasets"] == ["clotho"]
 
 
@@ -471,7 +471,7 @@ def test_listing_needs_no_encoder_no_data_and_no_torch(tmp_path: Path) -> None:
     listed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "loaded []" in listed.stdout
     assert "test_task1.py::test_dataset[esc-50]" in listed.stdout
-    assert "41 tests collected" in listed.stdout
+    assert f"{NUM_BENCH_TESTS} tests collected" in listed.stdout
     assert "mixes (--train): auto, task1, task2, all, " in listed.stdout
     assert "metrics: Accuracy, DATE, FENSE, chrF, iCER, iWER, mAP" in listed.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
