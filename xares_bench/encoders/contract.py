@@ -1,6 +1,6 @@
 """The contract check: does an encoder do what the benchmark relies on, clause by clause.
 
-The check calls the encoder eleven times, with less than six minutes of audio in all. For a large encoder that would be
+The check calls the encoder eleven times, with some seven minutes of audio in all. For a large encoder that would be
 most of the time of a session that finds everything else cached, so the report is cached, too.
 
 Shapes: B clips, S samples, T frames, D = output_dim.
