@@ -2,8 +2,8 @@
 
     pytest bench --preset=mini --encoder=examples/dummy_encoder.py
 
-It has no weights and shows the minimum that an encoder needs. The contract check warns that it is not repeatable; its
-scores should be near chance.
+It has no weights and shows the minimum that an encoder needs. The contract check warns that it is not repeatable, and
+that ten frames are few for 30 s; its scores should be near chance.
 """
 
 from __future__ import annotations

@@ -15,8 +15,15 @@ from transformers import (
     ASTModel,
     Data2VecAudioConfig,
     Data2VecAudioModel,
+    GlmAsrEncoder,
+    GlmAsrEncoderConfig,
     HubertConfig,
     HubertModel,
+    LasrEncoder,
+    LasrEncoderConfig,
+    LasrFeatureExtractor,
+    Qwen2AudioEncoder,
+    Qwen2AudioEncoderConfig,
     SeamlessM4TFeatureExtractor,
     SEWConfig,
     SEWModel,
@@ -24,6 +31,8 @@ from transformers import (
     UniSpeechModel,
     UniSpeechSatConfig,
     UniSpeechSatModel,
+    VoxtralEncoder,
+    VoxtralEncoderConfig,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
     Wav2Vec2Config,
@@ -72,6 +81,18 @@ def save_whisper(folder: Path, *, chunk_length: int = 30) -> Path:
     return _saved(folder, WhisperForConditionalGeneration, config, WhisperFeatureExtractor, chunk_length=chunk_length)
 
 
+def save_fixed_window_encoder(folder: Path, kind: str) -> Path:
+    """The audio encoder of a language model behind Whisper's feature extractor; `kind` is a key of `FIXED_WINDOWS`."""
+    make_model, config = FIXED_WINDOWS[kind]
+    return _saved(folder, make_model, config, WhisperFeatureExtractor, feature_size=128)
+
+
+def save_lasr(folder: Path) -> Path:
+    """LASR, which needs more than 0.1 s for a frame."""
+    config = LasrEncoderConfig(**_TRANSFORMER, subsampling_conv_channels=16)
+    return _saved(folder, LasrEncoder, config, LasrFeatureExtractor)
+
+
 def save_waveform_model(folder: Path, kind: str, **extractor: Any) -> Path:
     """wav2vec2 or one of its like; `kind` is a key of `WAVEFORM_KINDS`."""
     make_model, make_config, own = WAVEFORM_KINDS[kind]
@@ -109,6 +130,19 @@ def padded(clips: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     audio = torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
     return torch.where(mask.bool(), audio, torch.rand_like(audio)), mask
 
+
+FIXED_WINDOWS: Mapping[str, tuple[Callable[..., Any], Any]] = MappingProxyType(
+    {
+        "qwen2_audio_encoder": (
+            Qwen2AudioEncoder,
+            Qwen2AudioEncoderConfig(
+                d_model=WIDTH, encoder_layers=NUM_LAYERS, encoder_attention_heads=4, encoder_ffn_dim=64
+            ),
+        ),
+        "voxtral_encoder": (VoxtralEncoder, VoxtralEncoderConfig(**_TRANSFORMER)),
+        "glmasr_encoder": (GlmAsrEncoder, GlmAsrEncoderConfig(**_TRANSFORMER)),
+    }
+)
 
 _LAYER_NORM: Mapping[str, Any] = MappingProxyType({"feat_extract_norm": "layer", "do_stable_layer_norm": True})
 

@@ -32,6 +32,8 @@ from xares_bench.suite.suite import Suite  # noqa: F401
 pytest_plugins = ["pytester"]
 
 REPOSITORY = Path(__file__).parent.parent
+# What `pytest bench` collects: a test for each clause and dataset, and the two overall scores.
+NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
 
 # Tests of `bench/` with public datasets: one per clause, one per dataset, one per task.
 NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2

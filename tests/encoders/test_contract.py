@@ -11,7 +11,7 @@ import torch
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.store import Store
 from xares_bench.encoders.clauses import CLAUSES
-from xares_bench.encoders.contract import check_contract, probe_clip
+from xares_bench.encoders.contract import check_contract
 from xares_bench.encoders.contract_report import ContractReport
 
 CPU = torch.device("cpu")
@@ -252,6 +252,12 @@ BROKEN = {
         "others",
         "of their RMS",
     ),
+    "relative to its neighbours, in long clips": (
+        before("audio = audio if audio.shape[1] < 160000 else audio - audio[:1]"),
+        {},
+        "others",
+        "a 30 s clip in a batch of 2 has features that differ by",
+    ),
     "frames depend on the batch": (
         result("return (frames if len(frames) == 1 else frames[:, 1:]), None"),
         {},
@@ -286,7 +292,6 @@ GOOD_ONES = {
     "arguments by keyword": (GOOD.replace("mask=None", "mask: torch.Tensor | None"), True),
     "half precision": (result("return frames.half(), keep"), True),
     "list as result": (result("return [frames, keep]"), True),
-    "fixed number of frames": (result("return audio[:, :400].reshape(-1, 100, 4), None"), False),
     "a cache that grows": (
         constructor("self.output_dim = 4; self.register_buffer('cache', torch.zeros(0))").replace(
             "        frames =",
@@ -350,8 +355,108 @@ def test_a_good_encoder_keeps_every_clause(check: Checker, name: str) -> None:
     assert report.failure is None
     assert report.warnings == ()
     assert report.honours_mask == honours_mask
-    padding = report.outcomes["padding"].message
+    padding, long = (report.outcomes[clause].message for clause in ("padding", "padding-long"))
     assert padding.startswith("honoured" if honours_mask else "not honoured: ")
+    assert long.startswith("honoured" if honours_mask else "not needed: ")
+
+
+WARNED = {
+    # name: (source, clause, what the message names)
+    "hears 25 ms": (
+        result("return audio[:, :400].reshape(-1, 100, 4), None"),
+        "hears-all",
+        "nothing after 1 s of a 61 s clip changes its features (100 frames); training clips are cropped to 30 s, but",
+    ),
+    "hears 30 s": (
+        before("audio = audio[:, :480000]; mask = None if mask is None else mask[:, :480000]"),
+        "hears-all",
+        "nothing after 30 s of a 61 s clip changes its features (1200 frames)",
+    ),
+    "normalises what it does not hear": (
+        before("audio = ((audio - audio.mean(1, keepdim=True)) / audio.std(1, keepdim=True))[:, :480000]"),
+        "hears-all",
+        "nothing after 30 s of a 61 s clip",
+    ),
+    "leaves gaps": (
+        before("audio = torch.cat([audio[:, :400000], audio[:, 560000:]], 1)"),
+        "hears-all",
+        "the middle of a 61 s clip does not change its features",
+    ),
+    "hears nothing": (
+        result("return torch.ones_like(frames), keep"),
+        "hears-all",
+        "nothing after 0 s of a 61 s clip changes its features",
+    ),
+    "takes 30 s": (
+        before("assert audio.shape[1] <= 480000, '30 s at most'"),
+        "hears-all",
+        "a 61 s clip: GoodEncoder.forward(audio [1, 976333], mask None) raised AssertionError: 30 s at most at enc.py:",
+    ),
+    "a summary": (
+        result("return frames.mean(1, keepdim=True), None"),
+        "frame-rate",
+        "a 30 s clip has 1 frames, 0.0333 per second; they hardly tell when",
+    ),
+    "as many frames as samples": (
+        GOOD.replace("400, 400", "4, 4"),
+        "frame-rate",
+        "a 1 s clip has 4000 frames, 4e+03 per second; each is a position of the decoder",
+    ),
+    "a frame for every moment of 30 s": (
+        result("return nn.functional.pad(frames, (0, 0, 0, max(0, 1200 - frames.shape[1]))), None"),
+        "frame-rate",
+        "a 1 s clip has 1200 frames, 1.2e+03 per second",
+    ),
+    "very large": (result("return 1e4 * frames, keep"), "scale", "an RMS of 2.66e+03; the projector expects about 1"),
+    "very small": (result("return 1e-3 * frames, keep"), "scale", "an RMS of 0.000266; the projector"),
+    "all zero": (result("return 0.0 * frames, keep"), "scale", "an RMS of 0; the projector"),
+}
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_an_encoder_that_can_be_used_but_hardly_as_meant_is_warned_of(check: Checker, name: str) -> None:
+    source, clause, words = WARNED[name]
+    report = check(source)
+    assert report.failure is None
+    message = dict(report.warnings)[clause]
+    assert words in message, message
+    assert "\n" not in message
+
+
+LONG_PADDING = {
+    # name: (source, what the finding names)
+    "hop of the longest clip": (
+        GOOD.replace("400, 400", "hop, hop").replace(
+            "        frames =",
+            "        hop = 400 if audio.shape[1] <= 160000 else audio.shape[1] // 400\n        frames =",
+        ),
+        "a 30 s clip padded to 61 s has 196 frames instead of 400",
+    ),
+    "no mask for long clips": (
+        result("return frames, keep if audio.shape[1] < 480000 else None"),
+        "it returns no mask for a batch with a 61 s clip",
+    ),
+    "mask of another length": (
+        result("return frames, keep if mask is None or audio.shape[1] < 480000 else keep[:, 1:]"),
+        "a batch with a 61 s clip: the mask has the shape [3, 2439] for 2440 frames",
+    ),
+    "raises": (
+        before("assert mask is None or audio.shape[1] < 480000, 'too large'"),
+        "a batch with a 61 s clip: GoodEncoder.forward(audio [3, 976333], a mask [3, 976333]) raised AssertionError",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG_PADDING)
+def test_an_encoder_that_honours_padding_up_to_a_length_gets_none(check: Checker, name: str) -> None:
+    source, words = LONG_PADDING[name]
+    report = check(source)
+    assert report.failure is None
+    assert report.outcomes["padding"].message.startswith("honoured")
+    message = report.outcomes["padding-long"].message
+    assert message.startswith(f"not honoured: {words}"), message
+    assert message.endswith("; clips of different lengths are encoded apart")
+    assert not report.honours_mask
 
 
 def test_speed_is_reported(check: Checker) -> None:
@@ -365,8 +470,13 @@ def test_speed_is_reported(check: Checker) -> None:
 def test_the_dummy_is_warned_of_and_used() -> None:
     report = check_contract(parse_encoder_spec(str(EXAMPLES / "dummy_encoder.py")), CPU)
     assert report.failure is None
-    assert [clause for clause, _ in report.warnings] == ["repeatable"]
-    assert [c for c, o in report.outcomes.items() if o.status == "not tested"] == ["others", "padding"]
+    assert [clause for clause, _ in report.warnings] == ["frame-rate", "repeatable"]
+    assert [c for c, o in report.outcomes.items() if o.status == "not tested"] == [
+        "hears-all",
+        "others",
+        "padding",
+        "padding-long",
+    ]
     assert "it returns the audio mask" in report.outcomes["with-mask"].message
     assert not report.honours_mask
 
@@ -420,14 +530,14 @@ def test_an_interruption_passes_through(check: Checker) -> None:
         check(before("raise KeyboardInterrupt"))
 
 
-def test_probe_clips_are_fixed_and_band_limited() -> None:
-    clip = probe_clip(16000, seed=1)
-    assert torch.equal(clip, probe_clip(16000, seed=1))
-    assert not torch.equal(clip, probe_clip(16000, seed=2))
-    assert clip.dtype == torch.float32
-    assert float(clip.abs().max()) == pytest.approx(0.9)
-    power = torch.fft.rfft(clip).abs().square()
-    assert power[6100:].sum() < 1e-3 * power.sum()
+def test_a_report_of_an_encoder_that_repeats_itself_is_kept_with_its_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("enc.py").write_text(WARNED["hears 30 s"][0])
+    first, again = (check_contract(parse_encoder_spec("enc.py"), CPU, Store(root=tmp_path / "store")) for _ in range(2))
+    assert (first.reused, again.reused) == (False, True)
+    assert again.warnings == first.warnings != ()
 
 
 def test_a_report_with_nothing_amiss_is_kept_under_all_that_it_depends_on(
@@ -463,7 +573,7 @@ def test_a_report_with_nothing_amiss_is_kept_under_all_that_it_depends_on(
         ("import no_such_library\n" + GOOD, "failed"),
     ],
 )
-def test_a_report_that_finds_something_is_never_kept(
+def test_a_report_of_what_may_differ_the_next_time_is_never_kept(
     source: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

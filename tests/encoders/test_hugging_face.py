@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import soxr
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoFeatureExtractor,
@@ -29,12 +32,15 @@ from transformers import (
 )
 
 from tests.audio_models import (
+    FIXED_WINDOWS,
     NUM_LAYERS,
     WAVEFORM_KINDS,
     WIDTH,
     noise,
     padded,
     save_ast,
+    save_fixed_window_encoder,
+    save_lasr,
     save_wav2vec2_bert,
     save_waveform_extractor,
     save_waveform_model,
@@ -81,6 +87,8 @@ def save_kind(folder: Path, kind: str) -> Path:
         "audio-spectrogram-transformer": lambda folder: save_ast(folder, max_length=128),
         "wav2vec2-bert": save_wav2vec2_bert,
         "moonshine": save_moonshine,
+        "lasr_encoder": save_lasr,
+        **{name: functools.partial(save_fixed_window_encoder, kind=name) for name in FIXED_WINDOWS},
     }
     return makers[kind](folder) if kind in makers else save_waveform_model(folder, kind)
 
@@ -100,7 +108,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return save
 
 
-KINDS = ["whisper", "audio-spectrogram-transformer", "wav2vec2-bert", "moonshine", *WAVEFORM_KINDS]
+GENERIC_KINDS = ["wav2vec2-bert", "moonshine", "lasr_encoder"]
+KINDS = ["whisper", "audio-spectrogram-transformer", *GENERIC_KINDS, *FIXED_WINDOWS, *WAVEFORM_KINDS]
 
 
 def load(folder: Path, **arguments: Any) -> FrozenEncoder:
@@ -151,7 +160,7 @@ def test_keeps_every_clause_and_honours_the_mask(saved: Saved, kind: str) -> Non
     assert_padded_clips_are_as_alone(report.encoder)
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2-bert", "moonshine", *WAVEFORM_KINDS])
+@pytest.mark.parametrize("kind", [*GENERIC_KINDS, *WAVEFORM_KINDS])
 def test_features_are_those_of_the_library(saved: Saved, kind: str) -> None:
     folder, clip = saved(kind), noise(1.2)
     for layer in (None, 0, 1, -1):
@@ -183,6 +192,53 @@ def test_whisper_is_heard_in_windows_as_far_as_the_clip_goes(tmp_path: Path, lay
     expected = torch.cat([windows[0], windows[1], windows[2][:51]])
     torch.testing.assert_close(features[0], expected, rtol=1e-3, atol=1e-4)
     assert [name for name, _ in encoder.module.named_parameters() if "decoder" in name] == []
+
+
+@pytest.mark.parametrize("layer", [None, 1, -1])
+@pytest.mark.parametrize("kind", FIXED_WINDOWS)
+def test_a_model_of_a_fixed_window_is_heard_in_windows_as_far_as_the_clip_goes(
+    saved: Saved, kind: str, layer: int | None
+) -> None:
+    folder, clip = saved(kind), noise(61.01)
+    features, _ = load(folder, layer=layer)(clip[None])
+    windows = [library_state(folder, window, layer) for window in torch.split(clip, 480_000)]
+    # Of the last window, the frames that begin in its 1.01 s.
+    rate = len(windows[0]) // 30
+    expected = torch.cat([*windows[:2], windows[2][: math.ceil(1.01 * rate)]])
+    assert rate == (25 if kind == "qwen2_audio_encoder" and layer != 1 else 50)
+    torch.testing.assert_close(features[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FIXED_WINDOWS)
+@pytest.mark.parametrize("mask", [False, True])
+def test_frames_of_a_fixed_window_follow_the_length_of_the_clip(tmp_path: Path, kind: str, mask: bool) -> None:
+    folder = save_fixed_window_encoder(tmp_path, kind)
+    changed("preprocessor_config.json", return_attention_mask=mask)(folder)
+    encoder = load(folder)
+    rate = 25 if kind == "qwen2_audio_encoder" else 50
+    assert [encoder(noise(s)[None])[0].shape[1] for s in (0.1, 1, 30, 35)] == [
+        math.ceil(0.1 * rate),
+        rate,
+        30 * rate,
+        35 * rate,
+    ]
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(num_samples=st.integers(1, 70 * 16_000), kind=st.sampled_from(sorted(FIXED_WINDOWS)))
+def test_a_frame_of_a_fixed_window_is_kept_if_the_clip_goes_on_when_it_begins(
+    saved: Saved, num_samples: int, kind: str
+) -> None:
+    hop = 640 if kind == "qwen2_audio_encoder" else 320
+    features, _ = load(saved(kind))(noise(num_samples / 16_000)[None])
+    assert features.shape[1] == math.ceil(max(num_samples, 1600) / hop)
+
+
+def test_a_clip_that_is_too_short_for_a_model_is_followed_by_silence(saved: Saved) -> None:
+    folder, clip = saved("lasr_encoder"), noise(0.1)
+    features, _ = load(folder)(clip[None])
+    filled = torch.nn.functional.pad(clip, (0, 1600))
+    torch.testing.assert_close(features[0], library_state(folder, filled), rtol=1e-3, atol=1e-4)
 
 
 def test_many_windows_go_through_the_model_in_parts(tmp_path: Path) -> None:

@@ -48,6 +48,24 @@ def test_a_model_of_no_family_that_gives_no_features_is_refused_with_its_type() 
         wrap(found)
 
 
+def test_a_model_of_no_family_with_windows_of_one_length_is_refused_by_name() -> None:
+    class Fixed:
+        sampling_rate = 16_000
+
+        def __call__(self, clips: list[Any], **_: Any) -> dict[str, torch.Tensor]:
+            return {"input_features": torch.zeros(len(clips), 5, 3)}
+
+    def model(**inputs: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=inputs["input_features"], hidden_states=())
+
+    model.config = SimpleNamespace()  # type: ignore[attr-defined]
+    found = HubModel(label="hf:x", model_type="clap", model=model, extractor=Fixed(), commit=None)
+    with pytest.raises(
+        EncoderError, match="hf:x is a clap model behind a Fixed that makes windows of one length of all clips, so"
+    ):
+        wrap(found)
+
+
 def test_a_wrapper_must_say_how_clips_are_encoded() -> None:
     with pytest.raises(TypeError, match="abstract"):
         ModelWrapper(None, None)  # type: ignore[abstract]

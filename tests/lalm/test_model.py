@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import MakeClips
-from tests.plain_lalm import Float64
+from tests.plain_lalm import Float64, save_decoder
 from xares_bench.config.recipe import Recipe
 from xares_bench.core.errors import UsageError
+from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
+from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import build_lalm
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -201,6 +205,157 @@ def test_a_sequence_that_the_table_of_positions_is_too_short_for_is_refused(
     longest = max(one.num_positions for one in examples)
     with pytest.raises(UsageError, match=rf"needs {longest} positions, the decoder GPT2LMHeadModel has 20"):
         lalm(batch)
+
+
+SCALED = {
+    # name: (family, values, positions up to which nothing is scaled, the scaling)
+    "longrope": (
+        "phi3",
+        {
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 48,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [8.0, 6.0, 4.0, 2.0],
+                "original_max_position_embeddings": 48,
+            },
+        },
+        48,
+    ),
+    "dynamic": (
+        "llama",
+        {
+            "max_position_embeddings": 40,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0},
+        },
+        40,
+    ),
+    "dynamic in one type of layer": (
+        "gemma3_text",
+        {
+            "max_position_embeddings": 44,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0},
+            },
+        },
+        44,
+    ),
+    "dynamic, padded": (
+        "llama",
+        {
+            "max_position_embeddings": 40,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0},
+        },
+        40,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of decoders whose rotary frequencies depend on the longest sequence."""
+    return {
+        name: save_decoder(tmp_path_factory.mktemp(family), family, **values)
+        for name, (family, values, _) in SCALED.items()
+    }
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(SCALED)), others=st.lists(st.integers(1, 100), min_size=1, max_size=3))
+@example(name="longrope", others=[100])
+@example(name="dynamic", others=[100])
+def test_a_sequence_is_read_as_alone_or_refused_whatever_the_longest_of_its_batch(
+    name: str,
+    others: list[int],
+    scaled: dict[str, str],
+    make_clips: MakeClips,
+    tokenizer: TextTokenizer,
+    mini_recipe: Recipe,
+) -> None:
+    lalm = build_lalm(scaled[name], 6, mini_recipe.training).eval()
+    if name.endswith("padded"):
+        lalm.reads_packed = False
+        lalm.decoder.set_attn_implementation("eager")
+    limit = SCALED[name][2]
+
+    sequences = [
+        Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7, tokenizer.eos_id)) for clip in make_clips([3, *others])
+    ]
+    longest = max(one.num_positions for one in sequences)
+    with torch.no_grad():
+        if longest > limit:
+            with pytest.raises(
+                UsageError, match=rf"needs {longest} positions, .* has {limit} before its rotary scaling"
+            ):
+                lalm(collate(sequences))
+        else:
+            alone = sum(lalm(collate([one])) for one in sequences)
+            torch.testing.assert_close(lalm(collate(sequences)), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+def test_a_text_may_not_grow_beyond_what_the_rotary_scaling_leaves_alone(
+    name: str, scaled: dict[str, str], make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe
+) -> None:
+    lalm = build_lalm(scaled[name], 6, mini_recipe.training).eval()
+    limit = SCALED[name][2]
+    recipe = mini_recipe.replace({"max_new_tokens": 10}).generation
+    prompts = [tokenizer.prompt(clip, "") for clip in make_clips([3, limit - 10, 20])]
+
+    def said(prompts: list[Utterance]) -> list[str]:
+        return generate(
+            lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=torch.device("cpu"), progress=Progress()
+        )
+
+    assert said(prompts) == [said([prompt])[0] for prompt in prompts]
+    with pytest.raises(UsageError, match=rf"needs {limit + 1} positions, .* has {limit} before its rotary scaling"):
+        said([tokenizer.prompt(clip, "") for clip in make_clips([3, limit - 9])])
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic", "dynamic in one type of layer"])
+def test_the_probe_finds_a_scaling_by_the_longest_sequence_that_it_has_no_word_for(
+    name: str, scaled: dict[str, str], mini_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xares_bench.lalm.model._position_limit", lambda decoder: None)
+    with pytest.raises(
+        UsageError, match=r"reads a sequence in another way beside one of \d+ positions; choose another"
+    ):
+        build_lalm(scaled[name], 6, mini_recipe.training)
+
+
+@pytest.mark.parametrize(
+    "rotary",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ],
+)
+def test_other_rotary_scalings_have_no_limit_and_are_read_packed(
+    rotary: dict[str, Any], make_clips: MakeClips, tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = save_decoder(
+        tmp_path, "llama", max_position_embeddings=40, rope_parameters={"rope_theta": 10000.0, **rotary}
+    )
+    lalm = build_lalm(folder, 6, mini_recipe.training).eval()
+    assert lalm.reads_packed
+    short, long = (
+        Utterance(clip=clip, prompt_ids=(5,), target_ids=(7, tokenizer.eos_id)) for clip in make_clips([3, 200])
+    )
+    with torch.no_grad():
+        alone = lalm(collate([short])) + lalm(collate([long]))
+        torch.testing.assert_close(lalm(collate([short, long])), alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiled_step_states_the_width_of_the_processor_s_vectors(

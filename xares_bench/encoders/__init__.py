@@ -2,6 +2,7 @@
 
 loading                load, freeze and call the user's module
 contract               the check of the encoder's contract, clause by clause
+contract_probes        probe clips, and comparisons of their features
 contract_report        what became of every clause, as data and as JSON
 shortest_clip          how short a clip an encoder takes
 clauses                names and sentences of the contract (no torch)

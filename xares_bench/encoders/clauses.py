@@ -22,7 +22,10 @@ CLAUSES: Mapping[str, str] = MappingProxyType(
         "features-finite": "The features contain neither NaN nor infinity.",
         "mask-shape": "The returned mask is None or [B, T] of 0 and 1, with at least one 1 per clip.",
         "lengths": "It encodes clips of 0.1 s, 1 s and 30 s.",
-        "batches": "It encodes batches of 1 and 3.",
+        "frame-rate": "It returns between 1 and 200 frames per second.",
+        "scale": "Its features have an RMS between 0.01 and 100.",
+        "hears-all": "What changes in the middle or at the end of a 61 s clip changes its features.",
+        "batches": "It encodes batches of 1 and 3 clips of 1 s, and of 2 clips of 30 s.",
         "with-mask": "It encodes a padded batch with an integer mask [B, samples], 1 for audio and 0 for padding.",
         "input-unchanged": "It does not write into its input, neither audio nor mask.",
         "frozen": "It stays in eval mode, and its weights do not change.",
@@ -30,6 +33,7 @@ CLAUSES: Mapping[str, str] = MappingProxyType(
         "repeatable": "The same input gives the same features twice.",
         "others": "A clip's features do not depend on other clips of equal length in the same batch.",
         "padding": "A padded clip has the features of the clip alone (a finding that decides how clips are batched).",
+        "padding-long": "So have clips of 30 s and 1 s beside one of 61 s (a finding, too).",
     }
 )
 """What each clause demands, by name, in the order of the checks."""

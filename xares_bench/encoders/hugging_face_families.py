@@ -11,6 +11,7 @@ Shapes: B clips, N samples or frames of one clip, W windows, C channels, T frame
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import WhisperFeatureExtractor
 
 from xares_bench.encoders.hugging_face_models import HubModel
 
@@ -188,7 +190,11 @@ class _ClipNorm(nn.Module):
 
 
 class GenericWrapper(ModelWrapper):
-    """Any model whose feature extractor takes audio: clips of equal length together, so that none is padded."""
+    """Any model whose feature extractor takes audio: clips of equal length together, so that none is padded.
+
+    Attributes:
+        min_samples: Shorter clips are followed by silence; some models need more than 0.1 s for a frame.
+    """
 
     def __init__(self, model: Any, extractor: Any) -> None:
         """Take a loaded model and its feature extractor."""
@@ -198,27 +204,84 @@ class GenericWrapper(ModelWrapper):
         self.model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         self.extractor = extractor
         self.layer = None
-        noise_N = torch.randn(extractor.sampling_rate, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            outputs = self.eval().model(**self.extracted([0.1 * noise_N]), output_hidden_states=True)
+        outputs = self._output_for_noise(extractor.sampling_rate)
         shape = list(outputs.last_hidden_state.shape)
         if len(shape) != 3 or shape[0] != 1:
             raise ValueError(f"last_hidden_state has the shape {shape}, not [1, T, D]")
         self.output_dim = shape[2]
         self.num_states = len(outputs.hidden_states or ())
+        self.min_samples = self._shortest()
+
+    def is_of_fixed_length(self) -> bool:
+        """Whether the feature extractor gives clips of 1 s and 2 s the same shape."""
+        rate = self.extractor.sampling_rate
+        shapes = [
+            {name: value.shape for name, value in self.inputs([torch.ones(num)]).items()} for num in (rate, 2 * rate)
+        ]
+        return all(shape == shapes[1][name] for name, shape in shapes[0].items())
+
+    def _output_for_noise(self, num_samples: int) -> Any:
+        noise_N = torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            return self.eval().model(**self.inputs([0.1 * noise_N]), output_hidden_states=True)
+
+    def _shortest(self) -> int:
+        """Samples of the first of 0.1, 0.2, 0.4, 0.8 and 1 s that the model gives a frame for."""
+        for share in (0.1, 0.2, 0.4, 0.8):
+            num_samples: int = round(share * self.extractor.sampling_rate)
+            # Whatever a foreign model raises for a clip that is too short for it.
+            with contextlib.suppress(Exception):
+                if self._output_for_noise(num_samples).last_hidden_state.shape[1]:
+                    return num_samples
+        return int(self.extractor.sampling_rate)
+
+    def inputs(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what the model takes for clips of equal length."""
+        return self.extracted(clips)
 
     def encode(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the features `[T, D]` of every clip `[N]`."""
+        clips = [with_silence(clip_N, self.min_samples) for clip_N in clips]
         frames: dict[int, Tensor] = {}
         for length in {len(clip_N) for clip_N in clips}:
             indices = [index for index, clip_N in enumerate(clips) if len(clip_N) == length]
-            inputs = self.extracted([clips[index] for index in indices])
+            inputs = self.inputs([clips[index] for index in indices])
             hidden_BTD = self.hidden(**inputs)
             mask_BT = inputs.get("attention_mask")
             if mask_BT is None or mask_BT.shape != hidden_BTD.shape[:2]:
                 mask_BT = torch.ones(hidden_BTD.shape[:2], device=hidden_BTD.device)
             frames.update(zip(indices, (f[m.bool()] for f, m in zip(hidden_BTD, mask_BT, strict=True)), strict=True))
         return [frames[index] for index in range(len(clips))]
+
+
+class FixedWindowWrapper(GenericWrapper, WindowWrapper):
+    """Any model behind Whisper's feature extractor, which makes windows of one length: clips are cut into windows.
+
+    A frame is kept if the audio goes on when it begins, as with Whisper.
+    """
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        """Take a loaded model and its feature extractor."""
+        super().__init__(model, extractor)
+        self.window_samples = extractor.n_samples
+
+    def _shortest(self) -> int:
+        return 1  # any clip becomes a window
+
+    def inputs(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what the model takes for windows. Without a mask: like Whisper, it hears silence behind a clip."""
+        return {"input_features": self.extracted(clips, device=str(clips[0].device))["input_features"]}
+
+    def encode(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features `[T, D]` of every clip `[N]`."""
+        return WindowWrapper.encode(self, clips)
+
+    def encode_windows(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features `[T, D]` of every window `[N]`, without frames after its end."""
+        hidden_WTD = self.hidden(**self.inputs(windows))
+        num_all = hidden_WTD.shape[1]
+        num_frames = [-(-len(window_N) * num_all // self.window_samples) for window_N in windows]
+        return [frames_TD[:num] for frames_TD, num in zip(hidden_WTD, num_frames, strict=True)]
 
 
 # By model type, as the model's config names it. Relatives of wav2vec2 that let padding into a clip (data2vec, SEW) are
@@ -240,16 +303,25 @@ def wrap(found: HubModel) -> ModelWrapper:
     """Wrap a model in the wrapper of its family.
 
     Raises:
-        EncoderError: The model has no family, and gives no features for a second of audio.
+        EncoderError: The model has no family, and gives no features for a second of audio, or as many for two.
     """
     family = FAMILIES.get(found.model_type)
     if family is not None and family.fits(found.model.config):
         return family(found.model, found.extractor)
     try:
-        return GenericWrapper(found.model, found.extractor)
+        if isinstance(found.extractor, WhisperFeatureExtractor):
+            return FixedWindowWrapper(found.model, found.extractor)
+        wrapper = GenericWrapper(found.model, found.extractor)
+        is_fixed = wrapper.is_of_fixed_length()
     except Exception as error:
         # Whatever it raises, the model is not made for this.
         found.refuse(f"that gives no features for a second of audio ({type(error).__name__}: {error})")
+    if is_fixed:
+        found.refuse(
+            f"behind a {type(found.extractor).__name__} that makes windows of one length of all clips, so nothing says "
+            "where a clip ends"
+        )
+    return wrapper
 
 
 def with_silence(clip_N: Tensor, min_samples: int) -> Tensor:

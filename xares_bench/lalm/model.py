@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class LALM(nn.Module):
         self.projector = nn.Linear(output_dim, embeddings.weight.shape[1])
         self.decoder = decoder
         self.reads_packed = reads_packed
-        self._max_positions = _max_positions(decoder)
+        self._limit = _position_limit(decoder)
         self._is_compiled = False
 
     def embed(self, batch: Batch) -> torch.Tensor:
@@ -117,13 +118,15 @@ class LALM(nn.Module):
         """Check that a sequence is not too long for the decoder.
 
         Raises:
-            UsageError: The decoder has a table of positions, and the sequence has more.
+            UsageError: The sequence has more positions than the decoder has in its table, or more than its rotary
+                scaling leaves alone.
         """
-        if self._max_positions is not None and num_positions > self._max_positions:
+        if self._limit is not None and num_positions > self._limit.num_positions:
             raise UsageError(
                 f"a sequence of audio frames and tokens needs {num_positions} positions, the decoder "
-                f"{type(self.decoder).__name__} has {self._max_positions}; take another decoder, an encoder with fewer "
-                "frames per second, or shorter clips (in training: --set max_audio_s=...)"
+                f"{type(self.decoder).__name__} has {self._limit.num_positions}{self._limit.reason}; take another "
+                "decoder, an encoder with fewer frames per second, or shorter clips (in training: --set "
+                "max_audio_s=...)"
             )
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -261,6 +264,11 @@ def _let_read_packed(model: PreTrainedModel) -> bool:
 
     The probe reads two short sequences, packed and each alone. A decoder may compute attention by code of its own, mix
     positions outside of attention, or count positions itself; the probe finds all of these without a list of models.
+    Then it numbers the positions of the second sequence as if it were the last part of the longest sequence that
+    `LALM.check_length` allows: what positions mean may depend on the largest one that is read.
+
+    Raises:
+        UsageError: It does. Padding would not help.
     """
     register_packed_attention()
     before = model.config._attn_implementation
@@ -271,19 +279,32 @@ def _let_read_packed(model: PreTrainedModel) -> bool:
         alone_NV = torch.cat([model(inputs_embeds=embeddings(text)[None], use_cache=False).logits[0] for text in texts])
         try:
             model.set_attn_implementation(PACKED_ATTENTION)
-            packed_NV = model(
-                inputs_embeds=embeddings(torch.cat(texts))[None],
-                position_ids=packing.position_ids_N[None],
-                use_cache=False,
-                layout=packing,
-                logits_to_keep=torch.arange(len(packing.position_ids_N)),
-            ).logits[0]
-            equal = bool((packed_NV - alone_NV).norm() <= 1e-4 * alone_NV.norm())
+
+            def read(position_ids_N: torch.Tensor) -> torch.Tensor:
+                output = model(
+                    inputs_embeds=embeddings(torch.cat(texts))[None],
+                    position_ids=position_ids_N[None],
+                    use_cache=False,
+                    layout=packing,
+                    logits_to_keep=torch.arange(len(position_ids_N)),
+                )
+                return cast(torch.Tensor, output.logits[0])
+
+            first = slice(len(texts[0]))
+            far_N = packing.position_ids_N.clone()
+            far_N[first.stop :] += _farthest(model) - len(texts[1])
+            equal = _are_close(read(packing.position_ids_N), alone_NV)
+            is_independent = not equal or _are_close(read(far_N)[first], alone_NV[first])
         except Exception:
             # Whatever it raises: this decoder gets padded sequences, and attention as its authors wrote it.
-            equal = False
+            equal, is_independent = False, True
         if not equal:
             model.set_attn_implementation(before)
+    if not is_independent:
+        raise UsageError(
+            f"the decoder {type(model).__name__} reads a sequence in another way beside one of {_farthest(model)} "
+            "positions; choose another causal language model"
+        )
     return equal
 
 
@@ -313,13 +334,54 @@ def _add_lora(decoder: str, model: PreTrainedModel, recipe: TrainingRecipe) -> N
         raise UsageError(f"{name} ({_first_line(error)}); {advice}") from error
 
 
-def _max_positions(decoder: PreTrainedModel) -> int | None:
-    """Return the size of the decoder's table of positions; None if positions are computed, like most rotary ones."""
+def _are_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).norm() <= 1e-4 * expected.norm())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PositionLimit:
+    """The longest sequence that a decoder reads as it would read it alone, and why, as words of a message."""
+
+    num_positions: int
+    reason: str = ""
+
+
+def _position_limit(decoder: PreTrainedModel) -> _PositionLimit | None:
+    """Return the limit of the decoder's positions; None if they are computed, one like the other.
+
+    Two rotary scalings are computed for the longest sequence of a batch: `longrope` changes all frequencies when a
+    sequence is longer than the decoder's first training allowed, and `dynamic` changes them with every position after
+    that, and keeps them for later batches. So a sequence would depend on its neighbours, and a text on its batch. Up to
+    the limit neither changes anything.
+    """
     config: Any = decoder.config.get_text_config(decoder=True)
-    if getattr(config, "rope_parameters", None) is not None:
+    max_positions = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None)
+    if rotary is None:
+        is_size = isinstance(max_positions, int) and max_positions > 0
+        return _PositionLimit(num_positions=cast(int, max_positions)) if is_size else None
+    found = []
+    # One for all layers, or one for each type of layer.
+    for parameters in [rotary] if "rope_type" in rotary else [one for one in rotary.values() if isinstance(one, dict)]:
+        rope_type = str(parameters.get("rope_type"))
+        if rope_type == "longrope":
+            found.append((parameters["original_max_position_embeddings"], rope_type))
+        elif "dynamic" in rope_type:
+            found.append((max_positions, rope_type))
+    if not found:
         return None
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    num_positions, rope_type = min(found)
+    reason = f" before its rotary scaling ({rope_type}) makes every sequence depend on the longest of its batch"
+    return _PositionLimit(num_positions=num_positions, reason=reason)
+
+
+def _farthest(decoder: PreTrainedModel) -> int:
+    """Return the length of the longest sequence to probe: the limit, or more than the decoder is made for."""
+    limit = _position_limit(decoder)
+    if limit is not None:
+        return limit.num_positions
+    config: Any = decoder.config.get_text_config(decoder=True)
+    return 2 * max(getattr(config, "max_position_embeddings", None) or 0, 4096)
 
 
 def _first_line(error: Exception) -> str:
