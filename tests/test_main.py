@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub
 from tests.metrics.captions.factory import write_judges
+from tests.run_factory import write_finished_run
 from xares_bench.config.catalogue import Catalogue, load_catalogue
 
 SHARDS = "mispeech/xares_llm_data"
@@ -147,6 +151,34 @@ def test_wrong_usage_is_one_line_and_status_2(machine: Machine, hub: Hub, argume
     assert (status, output, len(errors)) == (2, [], 1)
     assert errors[0].startswith(f"xares_bench: {said}")
     assert hub.requests == []
+
+
+def test_a_file_as_the_data_folder_is_refused_in_one_line(machine: Machine, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, output, errors = download(
+        machine, "gtzan", "--data-home", str(tmp_path / "file"), PYTHONPATH=str(REPOSITORY)
+    )
+    assert (status, output) == (2, [])
+    assert errors == [
+        f"xares_bench: {tmp_path / 'file'} is a file, expected the folder of the data; choose another --data-home"
+    ]
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_without_a_letter_of_a_name_shows_it_escaped(tmp_path: Path, encoding: str) -> None:
+    name = "über-音"
+    write_finished_run(tmp_path / name, {"gtzan": [("clip", "rock", "rock"), ("other", "pop", "rock")]})
+    for arguments in (["compare", name], ["leaderboard", ".", f"--output={name}.html"]):
+        found = subprocess.run(
+            [sys.executable, "-m", "xares_bench", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            timeout=120,
+        )
+        assert (found.returncode, found.stderr) == (0, b"")
+        assert name.encode(encoding, "backslashreplace") in found.stdout
 
 
 def test_what_cannot_be_had_is_one_line_and_status_1(machine: Machine, hub: Hub, repository: Repository) -> None:

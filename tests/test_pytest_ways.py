@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,9 @@ import pytest
 
 from tests.conftest import NUM_BENCH_TESTS, REPOSITORY
 from tests.test_bench import ENCODER, FEW_STEPS, run_folder, write_data
+from xares_bench.reports import report
+from xares_bench.reports.report import results_json
+from xares_bench.reports.results import Background, Results
 
 TASK2 = ["aishell-1", "clotho", "librispeech", "mecat", "songdescriber"]
 
@@ -112,6 +118,26 @@ def test_the_last_failed_is_run_alone(run: Run, scores: str, damaged: str) -> No
     assert scored(mended) == [*TASK2], "the failed run is completed"
     assert (run_folder(mended) / "scores.tsv").read_text() == scores
     mended.stdout.fnmatch_lines(["xares-bench: 4 of 5 scores are from earlier sessions"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_while_files_are_written_waits_for_them(
+    run: Run, scores: str, scores_file: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def interrupted(results: Results, folder: Path, background: Background) -> str:
+        os.kill(os.getpid(), number)
+        return results_json(results)
+
+    first, *others = report.REPORTS
+    monkeypatch.setattr(report, "REPORTS", (dataclasses.replace(first, text=interrupted), *others))
+    files = {path.name for path in scores_file.parent.iterdir()}
+    for name in ("results.json", "scores.tsv", "report.html"):
+        (scores_file.parent / name).unlink()
+    result = run()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert {path.name for path in scores_file.parent.iterdir()} == files
+    assert scores_file.read_text() == scores
+    result.stdout.fnmatch_lines(["xares-bench: interrupted while the files were written; they are complete"])
 
 
 def test_the_first_failure_may_end_it(run: Run, damaged: str) -> None:

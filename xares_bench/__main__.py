@@ -152,6 +152,8 @@ def _download(options: argparse.Namespace) -> None:
     if options.no_models and options.decoder:
         raise UsageError(f"--decoder={options.decoder} and --no-models contradict each other; give one of them")
     folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, expected the folder of the data; choose another --data-home")
     home = DataHome(folder, revisions, write=not options.dry_run)
     shards = home.survey(wanted)
     _print(f"shards   {shards.summary}")
@@ -234,7 +236,8 @@ def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    encoding = sys.stdout.encoding or "utf-8"  # one that lacks a letter of a name must not cost the table
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 

@@ -396,6 +396,11 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN.replace("mine", "all"), "train_data.all", "this is the name of a public dataset or mix"),
         (TRAIN.replace("mine", "m" * 81), f"train_data.{shown('m' * 81)}", "expected at most 80 letters, digits"),
         (TRAIN.replace("mine", "-mine"), "train_data.-mine", "not - first"),
+        (
+            TRAIN.replace("mine", "音" * 67),
+            f"train_data.{'音' * 67}",
+            "found a name of 201 bytes in UTF-8, expected at most 200",
+        ),
         (TRAIN.replace("mine", "'mine\\n'"), "train_data.mine\\n", "expected at most 80 letters"),
         (
             TRAIN.replace("mine", r'"my\ndata"'),

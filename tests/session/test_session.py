@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.config.test_plan import plan
 from tests.reports.test_report import baseline
 from tests.session.conftest import OpenSession, add_score
 from xares_bench.core.errors import BaselineError, DataError
@@ -17,6 +18,17 @@ def test_selected_datasets_are_in_the_order_of_the_catalogue(open_session: OpenS
     session = open_session()
     assert session.selected == ("esc-50", "gtzan")
     assert session.num_gated == 2
+
+
+def test_the_run_of_lf_has_the_other_datasets_of_the_run_before_that_the_mix_covers(
+    open_session: OpenSession, tmp_path: Path
+) -> None:
+    session = open_session()
+    session.select({"gtzan"}, set(), ["esc-50", "clotho", "of another command"])
+    assert (session.selected, session.run_datasets) == (("gtzan",), ("esc-50", "gtzan", "clotho"))
+    session = open_session(plan=plan(train="task1", runs_dir=str(tmp_path / "runs")))
+    session.select({"gtzan"}, set(), ["esc-50", "clotho"])
+    assert session.run_datasets == ("esc-50", "gtzan")
 
 
 def test_a_task_counts_among_the_gated_tests_only_when_it_is_complete(open_session: OpenSession) -> None:

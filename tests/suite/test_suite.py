@@ -10,7 +10,7 @@ import pytest
 from tests.encoders.conftest import PLAIN
 from tests.shard_factory import tone, write_shard
 from tests.suite.conftest import MakeSuite
-from xares_bench.core.errors import DataError, EncoderError, UsageError, XaresError
+from xares_bench.core.errors import CacheWarning, DataError, EncoderError, UsageError, XaresError
 from xares_bench.suite.suite import Suite
 
 BROKEN = """
@@ -39,6 +39,24 @@ def test_the_second_suite_finds_lalm_and_score_cached_and_needs_no_pipeline(make
     assert lalm.folder.name == cached.lalm_key
     assert "_pipeline" in vars(first)
     assert "_pipeline" not in vars(second)
+
+
+@pytest.mark.parametrize("file", ["predictions.jsonl", "clip_sums.npz"])
+def test_a_score_is_found_only_while_it_is_intact_and_nothing_is_computed(make_suite: MakeSuite, file: str) -> None:
+    assert make_suite().find_score("mine") is None
+    computed = make_suite().evaluate("mine")
+    suite = make_suite()
+    found = suite.find_score("mine")
+    assert found is not None
+    assert found[0] == dataclasses.replace(computed, reused=True)
+    path = suite.predictions_file("mine").with_name(file)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    suite = make_suite()
+    with pytest.warns(CacheWarning, match=f"{file} is damaged"):
+        assert suite.find_score("mine") is None
+    assert "_pipeline" not in vars(suite)
 
 
 def test_the_score_is_the_mean_over_the_seeds_and_its_clip_sums_are_of_all(make_suite: MakeSuite) -> None:

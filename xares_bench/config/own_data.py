@@ -38,6 +38,8 @@ OWN_TASK = "custom"
 
 # A name becomes the name of a file, a row of a table and the id of a test.
 _MAX_NAME_LENGTH = 80
+# File systems allow 255 bytes; a file has a longer name while it is written.
+_MAX_NAME_BYTES = 200
 _NAME = re.compile(r"\w[\w-]*")
 # As on the hub, except that an owner is required.
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{,94}\w)?/\w([\w.-]{,94}\w)?", re.ASCII)
@@ -142,6 +144,13 @@ def _check_name(section: Section, name: str, catalogue: Catalogue) -> None:
             None,
             f"found the name {shown(name)}, expected at most {_MAX_NAME_LENGTH} letters, digits, - and _, not - first "
             "(it becomes a file's name)",
+        )
+    num_bytes = len(name.encode("utf-8"))
+    if num_bytes > _MAX_NAME_BYTES:
+        section.fail(
+            None,
+            f"found a name of {num_bytes} bytes in UTF-8, expected at most {_MAX_NAME_BYTES} (it becomes a file's "
+            "name)",
         )
 
 

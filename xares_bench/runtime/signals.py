@@ -16,9 +16,9 @@ LIMIT_S = 600.0
 # Added for code that does not react to the signal, before the process is ended.
 GRACE_S = 60.0
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-# Signals that ask a process to end, and whose default is to end it at once, without a word.
-_ENDS = ("SIGTERM", "SIGHUP")
+# Signals that ask a process to end, and whose default is to end it at once, without a word; Windows has no SIGHUP.
+_ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_INTERRUPTS = (signal.SIGINT, *_ENDS)
 _PARENT_POLL_S, _PARENT_GRACE_S = 1.0, 30.0
 
 _stderr: int | None = None
@@ -50,8 +50,7 @@ def interrupt_on_end_signals() -> Callable[[], None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(f"{signal.Signals(number).name}; the same command continues from what is finished")
 
-    numbers = [getattr(signal, name) for name in _ENDS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _ENDS}
     before = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
     for number in before:
         signal.signal(number, interrupt)
@@ -124,7 +123,7 @@ def cancel_deadline() -> None:
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within the block, the first SIGINT or SIGTERM is only recorded; the second acts at once.
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP is only recorded; the second acts at once.
 
     Yields a function that tells whether a signal has come. Signals that were ignored before, as SIGINT is in a shell's
     background jobs, stay ignored. Threads other than the main one get no signals; there the function returns False.

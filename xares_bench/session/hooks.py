@@ -12,7 +12,13 @@ import pytest
 
 from xares_bench.core.errors import UsageError, XaresError, usage_errors_of_paths
 from xares_bench.runtime.exits import session_ended
-from xares_bench.runtime.signals import cancel_deadline, end_with_parent, interrupt_on_end_signals, save_stderr
+from xares_bench.runtime.signals import (
+    cancel_deadline,
+    defer_interrupts,
+    end_with_parent,
+    interrupt_on_end_signals,
+    save_stderr,
+)
 from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import read_options
@@ -76,6 +82,7 @@ class BenchHooks:
         self._config = config
         self._session = session
         self._ending: Ending | None = None
+        self._is_interrupted = False  # while the files were written
         self._status: Callable[[], int] = lambda: pytest.ExitCode.USAGE_ERROR
 
     @pytest.hookimpl(tryfirst=True)
@@ -148,11 +155,15 @@ class BenchHooks:
         if is_helper(self._config) or self._config.option.collectonly:
             return
         command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
-        self._ending = end_session(self._session, command)
+        with defer_interrupts() as is_interrupted:  # an interruption must not cost the files
+            self._ending = end_session(self._session, command)
         if not runs_what_failed(self._config):
             remember_datasets(self._config, self._session.run_datasets or self._session.outcomes.datasets)
         if self._ending.problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._is_interrupted = is_interrupted()
+        if self._is_interrupted:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
@@ -176,6 +187,10 @@ class BenchHooks:
             terminalreporter.write_line(f"xares-bench: {note}", yellow=True)
         for problem in self._ending.problems:
             terminalreporter.write_line(f"xares-bench: {problem}", red=True)
+        if self._is_interrupted:
+            terminalreporter.write_line(
+                "xares-bench: interrupted while the files were written; they are complete", red=True
+            )
         from xares_bench.reports.github import error_lines
 
         for line in error_lines(os.environ, self._ending.failures):

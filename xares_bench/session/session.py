@@ -114,6 +114,7 @@ class BenchSession:
         """
         known = dict.fromkeys(name for members in self.plan.tasks.values() for name in members)
         self.selected = tuple(name for name in known if name in datasets)  # whatever the order of the tests
+        others = [name for name in others if name in known and self.plan.covers(name)]  # of another command, maybe
         self.run_datasets = tuple(name for name in known if name in datasets or name in others)
         complete = [task for task in tasks if {*self.plan.tasks[task]} <= {*self.selected}]
         self.num_gated = len(self.selected) + len(complete)

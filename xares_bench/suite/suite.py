@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from xares_bench.suite.pipeline import Pipeline
 
 
-# Letters of the encoder's name in the name of a run's folder: some file systems allow 255 bytes in all.
-_MAX_NAME = 60
+# Letters of the encoder's name in the name of a run's folder: each can take four bytes, and file systems allow 255.
+_MAX_NAME = 50
 
 
 class Suite:
@@ -192,7 +192,8 @@ class Suite:
     def find_score(self, name: str) -> tuple[ScoreRecord, list[dict[str, Any]]] | None:
         """Return a dataset's score and the manifests of its LALMs, if it is cached; nothing is computed."""
         try:
-            if not all(self._store.find("scores", key) for key in self._keys.scores(name)):
+            # `use`, which reads the files: for a damaged score, `evaluate` would compute it anew.
+            if not all(self._store.use("scores", key) for key in self._keys.scores(name)):
                 return None
             keys = [self._keys.lalm(self.plan.mix_for(name), seed) for seed in self.plan.seeds]
         except XaresError:  # its data are not there, so it has no key
