@@ -37,6 +37,10 @@ ItemT = TypeVar("ItemT")
 FEATURES_MODULES = (
     "core.parsing",
     "datasets.audio",
+    "datasets.containers",
+    "datasets.mpeg",
+    "datasets.ogg",
+    "datasets.part",
     "datasets.shards",
     "encoders.fingerprint",
     "encoders.loading",
