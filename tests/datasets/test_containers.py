@@ -9,8 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.audio_lies import ID3, ID3_V1, flac_saying, noise, wav_saying, written
+from tests.audio_lies import (
+    ID3,
+    ID3_V1,
+    flac_saying,
+    mp3_saying,
+    noise,
+    ogg_pages,
+    ogg_saying,
+    wav_saying,
+    without_first_frame,
+    written,
+)
 from tests.datasets.test_audio import encode_with_av
 from xares_bench.datasets.audio import read_audio
 from xares_bench.datasets.containers import av_files, parts_of
@@ -69,6 +82,15 @@ def test_what_is_no_frame_behind_a_flac_is_refused(num_said: int) -> None:
     """It may be the rest of the samples."""
     with pytest.raises(ValueError, match="unreadable audio: Error : flac decoder lost sync"):
         num_read(flac_saying(FLAC, num_said) + b"q" * 5000, "flac")
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 10, 11])
+def test_gsm_has_as_many_blocks_as_it_has(num_blocks: int) -> None:
+    """Its blocks are of 65 bytes; an odd number of them is followed by a byte that is no sound."""
+    data = written(noise(320 * num_blocks), "WAV", "GSM610", 16_000)
+    assert num_read(data) == 320 * num_blocks
+    assert num_read(data + LIST) == 320 * num_blocks
+    assert num_read(data * 2) == 640 * num_blocks
 
 
 @pytest.mark.parametrize("size", [0, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 32) - 9])
@@ -233,3 +255,59 @@ def test_a_list_of_files_is_not_followed() -> None:
     assert av_files(text) is None
     with pytest.raises(ValueError, match="unreadable audio: not a FLAC"):
         read_audio(text, "m4a")
+
+
+RATES_HZ = {"OPUS": [8_000, 12_000, 16_000, 24_000, 48_000], "MP3": [8_000, 11_025, 16_000, 22_050, 44_100, 48_000]}
+OTHER_RATES_HZ = [1_000, 4_000, 8_000, 11_025, 16_000, 44_100, 96_000]
+
+
+@st.composite
+def lies(draw: st.DrawFn) -> tuple[bytes, str, int, int, int, bool]:
+    """A file whose header may lie: bytes, suffix, rate, samples written, how many more may be read, must it be read."""
+    subtype = draw(st.sampled_from(["FLAC", "MP3", "VORBIS", "OPUS", *WAV_SUBTYPES]))
+    rate_hz = draw(st.sampled_from(RATES_HZ.get(subtype, OTHER_RATES_HZ)))
+    num_channels = 1 if subtype[:3] in ("GSM", "G72", "NMS") else draw(st.integers(1, 2))
+    num_samples = draw(st.integers(200, 30_000))
+    sound = noise(num_samples, num_channels, seed=num_samples)
+    sound[draw(st.integers(0, num_samples)) :] = 0
+    said = draw(st.integers(0, 2 * num_samples))
+    how = draw(st.sampled_from(["true", "unknown", "said", "joined", "tagged", "tail"]))
+    more, suffix = 0, "wav"
+    if subtype == "FLAC":
+        suffix, data = "flac", written(sound, "FLAC", None, rate_hz)
+        lie = {"unknown": flac_saying(data, 0), "said": flac_saying(data, said)}
+    elif subtype == "MP3":
+        mode = draw(st.sampled_from(["CONSTANT", "VARIABLE", "AVERAGE"]))
+        suffix, data = "mp3", written(sound, "MP3", None, rate_hz, bitrate_mode=mode)
+        lie = {"unknown": without_first_frame(data), "said": mp3_saying(data, said)}
+        more = 3 * 1152 if how in lie else 0
+    elif subtype in ("VORBIS", "OPUS"):
+        suffix, data = "ogg", written(sound, "OGG", subtype, rate_hz)
+        (true,) = struct.unpack_from("<q", data, ogg_pages(data)[-1][0] + 6)
+        lie = {"unknown": ogg_saying(data, -1), "said": ogg_saying(data, round(true * said / num_samples))}
+        more = 2048 if how in lie else 0
+    else:
+        data = written(sound, "WAV", subtype, rate_hz)
+        data += b"\0" * (len(data) % 2)
+        sizes = st.sampled_from([0, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+        lie = {"unknown": wav_saying(data, draw(sizes)), "said": wav_saying(data, said)}
+        more = 8200 if "ADPCM" in subtype else 320  # what a block has more
+    changed = {"joined": data * 3, "tagged": ID3 + data + ID3_V1, "tail": data + b"q" * said, **lie}.get(how, data)
+    times = 3 if how == "joined" else 1
+    must = how in ("true", "joined") or (how in ("unknown", "tagged") and suffix != "ogg")
+    return changed, suffix, rate_hz, times * num_samples, times * more, must
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(lies())
+def test_any_file_is_read_whole_or_refused(lie: tuple[bytes, str, int, int, int, bool]) -> None:
+    data, suffix, rate_hz, num_samples, more, must = lie
+    try:
+        found = len(read_audio(data, suffix)) * rate_hz / 16_000
+    except ValueError as cause:
+        assert str(cause).startswith(("unreadable audio: ", "audio ")), cause  # noqa: PT017  # either is fine
+        assert not must, cause  # noqa: PT017
+    else:
+        rounding = 1 + rate_hz / 16_000
+        least = num_samples - (more if suffix == "ogg" else 0)
+        assert least - rounding <= found <= num_samples + more + rounding

@@ -17,6 +17,7 @@ _STREAMINFO = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _MAX_FLAC_SAMPLES = (1 << 36) - 1
 _WAV_FORMS = (b"RIFF", b"RIFX", b"RF64")
 _MPEG_IN_WAV = (0x50, 0x55)
+_GSM_IN_WAV = 0x31
 _MAX_PARTS = 1000
 _UNKNOWN_SIZE = 0xFFFFFFFF
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -157,14 +158,20 @@ def _first_wav(data: bytes) -> tuple[list[Part], int]:
     next_file = _next_file(data, end, order)
     if size > num_rest or (size == 0 and next_file is None):  # not known when the header was written, or cut short
         next_file = end = len(data)
-        data = data[: start - 4] + struct.pack(order + "I", num_rest) + data[start:]
     elif next_file is None:
         raise ValueError(
             f"unreadable audio: the WAV header says {size} bytes of samples, but {num_rest - size} bytes follow that "
             "are no chunk"
         )
-    parts = mpeg_parts(data[start:end]) if encoding in _MPEG_IN_WAV else [Part(data=data[:next_file])]
-    return parts, next_file
+    if encoding in _MPEG_IN_WAV:
+        return mpeg_parts(data[start:end]), next_file
+    said = end - start
+    if encoding == _GSM_IN_WAV:  # blocks of 65 bytes; an odd size makes libsndfile read one more than there are
+        said -= said % 65
+        said -= said % 2
+    if said != size:
+        data = data[: start - 4] + struct.pack(order + "I", said) + data[start:]
+    return [Part(data=data[:next_file])], next_file
 
 
 def _chunk(data: bytes, position: int, order: str) -> tuple[bytes | None, int]:
@@ -188,14 +195,15 @@ def _next_file(data: bytes, position: int, order: str) -> int | None:
         ValueError: One of them is another chunk of samples.
     """
     while True:
-        rest = data[position : position + 129]
-        if len(rest) < 2 or tag_size(data, position) >= len(data) - position:
+        if len(data) - position < 2:
             return len(data)
-        for padding in (position % 2, 0):
-            if data[position + padding : position + padding + 4] in _WAV_FORMS:
-                return position + padding
-            if _is_chunk(data, position + padding, order):
-                position += padding
+        for start in (position + position % 2, position):  # padded to an even size, or not
+            if data[start : start + 4] in _WAV_FORMS:
+                return start
+            if tag_size(data, start) >= len(data) - start:
+                return len(data)
+            if _is_chunk(data, start, order):
+                position = start
                 break
         else:
             return None
