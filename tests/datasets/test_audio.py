@@ -247,6 +247,13 @@ def test_garbage_is_no_m4a_and_no_wma(suffix: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_tags_in_other_encodings_are_no_reason() -> None:
+    """M4A files have titles in Latin-1, too."""
+    data = encode_with_av(chirp(0.5)[None], "m4a", 16_000)
+    assert data.count(b"Lavf") == 1
+    np.testing.assert_array_equal(read_audio(data.replace(b"Lavf", b"L\xe4vf"), "m4a"), read_audio(data, "m4a"))
+
+
 def test_m4a_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

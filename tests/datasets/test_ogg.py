@@ -107,3 +107,11 @@ def test_flac_in_ogg_is_read_to_its_end(num_said: int) -> None:
 def test_a_link_is_a_file_of_its_own() -> None:
     one, two = written(noise(3000), "OGG", "VORBIS"), written(noise(2000), "OGG", "OPUS")
     assert [part.data for part in ogg_parts(one + two)] == [one, two]
+
+
+def test_a_stream_that_ends_within_its_first_packet_is_refused() -> None:
+    data = bytearray(written(noise(N), "OGG", "VORBIS"))
+    data = data[: ogg_pages(bytes(data))[0][1]]
+    data[27] = 255  # the packet goes on
+    with pytest.raises(ValueError, match=r"^unreadable audio: "):
+        read_audio(bytes(data) + bytes(255 - 30), "ogg")

@@ -31,7 +31,7 @@ _MAX_VALUES = 200_000_000
 # Rates that audio has, those for the calls of bats included. Each sample at 1 Hz would become 16,000.
 _RATES_HZ = (1_000, 1_000_000)
 # Values that are read at once.
-_BLOCK_VALUES = 1 << 18
+_BLOCK_VALUES = 1 << 20
 # libsndfile's number of samples for a file that does not say it.
 _UNKNOWN_FRAMES = (1 << 63) - 1
 
@@ -115,9 +115,10 @@ def _read_part(part: Part, total: _Average) -> None:
         num_promised = part.num_samples * file.samplerate // (part.per_s or file.samplerate)
         total.check_size(num_promised if file.frames == _UNKNOWN_FRAMES else file.frames)
         num_samples = 0
-        block = None
-        while block is None or len(block):
+        while num_samples < file.frames:
             block = file.read(min(_BLOCK_VALUES // file.channels, file.frames), dtype="float32", always_2d=True)
+            if len(block) == 0:
+                break
             total.add(block)
             num_samples += len(block)
     if num_samples < num_promised:
@@ -218,7 +219,7 @@ def _read_file_with_av(data: bytes, av_format: str, total: _Average) -> None:
     import av
     import numpy as np
 
-    with av.open(io.BytesIO(data), mode="r", format=av_format) as container:
+    with av.open(io.BytesIO(data), mode="r", format=av_format, metadata_errors="replace") as container:
         if not container.streams.audio:
             raise ValueError("unreadable audio: the file has no audio stream")
         stream = container.streams.audio[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 
 from xares_bench.datasets.mpeg import mpeg_parts
 from xares_bench.datasets.ogg import ogg_parts
@@ -33,8 +34,20 @@ def parts_of(data: bytes, suffix: str) -> list[Part]:
         suffix: Its extension. Only needed for an MP3 that does not begin with a frame.
 
     Raises:
-        ValueError: A header contradicts the bytes, so that it is unknown what the whole file is.
+        ValueError: A header contradicts the bytes, so that it is unknown what the whole file is; or it is of another
+            format, or joined from too many files.
     """
+    parts = _all_parts(data, suffix)
+    _check_number(parts)
+    return parts
+
+
+def _check_number(parts: Sequence[object]) -> None:
+    if len(parts) > _MAX_PARTS:
+        raise ValueError(f"unreadable audio: more than {_MAX_PARTS} joined files")
+
+
+def _all_parts(data: bytes, suffix: str) -> list[Part]:
     start = 0
     while data.startswith(b"ID3", start):
         start += tag_size(data, start) or len(data)
@@ -73,6 +86,7 @@ def av_files(data: bytes) -> tuple[str, list[bytes]] | None:
     else:
         return None
     files = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+    _check_number(files)
     for file in files:
         place = file.find(_ASF_PROPERTIES) if kind == "asf" else -1
         if place >= 0 and len(file) >= place + 48:
@@ -128,8 +142,7 @@ def _wav_parts(data: bytes) -> list[Part]:
         found, end = _first_wav(data)
         parts += found
         data = data[end:]
-        if len(parts) > _MAX_PARTS:
-            raise ValueError(f"unreadable audio: more than {_MAX_PARTS} joined WAV files")
+        _check_number(parts)
     return parts
 
 

@@ -131,9 +131,10 @@ def _info_frame(data: bytes, first: _Frame, num_frames: int) -> bytes:
 def _info_starts(data: bytes, frames: Sequence[_Frame]) -> dict[int, int]:
     """Starts of the frames that are headers of files, with the places of their tags."""
     found: dict[int, int] = {}
-    by_start: dict[int, _Frame] = {}
+    by_start: dict[int, _Frame] | None = None
     for match in _INFO.finditer(data):
-        by_start = by_start or {frame.start: frame for frame in frames if frame.kind.layer == 3}
+        if by_start is None:
+            by_start = {frame.start: frame for frame in frames if frame.kind.layer == 3}
         for place in (13, 21, 36, 15, 23, 38):  # the latter three behind a checksum
             frame = by_start.get(match.start() - place)
             if frame is not None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from xares_bench.datasets.part import Part
 
 _MAGIC = b"OggS"
+_MAX_PACKET_BYTES = 16 << 20
 _OPUS_SAMPLES_PER_S = 48_000
 # Opus: samples of one frame by configuration 0 to 31.
 _OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -59,9 +60,9 @@ def _part(data: bytes, pages: Sequence[_Page]) -> Part:
     content = data[pages[0].start : pages[-1].end]
     if len(content) != sum(page.end - page.start for page in own):
         content = b"".join(data[page.start : page.end] for page in own)
-    if not known:
+    packets = _packets(data, own) if known else []
+    if not packets:
         return Part(data=content)  # libsndfile says what it is
-    packets = list(_packets(data, own))
     head = packets[0][1]
     if head.startswith(b"\x7fFLAC"):
         return Part(data=head[9:] + b"".join(packet for _, packet in packets[1:]))
@@ -94,21 +95,22 @@ def _packet(data: bytes, page: _Page) -> bytes:
     return data[page.start + 27 + len(page.sizes) : page.end]
 
 
-def _packets(data: bytes, pages: Sequence[_Page]) -> Iterator[tuple[int, bytes]]:
+def _packets(data: bytes, pages: Sequence[_Page]) -> list[tuple[int, bytes]]:
     """The packets of a stream, each with the index of the page that it ends on."""
-    begun: list[bytes] = []
+    packets = []
+    begun = b""
     for index, page in enumerate(pages):
-        position = page.start + 27 + len(page.sizes)
-        size = 0
+        start = end = page.start + 27 + len(page.sizes)
         for value in page.sizes:
-            size += value
+            end += value
             if value < 255:
-                yield index, b"".join((*begun, data[position : position + size]))
-                begun = []
-                position += size
-                size = 0
-        if size:
-            begun.append(data[position : position + size])
+                packets.append((index, begun + data[start:end]))
+                begun = b""
+                start = end
+        begun += data[start:end]
+        if len(begun) > _MAX_PACKET_BYTES:
+            raise ValueError(f"unreadable audio: a packet of the Ogg file has more than {_MAX_PACKET_BYTES} bytes")
+    return packets
 
 
 def _checked_granules(pages: Sequence[_Page], durations: Sequence[tuple[int, int]], max_trimmed: int) -> int:

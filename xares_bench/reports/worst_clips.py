@@ -144,7 +144,7 @@ def shortened(audio: bytes, suffix: str) -> Recording:
     try:
         waveform = read_audio(audio, suffix)
     except (ValueError, MemoryError) as cause:
-        return Recording(problem=f"it cannot be read: {cause or 'too little memory'}")
+        return Recording(problem=f"it cannot be read: {str(cause) or 'too little memory'}")
     import soundfile
 
     excerpt = waveform[: round(MAX_CLIP_S * SAMPLE_RATE_HZ)]
