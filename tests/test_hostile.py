@@ -7,6 +7,7 @@ stand for billions of words (`test_yaml_file`), pickles in the place of checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -15,10 +16,14 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import REPOSITORY
 from tests.shard_factory import encode, shard_at, tone, write_members
@@ -93,6 +98,103 @@ def test_a_header_of_many_gigabytes_is_refused(tmp_path: Path) -> None:
         file.write(bytes(1 << 20))
     finished = bounded(READ, tmp_path / "bomb.tar.gz")
     assert "claims 8589934592 bytes" in finished.stdout
+
+
+SPARSE = {
+    "0.0": {"GNU.sparse.size": "SIZE", "GNU.sparse.numblocks": "0"},
+    "0.1": {"GNU.sparse.size": "SIZE", "GNU.sparse.map": "0,0,SIZE,0"},
+    "1.0": {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.realsize": "SIZE",
+        "GNU.sparse.name": "0.wav",
+    },
+    "old": {},
+}
+
+
+def write_sparse(path: Path, version: str, size_bytes: int, stored: bytes) -> Path:
+    """A tar of one member that is a hole of any size but for its stored bytes."""
+    header = tarfile.TarInfo("0.wav")
+    header.size = len(stored)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        header.pax_headers = {key: value.replace("SIZE", str(size_bytes)) for key, value in SPARSE[version].items()}
+        archive.addfile(header, io.BytesIO(stored))
+    content = bytearray(buffer.getvalue())
+    if version == "old":  # a list of up to four places and sizes, and the size with its holes
+        content[156:157] = b"S"
+        content[386:410] = b"%011o\0%011o\0" % (0, len(stored))
+        content[483:495] = (1 << 95 | size_bytes).to_bytes(12, "big")
+        content[148:156] = b" " * 8
+        content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("stored", [b"", encode(tone(0.1)), b"1\n0\n512\n".ljust(1024, b"\0")], ids=range(3))
+@pytest.mark.parametrize("size_bytes", [10_000, 1 << 29, 8 << 30, 1 << 60])
+@pytest.mark.parametrize("version", SPARSE)
+def test_a_sparse_member_is_refused_before_its_holes_are_filled(
+    tmp_path: Path, version: str, size_bytes: int, stored: bytes
+) -> None:
+    file = write_sparse(tmp_path / "s.tar", version, size_bytes, stored)
+    assert file.stat().st_size < 20_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"s\.tar: damaged archive: '0\.wav' is a sparse file; pack it again"):
+        list(read_samples(shard_at(file)))
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_an_endless_list_of_holes_is_refused(tmp_path: Path) -> None:
+    """In a few kilobytes of gzip: a reader would keep each of its numbers."""
+    plain = write_sparse(tmp_path / "s.tar", "1.0", 10, b"999999999\n" + b"0\n" * 20_000_000)
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert (tmp_path / "s.tar.gz").stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match="is a sparse file"):
+        list(read_samples(shard_at(tmp_path / "s.tar.gz")))
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+NUMBERS = st.integers(-(1 << 70), 1 << 70).map(str) | st.sampled_from(
+    ["0", "-1", "-512", "-1024", "x", "1" * 5000, "nan"]
+)
+FIELDS = ["size", "mtime", "uid", "path", "linkpath", "hdrcharset", "GNU.sparse.size", "GNU.sparse.realsize"]
+FIELDS += ["GNU.sparse.map", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.offset", "GNU.sparse.numbytes"]
+
+
+@settings(max_examples=300, deadline=5000, derandomize=True)
+@given(
+    fields=st.dictionaries(st.sampled_from(FIELDS), NUMBERS | st.text(max_size=8), max_size=4),
+    kind=st.sampled_from(["0", "x", "g", "L", "K", "S", "7", "5"]),
+    size_bytes=st.integers(-2000, 2000) | st.integers(-(1 << 80), 1 << 80),
+)
+def test_headers_that_lie_end_in_bounded_memory(fields: dict[str, str], kind: str, size_bytes: int) -> None:
+    header = tarfile.TarInfo("0.wav")
+    header.size = 100
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        header.pax_headers = {key: value.encode("utf-8", "replace").decode() for key, value in fields.items()}
+        archive.addfile(header, io.BytesIO(bytes(100)))
+    content = bytearray(buffer.getvalue())
+    last = len(content) // 512 * 512
+    last = max(place for place in range(0, last, 512) if content[place + 257 : place + 262] == b"ustar")
+    if kind != "0":
+        content[last + 156 : last + 157] = kind.encode()
+        content[last + 124 : last + 136] = (size_bytes % (1 << 96)).to_bytes(12, "big")
+        content[last + 148 : last + 156] = b" " * 8
+        content[last + 148 : last + 156] = b"%06o\0 " % (sum(content[last : last + 512]) % 0o777777)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "s.tar"
+        file.write_bytes(content)
+        tracemalloc.start()
+        with contextlib.suppress(DataError):
+            assert len(list(read_samples(shard_at(file)))) <= 2
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        tracemalloc.stop()
 
 
 def test_headers_of_headers_are_refused(tmp_path: Path) -> None:

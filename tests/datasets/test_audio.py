@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.audio_lies import flac_saying
 from tests.shard_factory import Waveform, encode, tone
 from xares_bench.datasets.audio import AUDIO_SUFFIXES, EXTRA_SUFFIXES, SAMPLE_RATE_HZ, crop, missing_extra, read_audio
 
@@ -243,6 +247,13 @@ def test_garbage_is_no_m4a_and_no_wma(suffix: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_tags_in_other_encodings_are_no_reason() -> None:
+    """M4A files have titles in Latin-1, too."""
+    data = encode_with_av(chirp(0.5)[None], "m4a", 16_000)
+    assert data.count(b"Lavf") == 1
+    np.testing.assert_array_equal(read_audio(data.replace(b"Lavf", b"L\xe4vf"), "m4a"), read_audio(data, "m4a"))
+
+
 def test_m4a_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -300,3 +311,99 @@ def test_importing_the_module_imports_no_audio_library() -> None:
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+# What reading may take on top of the interpreter and its libraries if a file may have 2,000,000 values.
+ALLOWED_BYTES = 150 << 20
+READ_ALL = """
+import pickle, resource, sys
+import numpy, soundfile, soxr
+from xares_bench.datasets import audio
+audio._MAX_VALUES = 2_000_000
+files = pickle.load(sys.stdin.buffer)
+audio.read_audio(files[0], "wav")
+taken = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData"))) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (taken + int(sys.argv[1]),) * 2)
+for data in files:
+    try:
+        waveform = audio.read_audio(data, "wav")
+    except ValueError as error:
+        print(error)
+    else:
+        assert len(waveform) <= 2_000_000, len(waveform)
+        print(len(waveform))
+"""
+
+
+def wav_at(rate_hz: int, num_samples: int, num_channels: int) -> bytes:
+    """A silent WAV at any rate."""
+    data = bytearray(encode(np.zeros((num_samples, num_channels), np.float32), subtype="PCM_U8"))
+    data[24:28] = rate_hz.to_bytes(4, "little")
+    return bytes(data)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    files=st.lists(
+        st.builds(
+            wav_at,
+            st.sampled_from([1, 10, 999, 1_000, 2_000, 8_000, 16_000, 48_000, 1_000_000, (1 << 31) - 1])
+            | st.integers(1, 200_000),
+            st.sampled_from([1, 20_000, 130_000, 2_000_000]) | st.integers(1, 300_000),
+            st.sampled_from([1, 2, 8, 100]),
+        ),
+        min_size=20,
+        max_size=20,
+    )
+)
+def test_no_rate_length_or_number_of_channels_takes_more_than_its_bound(files: list[bytes]) -> None:
+    files = [wav_at(16_000, 1000, 1), *files]
+    output = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(ALLOWED_BYTES)], input=pickle.dumps(files), capture_output=True, check=True
+    ).stdout.decode()
+    lines = output.splitlines()
+    assert len(lines) == len(files)
+    for data, line in zip(files, lines, strict=True):
+        rate_hz, num_channels = int.from_bytes(data[24:28], "little"), data[22]
+        num_values = len(data) - 44
+        if not 1_000 <= rate_hz <= 1_000_000:
+            assert line == f"unreadable audio: a rate of {rate_hz} Hz, expected 1000 to 1000000"
+        elif max(num_values, num_values // num_channels * 16_000 / rate_hz) > 2_000_000 + num_channels:
+            assert "expected at most 2000000" in line
+        else:
+            assert line.isdigit() or "shorter than one sample" in line
+
+
+@pytest.mark.parametrize("num_samples", [20_000, 60_000])
+def test_a_few_bytes_at_1_hz_are_refused(num_samples: int) -> None:
+    """At 16 kHz they would be 320 and 960 million samples."""
+    with pytest.raises(ValueError, match=r"^unreadable audio: a rate of 1 Hz, expected 1000 to 1000000$"):
+        read(wav_at(1, num_samples, 1))
+
+
+def test_the_bound_holds_after_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xares_bench.datasets.audio._MAX_VALUES", 100_000)
+    assert len(read(wav_at(1_000, 6_000, 1))) == 96_000
+    with pytest.raises(ValueError, match=r"^unreadable audio: 112000 samples at 16 kHz, expected at most 100000$"):
+        read(wav_at(1_000, 7_000, 1))
+    with pytest.raises(
+        ValueError, match=r"^unreadable audio: 100002 samples over all channels, expected at most 100000$"
+    ):
+        read(wav_at(48_000, 50_001, 2))
+
+
+def test_the_bound_holds_for_joined_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xares_bench.datasets.audio._MAX_VALUES", 100_000)
+    one = encode(tone(2.0), "flac")
+    assert len(read(one * 3)) == 96_000
+    with pytest.raises(ValueError, match="128000 samples over all channels, expected at most 100000"):
+        read(one * 4)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "m4a"])
+def test_the_bound_holds_while_an_unknown_number_is_read(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xares_bench.datasets.audio._MAX_VALUES", 100_000)
+    sound = tone(7.0)
+    data = flac_saying(encode(sound, "flac"), 0) if suffix == "flac" else encode_with_av(sound[None], "m4a", 16_000)
+    with pytest.raises(ValueError, match="samples over all channels, expected at most 100000"):
+        read_audio(data, suffix)

@@ -9,7 +9,8 @@ import torch
 from tests.encoders.conftest import CPU, LEARNED, PLAIN, Loader
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.store import Store
-from xares_bench.encoders.contract import check_contract, probe_clip
+from xares_bench.encoders.contract import check_contract
+from xares_bench.encoders.contract_probes import probe_clip
 from xares_bench.encoders.shortest_clip import shortest_clip
 
 CLIP_S = probe_clip(1600, seed=0)

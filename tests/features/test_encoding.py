@@ -9,7 +9,7 @@ import torch
 
 from tests.shard_factory import encode, tone
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.core.errors import EncoderError
+from xares_bench.core.errors import DataError, EncoderError
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, read_clip
@@ -99,3 +99,32 @@ def test_a_clip_shorter_than_the_encoder_takes_is_a_reason() -> None:
     assert read_clip(sample, "s.tar", None, "seed", 201) == DroppedSample(
         shard="s.tar", clip="k", reason="audio of 12.5 ms; the encoder takes clips of 12.56 ms and more"
     )
+
+
+@pytest.mark.parametrize("place", ["soxr.resample", "soundfile.SoundFile.read", "numpy.abs"])
+def test_too_little_memory_names_the_clip(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the run: without the clip, the score would depend on the memory at hand."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    audio = encode(tone(0.5, rate_hz=48_000), rate_hz=48_000)
+    sample = Sample(key="deep/clip", audio=audio, suffix="wav", fields={})
+    assert isinstance(read_clip(sample, "s.tar", None, "seed"), AudioClip)
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(
+        DataError, match=r"^s\.tar: deep/clip: too little memory to read this clip \(\d+ bytes of \.wav"
+    ):
+        read_clip(sample, "s.tar", None, "seed")
+
+
+def test_any_other_error_names_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of the program")
+
+    monkeypatch.setattr("soxr.resample", fail)
+    audio = encode(tone(0.5, rate_hz=48_000), rate_hz=48_000)
+    sample = Sample(key="clip", audio=audio, suffix="wav", fields={})
+    with pytest.raises(ZeroDivisionError, match="a fault of the program") as caught:
+        read_clip(sample, "s.tar", None, "seed")
+    assert caught.value.__notes__ == ["This happened while the audio of clip of s.tar was read."]

@@ -64,6 +64,14 @@ def test_a_clip_without_audio_says_why(tmp_path: Path) -> None:
     assert (recordings_of(["c"], [broken])["c"].problem or "").startswith("it cannot be read: ")
 
 
+def test_too_little_memory_for_a_clip_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "read_audio", fail)
+    assert shortened(b"", "wav").problem == "it cannot be read: too little memory"
+
+
 def test_the_search_ends_where_data_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [write_shard(tmp_path / f"{n}.tar", [(f"clip-{n}", tone(0.5), {"label": "x"})]) for n in range(2)]
     monkeypatch.setattr(module, "MAX_SHARD_BYTES", shards[0].stat().st_size + 1)

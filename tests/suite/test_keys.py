@@ -34,6 +34,10 @@ CANNOT_CHANGE_A_RESULT = {
 IN_THE_KEY_OF_FEATURES = {
     "encoders.": "in the key of the features",
     "datasets.audio": "in the key of the features",
+    "datasets.containers": "in the key of the features",
+    "datasets.mpeg": "in the key of the features",
+    "datasets.ogg": "in the key of the features",
+    "datasets.part": "in the key of the features",
     "features.cached_shard": "in the key of the features",
     "features.encoding": "in the key of the features",
     "features.prefetch": "in the key of the features",

@@ -34,13 +34,17 @@ from xares_bench.datasets.targets import targets_of
 INVENTORY_MODULES = (
     "core.parsing",
     "datasets.audio",
+    "datasets.containers",
     "datasets.inventory",
+    "datasets.mpeg",
+    "datasets.ogg",
+    "datasets.part",
     "datasets.shards",
     "datasets.targets",
 )
 
 _CHUNK_BYTES = 1 << 20
-_AUDIO_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"\x30\x26\xb2\x75")
+_AUDIO_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x30\x26\xb2\x75")
 _MAX_NAMED = 3
 _MAX_REASON_CHARACTERS = 300
 # Far above the labels of any classification, and the texts of most shards.

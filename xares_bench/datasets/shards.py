@@ -257,6 +257,10 @@ def _read_members(shard: Shard, opened: BinaryIO | None) -> Iterator[tuple[str, 
                     num_members += 1
                     if member.islnk() or member.issym():
                         raise ReadError(f"{member.name!r} is a link; store the file itself")
+                    if member.issparse():
+                        raise _sparse_error(member)
+                    if member.size < 0:
+                        raise ReadError(f"{member.name!r} claims {member.size} bytes")
                     if not member.isfile():
                         continue
                     # A name that is not UTF-8 comes with lone surrogates, which cannot be written to a result file.
@@ -279,7 +283,7 @@ def _read_members(shard: Shard, opened: BinaryIO | None) -> Iterator[tuple[str, 
                     raise ReadError(f"more than {_MAX_MEMBER_BYTES} zeros after the end mark of the archive")
     except RecursionError:
         raise DataError(f"{shard.path}: damaged archive: endless headers; fetch or build this shard again") from None
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as cause:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as cause:
         problem = None if num_members else what_instead(shard.path)
         problem = problem or f"damaged archive: {cause}; fetch or build this shard again"
         raise DataError(f"{shard.path}: {problem}") from None
@@ -317,7 +321,7 @@ class _Bounded:
         self.tell, self.seek = stream.tell, stream.seek
 
     def read(self, size: int) -> bytes:
-        if size > _MAX_MEMBER_BYTES:
+        if not 0 <= size <= _MAX_MEMBER_BYTES:
             raise ReadError(f"a member or its header claims {size} bytes, expected at most {_MAX_MEMBER_BYTES}")
         return self._stream.read(size)
 
@@ -333,3 +337,16 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
         except HeaderError as cause:
             raise ReadError(f"{cause} after {tarfile.offset} bytes") from None
+
+    # A sparse file: a few bytes of positions stand for any number of zeros, or for a list of positions of any length.
+    def _proc_sparse(self, tarfile: tarfile.TarFile) -> Self:
+        raise _sparse_error(self)
+
+    def _proc_gnusparse_00(self, next: tarfile.TarInfo, *_: object) -> None:
+        raise _sparse_error(next)
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
+
+
+def _sparse_error(member: tarfile.TarInfo) -> ReadError:
+    return ReadError(f"{member.name!r} is a sparse file; pack it again without tar's option --sparse (-S)")

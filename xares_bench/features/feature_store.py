@@ -38,6 +38,10 @@ ItemT = TypeVar("ItemT")
 FEATURES_MODULES = (
     "core.parsing",
     "datasets.audio",
+    "datasets.containers",
+    "datasets.mpeg",
+    "datasets.ogg",
+    "datasets.part",
     "datasets.shards",
     "encoders.fingerprint",
     "encoders.held_state",

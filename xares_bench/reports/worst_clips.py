@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 AUDIO_MODULES = (
     "core.parsing",
     "datasets.audio",
+    "datasets.containers",
+    "datasets.mpeg",
+    "datasets.ogg",
+    "datasets.part",
     "datasets.shards",
     "reports.worst_clips",
 )
@@ -139,8 +143,8 @@ def shortened(audio: bytes, suffix: str) -> Recording:
     """
     try:
         waveform = read_audio(audio, suffix)
-    except ValueError as cause:
-        return Recording(problem=f"it cannot be read: {cause}")
+    except (ValueError, MemoryError) as cause:
+        return Recording(problem=f"it cannot be read: {str(cause) or 'too little memory'}")
     import soundfile
 
     excerpt = waveform[: round(MAX_CLIP_S * SAMPLE_RATE_HZ)]
