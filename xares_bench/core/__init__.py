@@ -1,8 +1,9 @@
 """Foundations that know nothing of audio or models.
 
-errors    what users can cause, as one tree
-digests   digests of values, files and our own code, for cache keys
-parsing   reads YAML and JSON files, with errors that name file and key
-store     the cache on disk: finished results under their keys
-progress  progress bars on a terminal
+errors     what users can cause, as one tree
+digests    digests of values, files and our own code, for cache keys
+parsing    what users write: YAML and JSON files, with errors that name file and key, and paths
+yaml_text  YAML text to values, by rules that leave no word open
+store      the cache on disk: finished results under their keys
+progress   progress bars on a terminal
 """

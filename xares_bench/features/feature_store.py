@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from xares_bench.core.digests import code_digest, digest_of, library_versions
@@ -155,16 +156,19 @@ class FeatureStore:
             max_audio_s: Longer clips are cropped to a window of this many seconds; None: never. Every pass draws
                 another window, so features of windows are never cached: they would not be used again.
             max_clips: Only this many samples; None: all.
-            seed: Decides where windows lie, with the names of shard and sample.
+            seed: Decides where windows lie, with the sample's name and the shard's, or the digest of a user's own.
             cache: Whether to cache what is computed.
 
         Raises:
             DataError: The shard is damaged.
         """
 
+        # An absolute path is the place of the user's own tar, which must not move windows; a path inside a corpus stays.
+        identity = shard.digest if PurePath(shard.name).is_absolute() else shard.name
+
         def request(sample: Sample) -> ReadRequest:
             return ReadRequest(
-                sample=sample, shard=shard.name, max_audio_s=max_audio_s, seed=f"{seed} {shard.name} {sample.key}"
+                sample=sample, shard=shard.name, max_audio_s=max_audio_s, seed=f"{seed} {identity} {sample.key}"
             )
 
         key = self.key(shard, max_audio_s, max_clips)

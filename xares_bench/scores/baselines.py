@@ -26,12 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import BaselineError, UsageError
-from xares_bench.core.parsing import Section, read_yaml
+from xares_bench.core.parsing import Section, did_you_mean, local_path, read_yaml
 from xares_bench.core.store import write_together
+from xares_bench.core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from xares_bench.scores.clip_sums import ClipSums
@@ -121,9 +120,12 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         ('full', 0.697, 0.6675)
     """
     shipped = shipped_baselines()
-    path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else Path(name_or_file)
+    path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else local_path(name_or_file)
     if not path.is_file():
-        raise BaselineError(f"no baseline {name_or_file!r}: no such file; the package ships {', '.join(shipped)}")
+        raise BaselineError(
+            f"no baseline {name_or_file!r}: no such file; the package ships {', '.join(shipped)}"
+            f"{did_you_mean(name_or_file, shipped)}"
+        )
     section = read_yaml(path, BaselineError)
     # Checked first: a file of another schema may have other keys.
     schema = section.integer("schema", at_least=1)
@@ -135,8 +137,6 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         section.fail("scores", "found no dataset, expected at least one")
     scores = {}
     for dataset in scores_section.values:
-        if not isinstance(dataset, str):
-            scores_section.fail(str(dataset), "found a key that is not text; put the name of the dataset in quotes")
         if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
             scores[dataset] = _read_score(scores_section.section(dataset), _clip_sums_file(path, dataset))
         else:
@@ -144,7 +144,7 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
     fingerprints = {}
     if section.has("fingerprints"):
         fingerprints_section = section.section("fingerprints")
-        fingerprints = {str(part): fingerprints_section.text(part) for part in fingerprints_section.values}
+        fingerprints = {part: fingerprints_section.text(part) for part in fingerprints_section.values}
     return Baseline(
         name=name_or_file,
         preset=section.text("preset"),
@@ -241,7 +241,7 @@ def write_baseline(
     if fingerprints:
         content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
     files: dict[Path, bytes | str] = {_clip_sums_file(path, dataset): data for dataset, data in clip_sums.items()}
-    write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
+    write_together({**files, path: dump_yaml(content)})
 
 
 def save_as_baseline(

@@ -13,7 +13,7 @@ import pytest
 from xares_bench.core.errors import UsageError, XaresError
 from xares_bench.runtime.signals import cancel_deadline, save_stderr
 from xares_bench.session.ending import Ending, end_session
-from xares_bench.session.options import read_options
+from xares_bench.session.options import check_given_once, read_options
 from xares_bench.session.session import BenchSession
 from xares_bench.session.workers import carry, is_helper, is_worker, leave_reports_to_the_first, rank
 
@@ -27,6 +27,7 @@ def open_session(config: pytest.Config) -> BenchSession:
         pytest.UsageError: An option, or a file that it names, is wrong.
     """
     try:
+        check_given_once(map(str, config.invocation_params.args))
         options = read_options(config.option)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
