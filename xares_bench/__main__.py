@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Any
 
 from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
 from xares_bench.core.errors import DataError, UsageError, XaresError, usage_errors_of_paths
+from xares_bench.core.parsing import did_you_mean, local_path
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
@@ -38,6 +39,32 @@ intervals, paired by clip if both runs have their clip sums. * marks the best sc
 """
 
 
+class _Once(argparse.Action):
+    """Stores the value of an option; given twice, it is an error, where argparse would let the last one win."""
+
+    _is_given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string is not None and self._is_given:
+            parser.error(f"{option_string} is given twice; give it once")
+        self._is_given = True
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, and parsers of commands, whose options can be given once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("action", None, _Once)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0 done, 1 something could not be downloaded or read, 2 wrong usage."""
     options = _parser().parse_args(arguments)
@@ -57,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m xares_bench", description="xares-bench without pytest.")
+    parser = _Parser(prog="python -m xares_bench", description="xares-bench without pytest.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     download = commands.add_parser(
         "download",
@@ -98,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_COMPARE_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its results.json")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its results.json")
     compare.add_argument(
         "--clips", type=int, default=10, metavar="N", help="for two runs: show the N rows that differ most; default: 10"
     )
@@ -108,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         help="one page over many finished runs",
         description="Writes one HTML file that works offline, with a sortable table of all runs per preset.",
     )
-    board.add_argument("folder", type=Path, metavar="RUNS_DIR", help="the folder of --runs-dir")
-    board.add_argument("--output", type=Path, metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
+    board.add_argument("folder", metavar="RUNS_DIR", help="the folder of --runs-dir")
+    board.add_argument("--output", metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
     board.set_defaults(do=_leaderboard)
     return parser
 
@@ -117,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace) -> None:
     from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
-    runs = [read_run(path) for path in options.runs]
+    runs = [read_run(local_path(path)) for path in options.runs]
     _print(comparison_table(compare(runs)))
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
@@ -127,10 +154,11 @@ def _compare(options: argparse.Namespace) -> None:
 def _leaderboard(options: argparse.Namespace) -> None:
     from xares_bench.reports.leaderboard import leaderboard_html, read_runs
 
-    runs, problems = read_runs(options.folder)
+    folder = local_path(options.folder)
+    runs, problems = read_runs(folder)
     for problem in problems:
         sys.stderr.write(f"xares_bench: left out: {problem}\n")
-    output = options.output or options.folder / "leaderboard.html"
+    output = local_path(options.output) if options.output else folder / "leaderboard.html"
     write_atomically(output, leaderboard_html(runs))
     _print(f"{output}: {len(runs)} runs")
 
@@ -151,7 +179,7 @@ def _download(options: argparse.Namespace) -> None:
             )
     if options.no_models and options.decoder:
         raise UsageError(f"--decoder={options.decoder} and --no-models contradict each other; give one of them")
-    folder = Path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
+    folder = local_path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, expected the folder of the data; choose another --data-home")
     home = DataHome(folder, revisions, write=not options.dry_run)
@@ -189,7 +217,8 @@ def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
     for name in names:
         if name != "all" and name not in catalogue.tasks and name not in catalogue.datasets:
             expected = ", ".join((*sorted(catalogue.tasks), "all", *sorted(catalogue.datasets)))
-            raise UsageError(f"{name}: no such task or dataset; expected some of {expected}")
+            hint = did_you_mean(name, (*catalogue.tasks, "all", *catalogue.datasets))
+            raise UsageError(f"{name}: no such task or dataset; expected some of {expected}{hint}")
         found = catalogue.datasets if name == "all" else catalogue.tasks.get(name, (name,))
         chosen.update((dataset, catalogue.datasets[dataset]) for dataset in found)
     return list(chosen.values())

@@ -6,17 +6,18 @@ steps are the ones to use, nothing is looked up a second time.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xares_bench.config.recipe import Recipe, read_recipe
 from xares_bench.core.errors import CatalogueError, UsageError
-from xares_bench.core.parsing import Section, read_yaml, shown
+from xares_bench.core.parsing import Section, did_you_mean, read_yaml, shown
 from xares_bench.metrics.registry import check_metric
 
 DATA_FOLDER = Path(__file__).parent
@@ -34,7 +35,7 @@ class Split:
 
     Attributes:
         shards: Paths, braces expanded, relative to the data folder unless absolute.
-        target_keys: Fields to look a target up in; the first one present wins.
+        target_keys: Fields to look a target up in; the first one that holds something counts.
         num_workers: Threads that decode; None: one per processor; 0: none, the main one does it.
     """
 
@@ -122,10 +123,17 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """All datasets, tasks and mixes of one preset."""
+    """All datasets, tasks and mixes of one preset.
+
+    Attributes:
+        preset: The preset.
+        datasets: The datasets by name, as tasks train and evaluate them.
+        alone: The datasets that differ where a LALM is trained on them alone, as they are then.
+    """
 
     preset: Preset
     datasets: Mapping[str, Dataset]
+    alone: Mapping[str, Dataset] = field(default_factory=dict)
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, tuple[str, ...]]:
@@ -147,7 +155,7 @@ class Catalogue:
             CatalogueError: There is no such mix.
         """
         if name in self.datasets:
-            dataset = self.datasets[name]
+            dataset = self.alone.get(name, self.datasets[name])
             steps = self.preset.steps.get("alone", dataset.steps_alone)
             assert steps is not None, name
             return Mix(name=name, datasets=(dataset,), weights=(1.0,), steps=steps)
@@ -158,7 +166,8 @@ class Catalogue:
             datasets = tuple(self.datasets[dataset] for dataset in self.tasks[name])
             return make_mix(name, datasets, [dataset.mix_weight for dataset in datasets], self.preset.steps[name])
         expected = ", ".join(("auto", *self.mix_names))
-        raise CatalogueError(f"--train={name}: no such mix; expected a YAML file or one of {expected}")
+        hint = did_you_mean(name, ("auto", *self.mix_names))
+        raise CatalogueError(f"--train={name}: no such mix; expected a YAML file or one of {expected}{hint}")
 
 
 def load_catalogue(
@@ -171,9 +180,12 @@ def load_catalogue(
     """
     presets = read_yaml(presets_file, CatalogueError)
     if preset not in presets.values:
-        raise CatalogueError(f"--preset={preset}: no such preset; expected one of {', '.join(sorted(presets.values))}")
+        raise CatalogueError(
+            f"--preset={preset}: no such preset; expected one of {', '.join(sorted(presets.values))}"
+            f"{did_you_mean(preset, presets.values)}"
+        )
     section = presets.section(preset)
-    section.only("summary", "data", "decoder", "needs_gpu", "steps", "metrics", "recipe")
+    section.only("summary", "data", "decoder", "needs_gpu", "steps", "metrics", "alone", "recipe")
     data = section.section("data")
     data.only("folder", "train", "eval")
     metrics = section.section("metrics")
@@ -183,12 +195,17 @@ def load_catalogue(
         datasets[name] = _read_dataset(name, dataset_section, data, override)
     for name in metrics.values:
         if name not in datasets:
-            metrics.fail(name, "no such dataset")
+            metrics.fail(name, f"no such dataset{did_you_mean(name, datasets)}")
+    alone = {}
+    for name, differences in section.section("alone").sections():
+        if name not in datasets:
+            differences.fail(None, f"no such dataset{did_you_mean(name, datasets)}")
+        alone[name] = _read_alone(datasets[name], differences)
     steps = section.section("steps")
     for mix in ("all", *(dataset.task for dataset in datasets.values())):
         if mix not in steps.values:
             steps.fail(mix, f"missing; every task of {datasets_file.name} and the mix of all need their steps")
-    return Catalogue(preset=_read_preset(preset, section, data, steps), datasets=datasets)
+    return Catalogue(preset=_read_preset(preset, section, data, steps), datasets=datasets, alone=alone)
 
 
 def make_mix(
@@ -237,7 +254,7 @@ def _read_preset(name: str, section: Section, data: Section, steps: Section) -> 
         folder=REPOSITORY_ROOT / data.text("folder") if data.has("folder") else None,
         decoder=str(REPOSITORY_ROOT / decoder) if (REPOSITORY_ROOT / decoder).is_dir() else decoder,
         recipe=read_recipe(recipe),
-        steps={str(mix): steps.integer(str(mix), at_least=1) for mix in steps.values},
+        steps={mix: steps.integer(mix, at_least=1) for mix in steps.values},
         needs_gpu=section.boolean("needs_gpu"),
     )
 
@@ -272,6 +289,27 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
         steps_alone=section.integer("steps_alone", at_least=1),
         repository=None if data.has("folder") else section.text("repository"),
     )
+
+
+def _read_alone(dataset: Dataset, section: Section) -> Dataset:
+    """Return a dataset with the shards and the target keys that it has where it is trained alone."""
+    section.only("targets", "shards")
+    for part in section.values:
+        section.section(part).only("train", "eval")
+    return dataclasses.replace(
+        dataset, train=_split_alone(dataset.train, section, "train"), eval=_split_alone(dataset.eval, section, "eval")
+    )
+
+
+def _split_alone(split: Split | None, section: Section, name: str) -> Split:
+    assert split is not None
+    shards, target_keys = split.shards, split.target_keys
+    if section.has("shards") and section.section("shards").has(name):
+        source = section.section("shards")
+        shards = tuple(path for pattern in source.texts(name) for path in _expand(source, name, pattern))
+    if section.has("targets") and section.section("targets").has(name):
+        target_keys = section.section("targets").texts(name)
+    return dataclasses.replace(split, shards=shards, target_keys=target_keys)
 
 
 def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from xares_bench.core.errors import EncoderSpecError
-from xares_bench.core.parsing import parse_json
+from xares_bench.core.parsing import RepeatedKeyError, did_you_mean, local_path, parse_json
 
 _FORMS = "path/to/file.py, path/to/file.py::ClassName, package.module.ClassName or hf:NAME"
 
@@ -71,7 +71,7 @@ def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderS
     if text.startswith(_HUB_PREFIX):
         return _parse_hub_text(text, arguments)
     path_text, separator, class_name = text.partition("::")
-    path = Path(path_text).expanduser()
+    path = local_path(path_text)
     if not (separator or path.suffix == ".py" or {"/", os.sep} & set(path_text) or path.exists()):
         module, class_name = _parse_dotted_path(text)
         return EncoderSpec(
@@ -145,7 +145,8 @@ class _FileClasses:
             )
         _fail(
             self.spec_text,
-            f"the file defines no class {name!r} at its top level ({self._found()}); name one of its classes",
+            f"the file defines no class {name!r} at its top level ({self._found()}); name one of its classes"
+            f"{did_you_mean(name, self.classes)}",
         )
 
     def _found(self) -> str:
@@ -217,14 +218,14 @@ def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
     clashing = sorted({"model", "revision"} & set(arguments))
     if clashing:
         _fail(text, f"--encoder-args gives {clashing[0]!r}, which --encoder already sets; leave it out")
-    folder = Path(target).expanduser()
+    folder = local_path(target)
     # A folder's name may hold an @, so folders come first.
     if target and folder.is_dir():
         model, revision, name = str(folder.absolute()), None, folder.resolve().name
     else:
         model, separator, revision_text = target.partition("@")
         before_last = target.rpartition("@")[0]
-        if before_last and Path(before_last).expanduser().is_dir():
+        if before_last and local_path(before_last).is_dir():
             _fail(
                 text, f"{before_last} is a folder, and folders have no revisions; leave out the last @ and what follows"
             )
@@ -256,6 +257,8 @@ def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
     example = """as in --encoder-args='{"layer": 6}'"""
     try:
         arguments = parse_json(arguments_json, parse_constant=_refuse_constant)
+    except RepeatedKeyError as error:
+        raise EncoderSpecError(f"--encoder-args={arguments_json}: {error}; give each key once") from None
     except ValueError as error:
         raise EncoderSpecError(
             f"--encoder-args={arguments_json}: not JSON ({error}); give an object, {example}"

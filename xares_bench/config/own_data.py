@@ -14,7 +14,8 @@ More keys, all optional: `prob` and `repo_id` beside a training dataset's `promp
 `metric_args` and `weight` beside an evaluation's `metric`, `repo_id` beside its `prompt`. `prompt` and `key` may be
 lists.
 
-Paths may contain braces and globs; relative ones start at the current directory. With `repo_id` they are paths inside a
+Paths may contain braces, globs, environment variables and a `~` at the beginning; relative ones start at the current
+directory. With `repo_id` they are paths inside a
 dataset repository on the hub. The files of a repository are not listed, so globs are refused there.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 from xares_bench.config.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix
 from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.core.file_kinds import path_problem
-from xares_bench.core.parsing import Section, read_yaml, shown
+from xares_bench.core.parsing import Section, local_path, read_yaml, shown
 from xares_bench.metrics.registry import METRICS, check_metric
 
 # The task of the user's own datasets.
@@ -184,8 +185,9 @@ def _read_split(section: Section, num_workers: int | None) -> Split:
     shards: list[str] = []
     for pattern in section.texts("data"):
         try:
-            expanded = expand_braces(pattern)
-        except ValueError as cause:
+            # Before the braces, as ${NAME} has some, too. A path inside a repository has nothing to expand.
+            expanded = expand_braces(pattern if section.has("repo_id") else str(local_path(pattern)))
+        except (UsageError, ValueError) as cause:
             section.fail("data", str(cause))
         for path in expanded:
             shards.extend(find(section, path))

@@ -5,7 +5,6 @@ Every name is resolved here, so that the rest of the package never sees an optio
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xares_bench.config.catalogue import Catalogue, Dataset, Mix, load_catalogue
 from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.errors import CatalogueError, UsageError
+from xares_bench.core.parsing import did_you_mean, local_path
+from xares_bench.core.yaml_text import MisreadWord, load_yaml
 from xares_bench.hub import parse_data_revisions
 
 
@@ -83,7 +82,9 @@ class Plan:
         return {**self.catalogue.tasks, **own}
 
     def dataset(self, name: str) -> Dataset:
-        """Return the public or own dataset of this name."""
+        """Return the public or own dataset of this name; a public one that is trained alone, as it is then."""
+        if self.mix is not None and self.mix.name == name:
+            return self.mix.datasets[0]
         return self.own_datasets[name] if name in self.own_datasets else self.catalogue.datasets[name]
 
     def uses_public(self, names: Iterable[str]) -> bool:
@@ -138,7 +139,7 @@ def make_plan(
     if encoder is None and encoder_arguments is not None:
         raise UsageError("--encoder-args needs --encoder")
     catalogue = load_catalogue(preset)
-    own = read_own_evaluations(Path(evaluate), catalogue) if evaluate else ()
+    own = read_own_evaluations(local_path(evaluate), catalogue) if evaluate else ()
     if own and train == "auto":
         raise UsageError("--eval needs --train: name the mix whose LALM its datasets are evaluated with")
     mix = _read_mix(train, catalogue)
@@ -146,8 +147,8 @@ def make_plan(
         raise UsageError(f"--train={train} needs --eval: it contains no public dataset to evaluate")
     datasets = [*catalogue.datasets.values(), *(mix.datasets if mix else ()), *own]
     check_places(datasets)
-    home = Path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
-    folder = Path(data_home) if data_home else catalogue.preset.folder or home
+    home = local_path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
+    folder = home if data_home else catalogue.preset.folder or home
     return Plan(
         encoder=None if encoder is None else parse_encoder_spec(encoder, encoder_arguments),
         catalogue=catalogue,
@@ -164,7 +165,7 @@ def make_plan(
         allow_cpu=allow_cpu,
         feature_bytes=feature_bytes,
         checkpoint_steps=checkpoint_steps,
-        runs_folder=Path(runs_dir).absolute(),
+        runs_folder=local_path(runs_dir).absolute(),
     )
 
 
@@ -175,13 +176,19 @@ def _read_revisions(texts: Sequence[str], datasets: Iterable[Dataset]) -> Mappin
     for repository in revisions:
         if not repositories or repository not in (None, *repositories):
             found = ", ".join(repositories) or "no repository"
-            raise UsageError(f"--data-revision={repository or ''}: this repository is not used; found {found}")
+            hint = did_you_mean(repository or "", repositories)
+            raise UsageError(f"--data-revision={repository or ''}: this repository is not used; found {found}{hint}")
     return revisions
 
 
 def _read_changes(changes: Sequence[str], seed: int | None) -> dict[str, Any]:
     """The changes of the recipe by `--set` and `--seed`."""
-    values = dict(_parse_change(change) for change in changes)
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, value = _parse_change(change)
+        if key in values:
+            raise UsageError(f"--set={change}: {key} is set twice, before to {values[key]}; give each key once")
+        values[key] = value
     if seed is not None:
         if "seed" in values:
             raise UsageError(f"--seed={seed} and --set seed={values['seed']} both set the seed; give one of them")
@@ -193,13 +200,13 @@ def _read_mix(train: str, catalogue: Catalogue) -> Mix | None:
     if train == "auto":
         return None
     if train.endswith((".yaml", ".yml")):
-        return read_own_mix(Path(train), catalogue)
+        return read_own_mix(local_path(train), catalogue)
     return catalogue.mix(train)
 
 
 def _read_decoder(text: str) -> str:
     """Return the absolute path of a folder, or a name on the hub."""
-    path = Path(text).expanduser()
+    path = local_path(text)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"--decoder={text}: this folder has no config.json; give a model's folder or hub name")
@@ -216,10 +223,8 @@ def _parse_change(change: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise CatalogueError(f"--set={change}: expected KEY=VALUE, e.g. --set learning_rate=0.001")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):  # e.g. of the date 2024-99-99
+        return key.strip(), load_yaml(text)
+    except MisreadWord as cause:
+        raise CatalogueError(f"--set={change}: {cause}") from None
+    except ValueError:
         raise CatalogueError(f"--set={change}: {text!r} is neither a number, true, false, null nor a word") from None
-    if isinstance(value, str):  # YAML reads 1e-3, without a dot, as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    return key.strip(), value

@@ -2,7 +2,8 @@
 
 errors      what users can cause, as one tree
 digests     digests of values, files and our own code, for cache keys
-parsing     reads YAML and JSON files, with errors that name file and key
+parsing     what users write: YAML and JSON files, with errors that name file and key, and paths
+yaml_text   YAML text to values, by rules that leave no word open
 text        text from outside, made writable
 locks       locks between processes, with a word where one waits
 store       the cache on disk: finished results under their keys

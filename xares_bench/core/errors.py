@@ -14,6 +14,7 @@
     EncoderWarning         the encoder breaks a clause of the contract that scoring does not need
     CacheWarning           something in the cache was damaged, or could not be cached; it is recomputed
     ShortageWarning        there is too little memory for a batch; it is split
+    DataWarning            targets of a dataset are left out, or were found under another key
 
 Every message says what was found, what was expected and what to do. Programming errors are assertions.
 """
@@ -93,6 +94,10 @@ class CacheWarning(UserWarning):
 
 class ShortageWarning(UserWarning):
     """There is too little memory for a batch; it is split, which takes longer and does not change results."""
+
+
+class DataWarning(UserWarning):
+    """Targets of a dataset are corrupt and left out, or were found under a key that is not the dataset's own."""
 
 
 class DataError(XaresError):

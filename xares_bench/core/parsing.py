@@ -1,23 +1,26 @@
-"""Reading YAML and JSON: every error names the file and the key."""
+"""Reading what users write: YAML, JSON and paths. Every error names the file and the key."""
 
 from __future__ import annotations
 
+import datetime
+import difflib
 import json
 import math
+import os
+import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from xares_bench.core.errors import UsageError
+from xares_bench.core.yaml_text import MisreadWord, load_yaml
 
-_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]')
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 
 _MAX_FILE_BYTES = 4 << 20
-_MAX_DEPTH = 100
 _MAX_MESSAGE_LENGTH = 1000
 _MAX_SHOWN_LENGTH = 80
 _MAX_INTEGER = 2**63 - 1
@@ -50,7 +53,7 @@ class Section:
         """Refuse unknown keys."""
         for key in self.values:
             if key not in known:
-                self.fail(_name(key), f"unknown key; expected one of {', '.join(known)}")
+                self.fail(key, f"unknown key; expected one of {', '.join(known)}{did_you_mean(key, known)}")
 
     def has(self, key: str) -> bool:
         """Whether the key is present and not null."""
@@ -59,7 +62,7 @@ class Section:
     def sections(self) -> Iterator[tuple[str, Section]]:
         """Every key with its mapping."""
         for key in self.values:
-            yield key if isinstance(key, str) else _name(key), self.section(key)
+            yield key, self.section(key)
 
     def section(self, key: str) -> Section:
         """The mapping under a key."""
@@ -72,7 +75,7 @@ class Section:
         """A non-empty string."""
         value = self._value(key)
         if not isinstance(value, str) or not value.strip():
-            self.fail(key, f"found {shown(value)}, expected non-empty text")
+            self.fail(key, f"found {shown(value)}, expected non-empty text{_quotes(value)}")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
@@ -84,14 +87,16 @@ class Section:
             or not items
             or not all(isinstance(item, str) and item.strip() for item in items)
         ):
-            self.fail(key, f"found {shown(value)}, expected non-empty text or a list of it")
+            hint = next(filter(None, map(_quotes, items if isinstance(items, list) else [value])), "")
+            self.fail(key, f"found {shown(value)}, expected non-empty text or a list of it{hint}")
         return tuple(items)
 
     def integer(self, key: str, *, at_least: int) -> int:
         """A whole number of at least `at_least`."""
         value = self._value(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            self.fail(key, f"found {shown(value)}, expected a whole number of at least {at_least}")
+            hint = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
+            self.fail(key, f"found {shown(value)}, expected a whole number of at least {at_least}{hint}")
         if value > _MAX_INTEGER:
             self.fail(key, f"found {shown(value)}, expected a whole number of at most {_MAX_INTEGER}")
         return value
@@ -112,8 +117,8 @@ class Section:
         """Every key with its value, which is text, a number, true or false."""
         for key, value in self.values.items():
             if not isinstance(value, str | int | float):
-                self.fail(_name(key), f"found {shown(value)}, expected text, a number, true or false")
-        return {key if isinstance(key, str) else _name(key): value for key, value in self.values.items()}
+                self.fail(key, f"found {shown(value)}, expected text, a number, true or false")
+        return dict(self.values)
 
     def boolean(self, key: str) -> bool:
         """True or false."""
@@ -122,7 +127,7 @@ class Section:
             self.fail(key, f"found {shown(value)}, expected true or false")
         return value
 
-    def _place_of(self, key: object) -> str:
+    def _place_of(self, key: str) -> str:
         return f"{self.place}.{_name(key)}" if self.place else _name(key)
 
     def _value(self, key: str) -> Any:
@@ -135,7 +140,8 @@ def read_yaml(path: Path, error: type[UsageError]) -> Section:
     """The mapping in a YAML file.
 
     Raises:
-        UsageError: Of the given type: the file cannot be read, is not YAML, repeats a key or is not a mapping.
+        UsageError: Of the given type: the file cannot be read, is not YAML, repeats a key, is not a mapping, or has a
+            word that YAML takes for something else than its writer probably does.
     """
     try:
         with path.open("rb") as file:
@@ -148,13 +154,63 @@ def read_yaml(path: Path, error: type[UsageError]) -> Section:
     if len(content) > _MAX_FILE_BYTES:
         raise error(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MiB, expected a YAML file written by hand")
     try:
-        _check_depth(text)
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, AttributeError) as cause:  # the last two are raised e.g. by the date 2024-99-99
-        raise error(f"{path}: not a valid YAML file: {_cut(' '.join(str(cause).split()))}") from None
+        value = load_yaml(text)
+    except MisreadWord as cause:
+        raise error(f"{path}: {cause}") from None
+    except ValueError as cause:
+        raise error(f"{path}: not a valid YAML file: {cause}") from None
     if not isinstance(value, Mapping):
         raise error(f"{path}: found {shown(value)}, expected a mapping of keys to values")
     return Section(path, "", value, error)
+
+
+def parse_json(text: str | bytes, *, unique_keys: bool = True, **arguments: Any) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+        unique_keys: Whether a repeated key is an error; if not, the last one counts.
+        arguments: Those of `json.loads`.
+
+    Raises:
+        ValueError: The text is not JSON, or is nested deeper than Python's stack; a `RepeatedKeyError` where it repeats
+            a key.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique if unique_keys else None, **arguments)
+    except RecursionError as cause:
+        raise ValueError("nested too deeply") from cause
+    except RepeatedKeyError:
+        decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
+        raise RepeatedKeyError(_repeated_in_json(decoded)) from None
+
+
+def local_path(text: str) -> Path:
+    """The path that a user names, in an option, an environment variable or a YAML file.
+
+    `$NAME`, `${NAME}` and a `~` at the beginning are expanded. A relative path starts at the current directory.
+
+    Raises:
+        UsageError: An environment variable in it is not set.
+    """
+    for found in _VARIABLE.finditer(text):
+        if (found[1] or found[2]) not in os.environ:
+            raise UsageError(
+                f"{text}: the environment variable {found[1] or found[2]} is not set; set it, or write it out"
+            )
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111  # fails for an unknown user
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """A hint at the end of a message on an unknown name; empty if nothing known is like it.
+
+    >>> did_you_mean("promt", ["prompt", "key"]), did_you_mean("lr", ["learning_rate"]), did_you_mean("x", ["prompt"])
+    ('; did you mean prompt?', '; did you mean learning_rate?', '')
+    """
+    names = {name.lower(): name for name in known}
+    alike = difflib.get_close_matches(found.lower(), names, n=1)
+    alike = alike or [name for name in names if "".join(part[:1] for part in name.split("_")) == found.lower()]
+    return f"; did you mean {names[alike[0]]}?" if alike else ""
 
 
 def shown(value: object) -> str:
@@ -173,77 +229,52 @@ def shown(value: object) -> str:
         return "a very long number"
 
 
-class _Loader(_BaseLoader):  # type: ignore[misc]  # the base is chosen at run time
-    """PyYAML's safe loader, but a repeated key is an error and merge keys cannot fill the memory."""
-
-    def construct_document(self, node: yaml.Node) -> Any:
-        """Check for repeated keys, then build the document."""
-        _check_keys(node)
-        return super().construct_document(node)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Resolve merge keys, each key once; the base class would keep all repetitions."""
-        super().flatten_mapping(node)
-        pairs: dict[object, tuple[yaml.Node, yaml.Node]] = {}
-        for key, value in node.value:
-            pairs[(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)] = (key, value)
-        node.value = list(pairs.values())
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice."""
 
 
-def _name(key: object) -> str:
-    """A key for messages; in YAML it can be text, a number, a date or null."""
-    if isinstance(key, str) and key.isprintable() and len(key) <= _MAX_SHOWN_LENGTH:
-        return key
-    return "null" if key is None else shown(key)
+def _name(key: str) -> str:
+    """A key for messages."""
+    return key if key.isprintable() and len(key) <= _MAX_SHOWN_LENGTH else shown(key)
 
 
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting: the loader, a recursive C function, would crash the interpreter."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_BaseLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_DEPTH:
-            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} levels deep")
+def _quotes(value: object) -> str:
+    """A hint for a value that should be text, but is a number, a date, true or false to YAML."""
+    return "; put it in quotes if it is text" if isinstance(value, int | float | datetime.date) else ""
 
 
-def _check_keys(root: yaml.Node) -> None:
-    """Refuse a repeated key, anywhere in a document."""
-    nodes, seen = [root], {id(root)}
-    for node in nodes:  # grows in the loop: recursion could overflow the stack
-        children: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            names = set()
-            for key, value in node.value:
-                children += (key, value)
-                if not isinstance(key, yaml.ScalarNode):
-                    continue  # a list or a mapping, which the base class refuses
-                if key.value in names:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {shown(key.value)} is repeated", key.start_mark
-                    )
-                names.add(key.value)
-        elif isinstance(node, yaml.SequenceNode):
-            children = node.value
-        for child in children:
-            if id(child) not in seen:  # an alias is the same node object as its anchor
-                seen.add(id(child))
-                nodes.append(child)
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; for `json.loads`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedKeyError
+    return found
+
+
+def _repeated_in_json(text: str) -> str:
+    """Say which key a JSON text repeats, and where; `json` tells no places."""
+    objects: list[dict[str, int] | None] = []  # places of the keys of every open object; None: a list
+    before = ""
+    for found in _JSON_TOKEN.finditer(text):
+        token = found[0]
+        keys = objects[-1] if objects else None
+        if token in "{[":
+            objects.append({} if token == "{" else None)
+        elif token in "}]":
+            objects.pop()
+        elif token[0] == '"' and before in "{," and keys is not None:
+            key = json.loads(token, strict=False)
+            if key in keys:
+                first, second = (_line_and_column(text, place) for place in (keys[key], found.start()))
+                return f"the key {shown(key)} is repeated: {first} and {second}"
+            keys[key] = found.start()
+        before = token[0]
+    raise AssertionError(text)
+
+
+def _line_and_column(text: str, place: int) -> str:
+    return f"line {text.count(chr(10), 0, place) + 1}, column {place - text.rfind(chr(10), 0, place)}"
 
 
 def _cut(message: str) -> str:
     return message if len(message) <= _MAX_MESSAGE_LENGTH else f"{message[:_MAX_MESSAGE_LENGTH]}..."
-
-
-def parse_json(text: str | bytes, **arguments: Any) -> Any:
-    """The value of a JSON text; arguments are those of `json.loads`.
-
-    Raises:
-        ValueError: The text is not JSON, or is nested deeper than Python's stack.
-    """
-    try:
-        return json.loads(text, **arguments)
-    except RecursionError as cause:
-        raise ValueError("nested too deeply") from cause

@@ -229,7 +229,8 @@ class _Count:
         targets: tuple[str, ...] = ()
         if problem is None:
             try:
-                targets = targets_of(sample.fields, self._split)
+                # Corrupt ones are left out, which does not make a sample unusable.
+                targets = targets_of(sample.fields, self._split).texts
             except ValueError as cause:
                 problem = str(cause)
         is_tried = sample.suffix not in self._read or not _begins_like_audio(sample.audio or b"")

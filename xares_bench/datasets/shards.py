@@ -236,7 +236,7 @@ def _make_sample(key: str, found: Sequence[tuple[str, bytes]]) -> Sample:
         problem = f".json member of {len(members['json'])} bytes, expected at most {_MAX_JSON_BYTES}"
     else:
         try:
-            fields = parse_json(members["json"])
+            fields = parse_json(members["json"], unique_keys=False)  # the last counts, as in XARES-LLM
         except ValueError as cause:
             problem = f"unreadable .json member: {cause}"
         if problem is None and not isinstance(fields, dict):

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from xares_bench.core.digests import code_digest, digest_of, library_versions
@@ -163,19 +164,21 @@ class FeatureStore:
             max_audio_s: Longer clips are cropped to a window of this many seconds; None: never. Every pass draws
                 another window, so features of windows are never cached: they would not be used again.
             max_clips: Only this many samples; None: all.
-            seed: Decides where windows lie, with the names of shard and sample.
+            seed: Decides where windows lie, with the sample's name and the shard's, or the digest of a user's own.
             cache: Whether to cache what is computed.
 
         Raises:
             DataError: The shard is damaged.
         """
+        # An absolute path is the place of the user's own tar, which must not decide about windows.
+        identity = shard.digest if PurePath(shard.name).is_absolute() else shard.name
 
         def request(sample: Sample) -> ReadRequest:
             return ReadRequest(
                 sample=sample,
                 shard=shard.name,
                 max_audio_s=max_audio_s,
-                seed=f"{seed} {shard.name} {sample.key}",
+                seed=f"{seed} {identity} {sample.key}",
                 min_samples=self._clips.min_samples,
             )
 

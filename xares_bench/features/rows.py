@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from xares_bench.config.catalogue import Split
-from xares_bench.core.errors import DataError
+from xares_bench.core.errors import DataError, DataWarning
+from xares_bench.core.parsing import shown
 from xares_bench.datasets.shards import Shard
-from xares_bench.datasets.targets import targets_of
+from xares_bench.datasets.targets import NO_TARGETS, Targets, targets_of
 from xares_bench.features.encoding import Clip
 from xares_bench.features.feature_store import Pending
 from xares_bench.scores.records import DroppedSample
@@ -44,18 +48,59 @@ class SampleCount:
         max_dropped_share: A larger share of unusable samples is an error.
         num_samples: Samples read so far.
         dropped: The unusable ones.
+        without_target: Those whose targets are all corrupt. They do not count as unusable: XARES-LLM leaves them out,
+            too, and its data are as they are.
+        num_corrupt: Targets that are left out because they are corrupt.
+        corrupt_example: The first of them.
+        fallbacks: For every key that is none of the dataset's own, how many samples had their target there.
     """
 
     dataset: str
     max_dropped_share: float
     num_samples: int = 0
     dropped: list[DroppedSample] = field(default_factory=list)
+    without_target: list[DroppedSample] = field(default_factory=list)
+    num_corrupt: int = 0
+    corrupt_example: str = ""
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
-    def add(self, sample: object) -> None:
-        """Count one more sample; a `DroppedSample` is an unusable one."""
+    def add(self, sample: object, targets: Targets) -> None:
+        """Count one more sample; a `DroppedSample` is unusable, or has only corrupt targets."""
         self.num_samples += 1
+        if targets.corrupt and not self.num_corrupt:
+            self.corrupt_example = targets.corrupt[0]
+        self.num_corrupt += len(targets.corrupt)
+        if targets.fallback_key is not None:
+            self.fallbacks[targets.fallback_key] += 1
         if isinstance(sample, DroppedSample):
-            self.dropped.append(sample)
+            (self.without_target if targets.corrupt and not targets.texts else self.dropped).append(sample)
+
+    def warn(self) -> None:
+        """Warn of what is no reason to stop: corrupt targets that are left out, and targets under other keys."""
+        if self.num_corrupt:
+            warnings.warn(
+                f"{self.dataset}: {self.num_corrupt} corrupt targets of {self.num_samples} samples are left out, e.g. "
+                f"{shown(self.corrupt_example)}",
+                DataWarning,
+                stacklevel=2,
+            )
+        for key, num_samples in sorted(self.fallbacks.items()):
+            warnings.warn(
+                f"{self.dataset}: {num_samples} of {self.num_samples} samples have none of the keys that are named for "
+                f"it; their target is from {key!r}",
+                DataWarning,
+                stacklevel=2,
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values; `continued` reads them back."""
+        counts = dataclasses.asdict(self)
+        return {name: counts[name] for name in counts if name not in ("dataset", "max_dropped_share")}
+
+    def continued(self, counts: Mapping[str, Any]) -> SampleCount:
+        """Return the count that goes on from `to_json`."""
+        samples = {name: [DroppedSample(**sample) for sample in counts[name]] for name in ("dropped", "without_target")}
+        return dataclasses.replace(self, **{**counts, **samples, "fallbacks": Counter(counts["fallbacks"])})
 
     def check(self, *, complete: bool) -> None:
         """Raise if too many samples are unusable.
@@ -69,6 +114,13 @@ class SampleCount:
         """
         if self.num_samples == 0 and complete:
             raise DataError(f"{self.dataset}: its shards contain no samples; restore them, or pass another --data-home")
+        num_unusable = len(self.dropped) + len(self.without_target)
+        if self.without_target and num_unusable == self.num_samples:
+            first = self.without_target[0]
+            raise DataError(
+                f"{self.dataset}: none of {self.num_samples} samples has a usable target, e.g. {first.clip} of "
+                f"{first.shard}: {first.reason}; fix the shards, or name another key"
+            )
         check_dropped(
             self.dataset,
             self.dropped,
@@ -156,22 +208,27 @@ def read_clip_batches(
             yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
             clips, rows, duration_s = [], [], 0.0
     count.check(complete=True)
+    count.warn()
     if clips:
         yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
 
 
 def with_targets(
     samples: Iterable[Clip | Pending | DroppedSample], split: Split, shard: Shard
-) -> Iterator[tuple[Clip | Pending | DroppedSample, tuple[str, ...]]]:
-    """The samples of a shard, each with its targets; a sample without a target becomes an unusable one."""
+) -> Iterator[tuple[Clip | Pending | DroppedSample, Targets]]:
+    """The samples of a shard, each with its targets; a sample without a target becomes a `DroppedSample`."""
     for sample in samples:
         if isinstance(sample, DroppedSample):
-            yield sample, ()
+            yield sample, NO_TARGETS
             continue
         try:
             targets = targets_of(sample.fields, split)
         except ValueError as cause:
-            yield DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)), ()
+            yield DroppedSample(shard=shard.name, clip=sample.key, reason=str(cause)), NO_TARGETS
+            continue
+        if not targets.texts:
+            reason = f"its target is corrupt: {shown(targets.corrupt[0])}"
+            yield DroppedSample(shard=shard.name, clip=sample.key, reason=reason), targets
             continue
         yield sample, targets
 
@@ -185,6 +242,6 @@ def _usable_clips(
             return
         samples = features.read(shard, max_clips=num_left, num_threads=split.num_workers)
         for clip, targets in with_targets(samples, split, shard):
-            count.add(clip)
+            count.add(clip, targets)
             if isinstance(clip, Clip):
-                yield clip, targets
+                yield clip, targets.texts

@@ -61,9 +61,10 @@ ACCURACY = Metric(
 def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str], *, num_classes: int) -> MetricResult:
     """Return the mean over `num_classes` columns of the average precision of ";"-separated label sets.
 
-    Both texts are normalised with their punctuation kept and split at ";", and labels are stripped. Each label that
-    occurs in a reference is a column of zeros and ones over the rows. Columns without a label are added up to
-    `num_classes` and count 0; predicted labels that no reference has are ignored. With predictions of 0 and 1 the
+    Both texts are normalised with their punctuation kept and split at ";". Labels count as they stand between two ";":
+    blanks beside it belong to a label ("dog; cat" has the labels "dog" and " cat"), and nothing at all is a label, too.
+    Each label that occurs in a reference is a column of zeros and ones over the rows. Columns without a label are added
+    up to `num_classes` and count 0; predicted labels that no reference has are ignored. With predictions of 0 and 1 the
     precision-recall curve has two points, "the predicted rows" and "all rows", so that the step-wise
     `AP = sum_k (R_k - R_{k-1}) P_k` (scikit-learn user guide, "Precision, recall and F-measures") is
     `R * P + (1 - R) * prevalence`.
@@ -73,11 +74,11 @@ def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str],
     rows than in right ones can score less than that. There are no row values: a single row has no average precision.
 
     Raises:
-        UsageError: The references contain more labels than `num_classes`, or none at all.
+        UsageError: The references contain more labels than `num_classes`, or only blank ones.
         ValueError: There are no rows, the two sequences differ in length, or `num_classes` is less than 1.
 
     Example:
-        >>> mean_average_precision(["dog; cat", "cat"], ["cat", "cat"], num_classes=2).score  # cat 1.0, dog 0.5
+        >>> mean_average_precision(["dog;cat", "cat"], ["cat", "cat"], num_classes=2).score  # cat 1.0, dog 0.5
         0.75
     """
     check_rows(references, hypotheses)
@@ -93,7 +94,7 @@ def mean_average_precision(references: Sequence[str], hypotheses: Sequence[str],
         num_positive.update(positive)
         num_predicted.update(predicted)
         num_hits.update(positive & predicted)
-    if not num_positive:
+    if not any(label.strip() for label in num_positive):
         raise undefined("mAP", len(references), "label")
     if len(num_positive) > num_classes:
         raise UsageError(
@@ -144,8 +145,8 @@ def _mean_average_precision_of_sums(sums_BP: Array, *, num_classes: int) -> Arra
 
 
 def _labels(text: str) -> set[str]:
-    labels = (label.strip() for label in normalise(text, keep_punctuation=True).split(";"))
-    return {label for label in labels if label}
+    """The labels of a text, as they stand between two ";": blanks beside it belong to a label."""
+    return set(normalise(text, keep_punctuation=True).split(";"))
 
 
 MEAN_AVERAGE_PRECISION = Metric(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from xares_bench.core.errors import UsageError
+from xares_bench.core.parsing import did_you_mean
 from xares_bench.metrics.captioning import CHRF, DATE, FENSE
 from xares_bench.metrics.classification import ACCURACY, MEAN_AVERAGE_PRECISION
 from xares_bench.metrics.parts import Metric, MetricResult
@@ -71,12 +72,15 @@ def check_metric(name: str, arguments: Mapping[str, object]) -> None:
         UsageError: metric 'mAP' requires the argument 'num_classes', a whole number of at least 1
     """
     if name not in METRICS:
-        raise UsageError(f"unknown metric {name!r}; known metrics: {', '.join(sorted(METRICS))}")
+        raise UsageError(
+            f"unknown metric {name!r}; known metrics: {', '.join(sorted(METRICS))}{did_you_mean(name, METRICS)}"
+        )
     metric = METRICS[name]
     for key in arguments:
         if key not in metric.arguments:
             accepted = f"the argument {', '.join(metric.arguments)}" if metric.arguments else "no arguments"
-            raise UsageError(f"metric {name!r} does not take the argument {key!r}; it takes {accepted}")
+            hint = did_you_mean(key, metric.arguments)
+            raise UsageError(f"metric {name!r} does not take the argument {key!r}; it takes {accepted}{hint}")
     for key, argument in metric.arguments.items():
         expected = f"a whole number of at least {argument.minimum}"
         if key not in arguments:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import BaselineError
-from xares_bench.core.parsing import Section, read_yaml, shown
+from xares_bench.core.parsing import Section, did_you_mean, local_path, read_yaml, shown
 
 if TYPE_CHECKING:
     from xares_bench.scores.clip_sums import ClipSums
@@ -124,9 +124,12 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         ('full', 0.697, 0.6675)
     """
     shipped = shipped_baselines()
-    path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else Path(name_or_file)
+    path = _SHIPPED_FOLDER / f"{name_or_file}.yaml" if name_or_file in shipped else local_path(name_or_file)
     if not path.is_file():
-        raise BaselineError(f"no baseline {name_or_file!r}: no such file; the package ships {', '.join(shipped)}")
+        raise BaselineError(
+            f"no baseline {name_or_file!r}: no such file; the package ships {', '.join(shipped)}"
+            f"{did_you_mean(name_or_file, shipped)}"
+        )
     section = read_yaml(path, BaselineError)
     # Checked first: a file of another schema may have other keys.
     schema = section.integer("schema", at_least=1)
@@ -138,8 +141,6 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         section.fail("scores", "found no dataset, expected at least one")
     scores = {}
     for dataset in scores_section.values:
-        if not isinstance(dataset, str):
-            scores_section.fail(str(dataset), "found a key that is not text; put the name of the dataset in quotes")
         if schema > 1 and isinstance(scores_section.values[dataset], Mapping):
             scores[dataset] = _read_score(scores_section.section(dataset), clip_sums_file(path, dataset))
         else:

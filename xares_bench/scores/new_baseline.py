@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import yaml
-
 from xares_bench.core.errors import BaselineError, UsageError
 from xares_bench.core.store import write_together
+from xares_bench.core.yaml_text import dump_yaml
 from xares_bench.scores.baselines import BASELINE_SCHEMA, BaselineScore, clip_sums_file
 from xares_bench.scores.comparability import facts_of
 from xares_bench.scores.records import RunManifest, ScoreRecord
@@ -84,7 +83,7 @@ def write_baseline(
     if fingerprints:
         content["fingerprints"] = {part: fingerprints[part] for part in sorted(fingerprints)}
     files: dict[Path, bytes | str] = {clip_sums_file(path, dataset): data for dataset, data in clip_sums.items()}
-    write_together({**files, path: yaml.safe_dump(content, sort_keys=False, allow_unicode=True)})
+    write_together({**files, path: dump_yaml(content)})
 
 
 def save_as_baseline(

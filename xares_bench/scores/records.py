@@ -77,6 +77,7 @@ class ScoreRecord:
         interval: 95 % confidence interval of the score, from resampling clips; None where the score is NaN.
         deviation: Standard error of the score, from the same resamples; None where the score is NaN.
         seed_scores: The score of each training seed, in the order of the seeds; `score` is their mean.
+        num_corrupt_targets: Targets that are left out because they are corrupt.
     """
 
     dataset: str
@@ -98,6 +99,7 @@ class ScoreRecord:
     interval: tuple[float, float] | None = None
     deviation: float | None = None
     seed_scores: tuple[float, ...] = ()
+    num_corrupt_targets: int = 0
 
     @property
     def spread(self) -> float | None:

@@ -21,7 +21,7 @@ from xares_bench.runtime.signals import (
 )
 from xares_bench.runtime.variables import shorten_waits
 from xares_bench.session.ending import Ending, end_session
-from xares_bench.session.options import read_options
+from xares_bench.session.options import check_given_once, read_options
 from xares_bench.session.selection import remember_datasets, remembered_datasets, runs_what_failed
 from xares_bench.session.session import BenchSession
 from xares_bench.session.workers import (
@@ -45,6 +45,7 @@ def open_session(config: pytest.Config) -> BenchSession:
     """
     shorten_waits(os.environ)
     try:
+        check_given_once(map(str, config.invocation_params.args))
         with usage_errors_of_paths():
             options = read_options(config.option)
     except UsageError as error:

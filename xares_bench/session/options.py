@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+import pytest
 
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import UsageError
+from xares_bench.core.parsing import local_path
+from xares_bench.plugin import pytest_addoption
 from xares_bench.scores.baselines import Baseline, check_comparable, load_baseline
 from xares_bench.scores.new_baseline import check_new_baseline
 
@@ -55,6 +62,40 @@ def check_folder(folder: Path, option: str) -> None:
         ) from cause
 
 
+class _Names:
+    """Stands in for pytest's parser, and takes note of the options that can be given only once."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def getgroup(self, *_: object) -> _Names:
+        return self
+
+    def addoption(self, *names: str, action: str = "store", **_: object) -> None:
+        if action == "store":
+            self.found.update(names)
+
+
+def check_given_once(arguments: Iterable[str]) -> None:
+    """Refuse an option that a command line has twice, where pytest would let the last one win.
+
+    Args:
+        arguments: The command line, without `addopts` and PYTEST_ADDOPTS: it may override these.
+
+    Raises:
+        UsageError: An option of ours is given twice.
+    """
+    ours = _Names()
+    pytest_addoption(cast(pytest.Parser, ours))
+    given: dict[str, str] = {}
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+        name = argument.partition("=")[0]
+        if name in ours.found:
+            if name in given:
+                raise UsageError(f"{argument}: {name} is given twice, before as {given[name]}; give it once")
+            given[name] = argument
+
+
 def read_options(option: argparse.Namespace) -> Options:
     """Check the options of `xares_bench.plugin`, alone and with each other, and read the files that they name.
 
@@ -95,7 +136,7 @@ def read_options(option: argparse.Namespace) -> Options:
     if option.xares_baseline is not None:
         baseline = load_baseline(option.xares_baseline, tasks=plan.catalogue.tasks)
         check_comparable(baseline, preset=plan.catalogue.preset.name, datasets=())
-    save_to = None if option.xares_save_baseline is None else Path(option.xares_save_baseline)
+    save_to = None if option.xares_save_baseline is None else local_path(option.xares_save_baseline)
     if save_to is not None:
         check_new_baseline(save_to, replace=option.xares_force)
     elif option.xares_force:

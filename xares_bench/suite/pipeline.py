@@ -155,6 +155,7 @@ class Pipeline:
         # Checked at the end: how many samples are unusable is known only after a pass over the data.
         for sample_count in data.sample_counts.values():
             sample_count.check(complete=False)
+            sample_count.warn()
         if self.accelerator.is_main_process:
             with writing(folder):
                 lalm.save(folder)
@@ -208,7 +209,8 @@ class Pipeline:
             duration_s=generated.duration_s,
             features_s=time.perf_counter() - started - generation_s,  # the rest: reading and encoding
             generation_s=generation_s,
-            dropped=tuple(sample_count.dropped),
+            dropped=(*sample_count.dropped, *sample_count.without_target),
+            num_corrupt_targets=sample_count.num_corrupt,
             mix=mix.name,
             key=key,
             lalm_key=lalm.folder.name,
@@ -278,7 +280,12 @@ class Pipeline:
             "num_steps": len(losses),
             "environment": environment_of(self.accelerator),
             "num_samples": {name: count.num_samples for name, count in counts.items()},
-            "dropped": [dataclasses.asdict(sample) for count in counts.values() for sample in count.dropped],
+            "dropped": [
+                dataclasses.asdict(sample)
+                for count in counts.values()
+                for sample in (*count.dropped, *count.without_target)
+            ],
+            "num_corrupt_targets": {name: count.num_corrupt for name, count in counts.items()},
             "continued_after": num_past,
             "features_s": seconds["features"],
             "features_not_cached": self.features.not_cached_reason,

@@ -20,6 +20,7 @@ from typing import Any
 
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.datasets.shards import Shard
+from xares_bench.datasets.targets import NO_TARGETS, Targets
 from xares_bench.features.encoding import AudioClip, Clip
 from xares_bench.features.feature_store import FeatureStore, Pending
 from xares_bench.features.rows import SampleCount, with_targets
@@ -80,24 +81,13 @@ class TrainingData:
 
     def counts(self) -> dict[str, Any]:
         """Return what a later session needs to know about the drawn samples, as JSON values."""
-        sample_counts = {
-            name: {
-                "num_samples": sample_count.num_samples,
-                "dropped": [dataclasses.asdict(sample) for sample in sample_count.dropped],
-            }
-            for name, sample_count in self.sample_counts.items()
-        }
+        sample_counts = {name: sample_count.to_json() for name, sample_count in self.sample_counts.items()}
         return {"unusable": list(self.unusable), "tallies": sample_counts}
 
     def continued(self, counts: Mapping[str, Any], past: Past) -> TrainingData:
         """Return the same data for a later session, with the counts and the draws of the session before."""
         sample_counts = {
-            name: dataclasses.replace(
-                sample_count,
-                num_samples=counts["tallies"][name]["num_samples"],
-                dropped=[DroppedSample(**sample) for sample in counts["tallies"][name]["dropped"]],
-            )
-            for name, sample_count in self.sample_counts.items()
+            name: sample_count.continued(counts["tallies"][name]) for name, sample_count in self.sample_counts.items()
         }
         return dataclasses.replace(self, sample_counts=sample_counts, past=past, unusable=list(counts["unusable"]))
 
@@ -164,6 +154,7 @@ class _Step:
         pass_number: Number of passes over the dataset before this one.
         sample: The row's sample, or the unusable one; None: an end.
         target: The row's target.
+        targets: All targets of the sample.
         is_first: Whether it is the sample's first row.
         is_last: Whether this is the end of the pass.
     """
@@ -172,6 +163,7 @@ class _Step:
     pass_number: int
     sample: Clip | Pending | DroppedSample | None
     target: str = ""
+    targets: Targets = NO_TARGETS
     is_first: bool = True
     is_last: bool = False
 
@@ -181,7 +173,7 @@ def _count(step: _Step, sample: object, sample_count: SampleCount) -> None:
     if sample is None:
         sample_count.check(complete=step.is_last)
     elif step.is_first:
-        sample_count.add(sample)
+        sample_count.add(sample, step.targets)
 
 
 def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
@@ -225,8 +217,8 @@ def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, cache:
                 if num_left is not None:
                     num_left -= 1
                 if isinstance(sample, DroppedSample):
-                    yield step(sample=sample)
-                for number, target in enumerate(targets):
-                    yield step(sample=sample, target=target, is_first=number == 0)
+                    yield step(sample=sample, targets=targets)
+                for number, target in enumerate(targets.texts):
+                    yield step(sample=sample, target=target, targets=targets, is_first=number == 0)
             yield step(sample=None)
         yield step(sample=None, is_last=True)

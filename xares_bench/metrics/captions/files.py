@@ -29,7 +29,7 @@ from filelock import FileLock
 from xares_bench.core.digests import file_digest
 from xares_bench.core.errors import UsageError
 from xares_bench.core.locks import acquire
-from xares_bench.core.parsing import parse_json
+from xares_bench.core.parsing import local_path, parse_json
 
 FOLDER_VARIABLE = "XARES_CAPTION_MODELS"
 SENTENCE_MODEL = "sentence-transformers/paraphrase-TinyBERT-L6-v2"
@@ -78,8 +78,8 @@ def locate() -> JudgeFiles:
         UsageError: A file is missing, damaged or not of the expected kind.
     """
     given = os.environ.get(FOLDER_VARIABLE)
-    fense_data = Path(os.environ.get("FENSE_DATA") or "~/.fense_data").expanduser()
-    return _locate(Path(given) if given else None, fense_data)
+    fense_data = local_path(os.environ.get("FENSE_DATA") or "~/.fense_data")
+    return _locate(local_path(given) if given else None, fense_data)
 
 
 def identity() -> dict[str, str]:
