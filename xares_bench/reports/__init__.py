@@ -3,6 +3,7 @@
 results           the results of a session, and what reports show beside them
 earlier           scores of earlier sessions of the same run, which stay in its files
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
+described         a run in words: its encoder, and what differs from its preset
 runs              reads the folders of finished runs, and checks them
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page

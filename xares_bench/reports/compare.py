@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xares_bench.core.errors import UsageError
+from xares_bench.reports.described import deviations_in_words, encoder_in_words
 from xares_bench.reports.report import INTERVAL_HEADER, shown_interval, tabulated
 from xares_bench.reports.runs import FinishedRun
 from xares_bench.scores.clip_sums import ClipSums
@@ -85,11 +86,10 @@ def comparison_table(comparison: Comparison) -> str:
         headers += [letter, *([] if place == 0 else [f"{letter} - A"]), INTERVAL_HEADER]
     tables = []
     for task, rows in comparison.rows.items():
-        cells = [[row.what, row.metric, *_cells(row)] for row in rows]
+        cells = [[_named(row), row.metric, *_cells(row)] for row in rows]
         tables.append(f"{task}\n{tabulated(cells, headers, 'simple')}")
     legend = "\n".join(
-        f"{letter}: {run.folder} ({run.run.encoder['spec']})"
-        for letter, run in zip(letters, comparison.runs, strict=True)
+        f"{letter}: {run.folder} ({_described(run)})" for letter, run in zip(letters, comparison.runs, strict=True)
     )
     warnings = "".join(f"\nwarning: {warning}" for warning in comparison.warnings)
     return "\n\n".join([legend, *tables]) + ("\n" + warnings if warnings else "")
@@ -115,6 +115,18 @@ def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str
     headers = ["B - A", "dataset", "clip", "target", "A predicts", "B predicts"]
     table = tabulated(rows, headers, "simple", left=headers[1:])
     return f"rows that differ most ({min(number, len(found))} of {len(found)})\n{table}"
+
+
+def _named(row: Row) -> str:
+    """Return the name of a row; where `--limit` left clips out, with the number of clips that the scores are over."""
+    records = [found for found in row.found if isinstance(found, ScoreRecord)]
+    if not any(record.partial for record in records):
+        return row.what
+    return f"{row.what} ({', '.join(dict.fromkeys(str(record.num_clips) for record in records))} clips)"
+
+
+def _described(run: FinishedRun) -> str:
+    return "; ".join([encoder_in_words(run.run), *deviations_in_words(run.run, run.records.values())])
 
 
 def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:

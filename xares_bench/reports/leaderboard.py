@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
+from xares_bench.reports.described import arguments_in_words, deviations_in_words
 from xares_bench.reports.runs import RESULTS_FILE, FinishedRun, read_run
 from xares_bench.reports.templating import rendered
 from xares_bench.scores.baselines import load_baseline, shipped_baselines
@@ -36,7 +36,7 @@ class Row:
 
     Attributes:
         encoder: Name of the encoder.
-        about: The encoder's arguments and the run's name, or what kind of baseline it is.
+        about: The encoder's arguments, what differs from the preset, and the run's name; or what baseline it is.
         missing: Why it is incomplete; empty if it is complete.
         cells: Values in the order of the board's columns.
     """
@@ -136,10 +136,10 @@ def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: l
     ]
     found = [run.records.get(name) for name in datasets]
     scores = [Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found]
-    arguments = json.dumps(encoder["arguments"], ensure_ascii=False) if encoder["arguments"] else ""
+    deviations = ", ".join(deviations_in_words(run.run, run.records.values()))
     return Row(
         encoder=encoder["name"],
-        about=" ".join(filter(None, [arguments, run.run.name])),
+        about="; ".join(filter(None, [arguments_in_words(run.run), deviations, run.run.name])),
         missing="; ".join(missing),
         cells=(mean, *overalls, *costs, *scores),
     )

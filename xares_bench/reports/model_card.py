@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from xares_bench.metrics import METRICS
+from xares_bench.reports.described import arguments_in_words, deviations_in_words
 from xares_bench.reports.results import Results
 from xares_bench.scores.records import ScoreRecord
 
@@ -26,7 +27,7 @@ def model_index_yaml(results: Results) -> str:
             "task": {"type": "audio-classification" if overall.task == "task1" else "audio-text-to-text"},
             "dataset": {
                 **data,
-                "name": f"XARES-LLM {overall.task} ({run.preset})",
+                "name": f"XARES-LLM {overall.task} ({_setting(results)})",
                 "config": overall.task,
             },
             "metrics": [_metric("overall", f"Mean over {overall.num_datasets} datasets", overall.score)],
@@ -36,19 +37,26 @@ def model_index_yaml(results: Results) -> str:
     ]
     card: dict[str, Any] = {"tags": ["audio", "audio-encoder", "xares-llm"]}
     if found:
-        card["model-index"] = [{"name": run.encoder["name"], "results": found}]
+        card["model-index"] = [
+            {"name": " ".join([run.encoder["name"], arguments_in_words(run)]).strip(), "results": found}
+        ]
     return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _result(results: Results, record: ScoreRecord) -> dict[str, Any]:
     metric = METRICS[record.metric]
     part = " (some clips left out)" if record.partial else ""
-    name = f"{record.dataset}{part}, XARES-LLM {results.run.preset}"
+    name = f"{record.dataset}{part}, XARES-LLM {_setting(results)}"
     return {
         "task": {"type": metric.hub_task, "name": metric.task},
         "dataset": {**_dataset(results), "name": name, "config": record.dataset, "split": "test"},
         "metrics": [_metric(metric.hub_name, metric.description, record.score)],
     }
+
+
+def _setting(results: Results) -> str:
+    """The preset, and everything in which the run differs from it."""
+    return ", ".join([results.run.preset, *deviations_in_words(results.run, results.records)])
 
 
 def _dataset(results: Results) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xares_bench.core.errors import DiskError
 from xares_bench.core.store import write_atomically
+from xares_bench.reports.described import deviations_in_words, encoder_in_words
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
@@ -111,8 +112,11 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     run = results.run
     parts = [
         f"# {run.encoder['name']} on the {run.preset} preset",
-        f"Encoder `{run.encoder['spec']}`, fingerprint `{run.encoder['fingerprint'][:12]}`; run `{run.name}`.",
+        f"Encoder `{encoder_in_words(run)}`, fingerprint `{run.encoder['fingerprint'][:12]}`; run `{run.name}`.",
     ]
+    deviations = deviations_in_words(run, results.records)
+    if deviations:
+        parts.append(f"Differs from the preset: {', '.join(f'`{deviation}`' for deviation in deviations)}.")
     if baseline is not None:
         parts.append(f"Baseline `{baseline.name}`.")
     several = len(run.seeds) > 1

@@ -6,7 +6,6 @@ from scores) is compared with what the file says.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import parse_json
+from xares_bench.reports.described import arguments_in_words
 from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
 
@@ -190,7 +190,7 @@ def other_run(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Co
     return OtherRun(
         name=run.name,
         encoder=encoder["name"],
-        arguments=json.dumps(encoder["arguments"], ensure_ascii=False) if encoder["arguments"] else "",
+        arguments=arguments_in_words(run),
         dimensions=encoder["output_dim"],
         frames_per_second=encoder["frames_per_second"],
         realtime_factor=encoder["realtime_factor"],
