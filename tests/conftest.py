@@ -7,7 +7,7 @@ and soxr cannot be imported a second time.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jiwer  # noqa: F401
@@ -37,6 +37,24 @@ NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
 
 # Tests of `bench/` with public datasets: one per clause, one per dataset, one per task.
 NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
+
+
+def last_wins(options: Iterable[object]) -> list[str]:
+    """Options of which later ones replace earlier ones, as with defaults of tests: xares-bench refuses repetitions."""
+    kept: dict[str, tuple[str, ...]] = {}
+    texts = iter(map(str, options))
+    for text in texts:
+        if text == "--set":
+            change = next(texts)
+            kept.pop(name := f"--set {change.partition('=')[0]}", None)
+            kept[name] = (text, change)
+        else:
+            # Only an option with its value can be a repetition.
+            name = text.partition("=")[0] if text.startswith("--") and "=" in text else f"{len(kept)} {text}"
+            kept.pop(name, None)
+            kept[name] = (text,)
+    return [text for option in kept.values() for text in option]
+
 
 MakeClips = Callable[..., list[Clip]]
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.conftest import NUM_BENCH_TESTS, REPOSITORY
+from tests.conftest import NUM_BENCH_TESTS, REPOSITORY, last_wins
 from tests.shard_factory import Waveform, tone, write_shard
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.metrics import MetricResult, evaluate
@@ -62,13 +62,8 @@ def run(pytester: pytest.Pytester, shared: Path) -> Run:
     def run_bench(*options: object, data: Path = shared / "data", runs: Path = shared / "runs") -> pytest.RunResult:
         return pytester.runpytest_inprocess(
             REPOSITORY / "bench",
-            "-p",
-            "no:cacheprovider",
-            "--preset=mini",
-            f"--data-home={data}",
-            f"--runs-dir={runs}",
-            *FEW_STEPS,
-            *map(str, options),
+            *("-p", "no:cacheprovider"),
+            *last_wins(["--preset=mini", f"--data-home={data}", f"--runs-dir={runs}", *FEW_STEPS, *options]),
         )
 
     return run_bench
@@ -152,7 +147,7 @@ def test_a_run_killed_in_its_training_leaves_nothing_to_trust_and_ends_the_same(
     options = [f"--encoder={ENCODER}", "--train=clotho", "-k", "clotho", "--set", "steps=300"]
     runs = tmp_path / "killed"
     command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"]
-    command += [f"--data-home={shared / 'data'}", f"--runs-dir={runs}", *FEW_STEPS, *options]
+    command += [f"--data-home={shared / 'data'}", f"--runs-dir={runs}", *last_wins([*FEW_STEPS, *options])]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not any(path.is_dir() for path in (runs / "store").glob("lalms/*")):
             time.sleep(0.02)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, MakeClips
+from tests.conftest import REPOSITORY, MakeClips, last_wins
 from tests.hub.test_home import without_rights
 from tests.lalm.test_generation import RECIPE
 from tests.shard_factory import tone, write_shard
@@ -51,11 +51,13 @@ class Sessions:
         self.data = write_data(folder / "data")
 
     def options(self, runs: Path, *more: str, encoder: Path = ENCODER, data: Path | None = None) -> list[str]:
-        return [
-            *(str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini", f"--encoder={encoder}"),
-            *(f"--data-home={data or self.data}", f"--runs-dir={runs}", "--train=clotho", "-k", "clotho"),
-            *(*FEW_STEPS, *more),
-        ]
+        return last_wins(
+            [
+                *(str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini", f"--encoder={encoder}"),
+                *(f"--data-home={data or self.data}", f"--runs-dir={runs}", "--train=clotho", "-k", "clotho"),
+                *(*FEW_STEPS, *more),
+            ]
+        )
 
     def start(self, runs: Path, *more: str, prepare: Callable[[], None] | None = None, **where: Path) -> Any:
         return subprocess.Popen(

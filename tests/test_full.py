@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, last_wins
 from tests.hub.machine import Machine
 from tests.hub.server import Hub, serve_hub
 from tests.metrics.captions.factory import write_judges
@@ -63,8 +63,8 @@ def machine(tmp_path: Path, hub: Hub) -> Machine:
 
 def bench(machine: Machine, *options: object, status: int = 0, **environment: str) -> str:
     """Run `pytest bench` on the machine; its output."""
-    command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", *BRIEFLY]
-    command += [f"--encoder={ENCODER}", *map(str, options)]
+    command = [sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider"]
+    command += last_wins([*BRIEFLY, f"--encoder={ENCODER}", *options])
     environment |= {"XARES_DATA_HOME": str(machine.folder), "OMP_NUM_THREADS": "1"}
     process = machine.spawn(command, prepare=None, **environment)
     output, errors = process.communicate(timeout=900)

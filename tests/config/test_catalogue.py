@@ -428,7 +428,7 @@ def drop(*path: str) -> Edit:
         ("presets", put("full", "data", "train", value=["x{0.tar"]), "full.data.train:", "bad brace pattern"),
         ("presets", put("full", "recipe", "lr", value=1), "full.recipe.lr:", "unknown key; expected one of seed"),
         ("presets", put("full", "recipe", "batch_size", value=0), "full.recipe.batch_size:", "at least 1"),
-        ("presets", put("full", "recipe", "learning_rate", value="1e-4"), "full.recipe.learning_rate:", "found '1e-4'"),
+        ("presets", put("full", "recipe", "learning_rate", value="fast"), "full.recipe.learning_rate:", "found 'fast'"),
         ("presets", put("full", "recipe", "deterministic", value=1), "full.recipe.deterministic:", "true or false"),
         ("presets", put("full", "recipe", "adaptation", value="qlora"), "full.recipe.adaptation:", "one of lora, full"),
         ("presets", drop("full", "recipe", "seed"), "full.recipe.seed:", "missing"),

@@ -417,7 +417,7 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN + "num_training_workers: many\n", "num_training_workers", "found 'many'"),
         (TRAIN + "num_training_workers: 1.5\n", "num_training_workers", "found 1.5, expected a whole number"),
         (TRAIN + "max_steps: 0\n", "max_steps", "found 0, expected a whole number of at least 1"),
-        (TRAIN + "max_steps: 1e3\n", "max_steps", "found '1e3', expected a whole number"),
+        (TRAIN + "max_steps: 1e3\n", "max_steps", "found 1000.0, expected a whole number of at least 1; write 1000"),
         (TRAIN + "steps: 10\n", "steps", "unknown key; expected one of train_data, num_training_workers, max_steps"),
         (
             TRAIN.replace("label", "label, weight: 1"),
@@ -469,7 +469,11 @@ def test_wrong_training_files(write: Write, catalogue: Catalogue, text: str, whe
     [
         ("", "", "found nothing, expected a mapping"),
         ("{}", "", "found no dataset, expected at least one"),
-        ("3: word\n", "3", "found 'word', expected a mapping"),
+        (
+            "3: word\n",
+            "line 1, column 1",
+            "found the key '3', which is a number to YAML, expected text; put it in quotes",
+        ),
         ("mine: one.tar\n", "mine", "found 'one.tar', expected a mapping"),
         (EVAL + EVAL, "", "the key 'mine' is repeated"),
         (PUBLISHED_TRAIN, "train_data.CustomDataName", "unknown key; expected one of data, batch_size, num_workers"),

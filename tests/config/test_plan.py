@@ -93,8 +93,11 @@ def test_set(change: str, key: str, value: Any) -> None:
     assert type(got) is type(value)
 
 
-def test_the_last_set_of_a_key_counts() -> None:
-    assert plan("batch_size=8", "batch_size=9").recipe.training.batch_size == 9
+def test_a_key_that_is_set_twice_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match="--set=batch_size=9: batch_size is set twice, before to 8; give each key once"
+    ):
+        plan("batch_size=8", "batch_size=9")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,7 @@ def test_the_last_set_of_a_key_counts() -> None:
         ("", "--set=: expected KEY=VALUE"),
         ("lr=1", "--set: lr: unknown key; expected one of seed, steps, batch_size"),
         ("learning_rate=fast", "--set: learning_rate: found 'fast', expected a finite number above 0"),
-        ("learning_rate=nan", "--set: learning_rate: found nan, expected a finite number"),
+        ("learning_rate=nan", "--set: learning_rate: found 'nan', expected a finite number"),
         ("learning_rate=[1]", "--set: learning_rate: found [1], expected"),
         ("learning_rate=[1", "--set=learning_rate=[1: '[1' is neither a number, true, false, null nor a word"),
         ("learning_rate=a: b: c", "is neither a number, true, false, null nor a word"),

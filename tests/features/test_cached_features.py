@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, last_wins
 from tests.shard_factory import tone, write_shard
 
 Run = Callable[..., pytest.RunResult]
@@ -74,7 +74,7 @@ def run(pytester: pytest.Pytester, folder: Path, decoder_folder: str) -> Run:
     """Runs a session in this process, into a runs folder."""
 
     def run_session(runs: Path, *more: str, status: int = 0) -> pytest.RunResult:
-        result = pytester.runpytest_inprocess(*options(folder, runs, decoder_folder), *more)
+        result = pytester.runpytest_inprocess(*last_wins([*options(folder, runs, decoder_folder), *more]))
         assert result.ret == status, result.stdout.str()
         return result
 

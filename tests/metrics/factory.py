@@ -41,5 +41,7 @@ def random_label_sets(seed: int, num_rows: int = 30) -> tuple[list[str], list[st
     hypotheses = []
     for reference in references:
         kept = [label for label in reference.split(";") if rng.random() < 0.6]
-        hypotheses.append(" ; ".join(kept + rng.sample([*LABELS, "unknown"], rng.randint(0, 3))))
+        hypotheses.append(
+            rng.choice([";", ";", " ; "]).join(kept + rng.sample([*LABELS, "unknown"], rng.randint(0, 3)))
+        )
     return references, hypotheses

@@ -17,8 +17,7 @@ def reference_mean_average_precision(references: list[str], hypotheses: list[str
     """By scikit-learn, from a matrix over all columns."""
     from sklearn.metrics import average_precision_score
 
-    target_sets = [{label.strip() for label in text.split(";")} - {""} for text in references]
-    output_sets = [{label.strip() for label in text.split(";")} for text in hypotheses]
+    target_sets, output_sets = ([{*text.strip().split(";")} for text in texts] for texts in (references, hypotheses))
     labels = sorted(set().union(*target_sets))
     total = 0.0
     for label in labels:
@@ -43,10 +42,11 @@ def test_accuracy_equals_scikit_learn(seed: int) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(200))
 def test_map_equals_scikit_learn(seed: int) -> None:
+    """Labels as they stand between two ";", with and without blanks beside it."""
     references, hypotheses = random_label_sets(seed)
-    for num_classes in (12, 200):
+    for num_classes in (13, 200):
         expected = reference_mean_average_precision(references, hypotheses, num_classes)
         assert 0 < expected < 1
         assert score("mAP", references, hypotheses, num_classes=num_classes) == pytest.approx(expected, abs=1e-12)
@@ -57,11 +57,11 @@ def test_accuracy_ignores_the_minus_sign_and_the_decimal_point() -> None:
 
 
 def test_every_label_no_label_and_wrong_labels_all_score_the_mean_prevalence() -> None:
-    references = ["a; b", "a", "a", "c"]
+    references = ["a;b", "a", "a", "c"]
     prevalence = (3 / 4 + 1 / 4 + 1 / 4) / 3
-    for hypothesis in ("a; b; c", "", "unknown"):
+    for hypothesis in ("a;b;c", "", "unknown"):
         assert score("mAP", references, [hypothesis] * 4, num_classes=3) == pytest.approx(prevalence)
-    only_wrong = ["c", "b", "c; b", "a; b"]
+    only_wrong = ["c", "b", "c;b", "a;b"]
     assert score("mAP", references, only_wrong, num_classes=3) == pytest.approx(prevalence)
 
 
@@ -78,8 +78,10 @@ def test_map_counts_missing_columns_as_zero_and_ignores_labels_that_no_reference
     assert score("mAP", ["a", "b"], ["a", "b"], num_classes=8) == 0.25
 
 
-def test_map_splits_and_strips_labels_and_counts_each_once() -> None:
-    assert score("mAP", ["Hi-Hat ;Dog", "cat"], ["dog;;  hi hat;dog;", ";CAT"], num_classes=3) == 1.0
+def test_map_splits_labels_as_they_stand_and_counts_each_once() -> None:
+    assert score("mAP", ["Hi-Hat;Dog", "cat"], ["dog;hi hat;dog", "CAT"], num_classes=3) == 1.0
+    # Blanks beside ";" belong to a label: " cat" is never predicted by "cat".
+    assert score("mAP", ["dog; cat", "cow"], ["dog;cat", "cow"], num_classes=3) == pytest.approx((1 + 1 + 0.5) / 3)
     # Punctuation inside a label counts, unlike in all other metrics.
     assert score("mAP", ["dog's", "cat"], ["dogs", "cat"], num_classes=2) == 0.75
 

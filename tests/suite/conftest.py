@@ -41,7 +41,8 @@ def make_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
             "evaluate": "eval.yaml",
         }
         few = ("steps=2", "batch_size=2", "shuffle_buffer=4", "sort_window=4", "max_new_tokens=2")
-        return plan(*few, *changes, **{**defaults, **options})
+        by_key = {change.partition("=")[0]: change for change in (*few, *changes)}
+        return plan(*by_key.values(), **{**defaults, **options})
 
     return make
 

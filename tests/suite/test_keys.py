@@ -21,6 +21,7 @@ CANNOT_CHANGE_A_RESULT = {
     "core.digests": "it makes the keys; another digest is another key",
     "core.errors": "texts of errors",
     "core.file_kinds": "texts of errors",
+    "core.yaml_text": "what it reads stands in the key as values, as that of config",
     "core.locks": "it waits for other processes",
     "core.progress": "progress bars",
     "core.text": "it escapes half characters, which no target and no prediction has",

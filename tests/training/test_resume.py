@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, last_wins
 from tests.test_bench import ENCODER, write_data
 from tests.training.test_sampler import dataset, training_data, write_difficult_data
 from xares_bench.config.catalogue import make_mix
@@ -232,10 +232,14 @@ class Sessions:
 
     def command(self, runs: Path, *options: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider", "--preset=mini"),
-            *(f"--encoder={ENCODER}", f"--data-home={self.data}", f"--runs-dir={runs}"),
-            *("--train=clotho", "-k", "clotho", "--set", f"steps={self.num_steps}", "--set", "batch_size=4"),
-            *("--set", "max_new_tokens=3", "--checkpoint-steps=20", *options),
+            *(sys.executable, "-m", "pytest", str(REPOSITORY / "bench"), "-p", "no:cacheprovider"),
+            *last_wins(
+                [
+                    *("--preset=mini", f"--encoder={ENCODER}", f"--data-home={self.data}", f"--runs-dir={runs}"),
+                    *("--train=clotho", "-k", "clotho", "--set", f"steps={self.num_steps}", "--set", "batch_size=4"),
+                    *("--set", "max_new_tokens=3", "--checkpoint-steps=20", *options),
+                ]
+            ),
         ]
 
     def start(self, runs: Path, *options: str) -> subprocess.Popen[str]:

@@ -55,7 +55,7 @@ def evaluate(name: str, references: Sequence[str], hypotheses: Sequence[str], **
     """Return score and row values of one dataset; arguments and errors are those of `score`.
 
     Example:
-        >>> evaluate("mAP", ["dog; cat", "cow"], ["cat; dog", "cow"], num_classes=4)
+        >>> evaluate("mAP", ["dog;cat", "cow"], ["cat;dog", "cow"], num_classes=4)
         MetricResult(score=0.75, row_values=(None, None))
     """
     check_metric(name, arguments)
