@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xares_bench.core.errors import BaselineError, CatalogueError
-from xares_bench.core.parsing import Section, read_yaml
+from xares_bench.core.errors import BaselineError, CatalogueError, UsageError
+from xares_bench.core.parsing import Section, did_you_mean, local_path, read_yaml
 
 Read = Callable[[str], Section]
 
@@ -281,3 +281,23 @@ def test_odd_keys_are_named_on_one_line(read: Read, key: str) -> None:
     message = message_of(lambda: read(f"outer:\n  ? {key}\n  : 1\n").section("outer").only("a"))
     assert "unknown key; expected one of a" in message
     assert message.isprintable()
+
+
+def test_a_path_has_its_home_and_its_variables_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("CORPUS", "/data")
+    assert local_path("~/runs") == Path("/home/somebody/runs")
+    assert local_path("$CORPUS/a") == local_path("${CORPUS}/a") == Path("/data/a")
+    assert local_path("a/~/b") == Path("a/~/b")
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(UsageError, match=r"\$NOWHERE/a: the environment variable NOWHERE is not set"):
+        local_path("$NOWHERE/a")
+
+
+def test_examples_of_hints() -> None:
+    assert did_you_mean("promt", ["prompt", "key"]) == "; did you mean prompt?"
+    assert did_you_mean("STEPS", ["steps"]) == "; did you mean steps?"
+    assert did_you_mean("entirely other", ["prompt"]) == ""

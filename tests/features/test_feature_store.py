@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import resource
@@ -180,6 +181,22 @@ def test_features_are_computed_once_and_follow_everything_they_depend_on(
     assert not read(store, encoder, moved, max_clips=1).reused
     edited = load(tmp_path, ENCODER + "\nx = 1")
     assert not read(store, edited, moved).reused
+
+
+def test_the_window_of_an_own_long_clip_does_not_depend_on_where_its_tar_lies(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    ramp = np.linspace(0, 0.9, 16_000, dtype=np.float32)
+    starts = []
+    for place in ("here", "far/away", "other"):
+        content = (ramp if place != "other" else ramp / 2).astype(np.float32)
+        path = write_shard(tmp_path / place / "a.tar", [("long", content, {"label": "x"})])
+        shard = dataclasses.replace(shard_at(path), name=str(path))  # as of the user's own tars
+        store = FeatureStore(Store(root=tmp_path / place / "store"), ClipEncoder(encoder=encoder, honours_mask=False))
+        (window,) = pass_over(store, shard, max_audio_s=0.5, seed="pass 0")
+        assert isinstance(window, AudioClip)
+        starts.append(float(window.waveform[0]) / float(content[-1]))
+    assert starts[0] == starts[1] != pytest.approx(starts[2], abs=1e-3), "another tar has another window"
 
 
 def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_cached(

@@ -9,7 +9,7 @@ import pytest
 
 from xares_bench import plugin
 from xares_bench.core.errors import UsageError
-from xares_bench.session.options import Options, read_options
+from xares_bench.session.options import Options, check_given_once, read_options
 
 
 def read(*arguments: str) -> Options:
@@ -58,3 +58,46 @@ def test_a_baseline_is_overwritten_only_with_force(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"exists already.*--force"):
         read(f"--save-baseline={path}")
     assert read(f"--save-baseline={path}", "--force").replace
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--preset=mini", "--preset=full"],
+        ["--limit", "3", "--limit", "3"],
+        ["-q", "--seeds=2", "-k", "x", "--seeds", "3"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"(--preset|--limit|--seeds) is given twice, before as .*; give it once"):
+        check_given_once(arguments)
+
+
+def test_repeatable_options_and_those_of_others_may_be_given_twice() -> None:
+    check_given_once(["--set", "a=1", "--set", "b=2", "-k", "x", "-k", "y", "--data-revision=a", "--data-revision=b"])
+    check_given_once(["--preset=mini", "--", "--preset=full"])
+
+
+def test_the_home_is_expanded_in_every_option_with_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XARES_DATA_HOME", "~/data")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "enc.py").write_text("class MyEncoder: pass\n")
+    (tmp_path / "one.tar").touch()
+    (tmp_path / "train.yaml").write_text("train_data:\n  mine: {prompt: a, data: ~/one.tar, key: label}\n")
+    (tmp_path / "eval.yaml").write_text("mine: {data: {data: [~/one.tar], key: label, prompt: a}, metric: Accuracy}\n")
+    (tmp_path / "base.yaml").write_text("schema: 1\npreset: mini\nscores: {mine: 0.5}\n")
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "config.json").write_text("{}")
+    paths = {"encoder": "enc.py", "train": "train.yaml", "eval": "eval.yaml", "baseline": "base.yaml"}
+    paths |= {"decoder": "decoder", "runs-dir": "runs", "save-baseline": "new.yaml"}
+    options = read("--preset=mini", *(f"--{name}=~/{path}" for name, path in paths.items()))
+    assert options.plan.encoder is not None
+    assert options.plan.mix is not None
+    assert options.baseline is not None
+    found = [options.plan.encoder.file, options.plan.runs_folder, options.save_to, options.baseline.path]
+    assert found == [tmp_path / name for name in ("enc.py", "runs", "new.yaml", "base.yaml")]
+    assert options.plan.decoder == str(tmp_path / "decoder")
+    assert options.plan.data_home == tmp_path / "data"
+    assert options.plan.mix.datasets[0].train is not None
+    assert options.plan.mix.datasets[0].train.shards == (str(tmp_path / "one.tar"),)
