@@ -202,6 +202,27 @@ def test_a_key_without_value_counts_as_left_out(write: Write, catalogue: Catalog
     read_own_evaluations(write(EVAL + "  metric_args:\n  weight:\n  batch_size:\n  num_workers:\n"), catalogue)
 
 
+@pytest.mark.parametrize("pattern", ["/**/*.tar", "/home/../**/*.tar", "~/**/*.tar", "/**"])
+def test_a_pattern_that_walks_the_whole_disk_is_refused(write: Write, catalogue: Catalogue, pattern: str) -> None:
+    text = f"train_data:\n  mine: {{prompt: What?, data: [{pattern}], key: label}}\n"
+    with pytest.raises(CatalogueError, match=r"would walk the whole of .*; name a folder before \*\*"):
+        read_own_mix(write(text), catalogue)
+
+
+def test_a_pattern_follows_no_links_and_finds_no_hidden_files(
+    write: Write, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tars"
+    for name in ("deep/a.tar", "deep/.hidden.tar", ".cache/b.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "loop").symlink_to("/")
+    text = f"train_data:\n  mine: {{prompt: What?, data: [{folder}/**/*.tar], key: label}}\n"
+    (dataset,) = read_own_mix(write(text), catalogue).datasets
+    assert dataset.train is not None
+    assert dataset.train.shards == (str(folder / "deep" / "a.tar"),)
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(write: Write, catalogue: Catalogue) -> None:
     path = write(TRAIN.replace("one.tar", "'corpus[1].tar'"))
     Path("corpus1.tar").touch()

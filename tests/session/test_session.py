@@ -24,11 +24,13 @@ def test_the_run_of_lf_has_the_other_datasets_of_the_run_before_that_the_mix_cov
     open_session: OpenSession, tmp_path: Path
 ) -> None:
     session = open_session()
-    session.select({"gtzan"}, set(), ["esc-50", "clotho", "of another command"])
+    session.select({"gtzan"}, set(), ["esc-50", "clotho", "gtzan", "of another command"])
     assert (session.selected, session.run_datasets) == (("gtzan",), ("esc-50", "gtzan", "clotho"))
     session = open_session(plan=plan(train="task1", runs_dir=str(tmp_path / "runs")))
-    session.select({"gtzan"}, set(), ["esc-50", "clotho"])
+    session.select({"gtzan"}, set(), ["esc-50", "clotho", "gtzan"])
     assert session.run_datasets == ("esc-50", "gtzan")
+    session.select({"gtzan"}, set(), ["esc-50", "clotho"])
+    assert list(session.run_datasets) == ["gtzan"], "what was selected last is another run"
 
 
 def test_a_task_counts_among_the_gated_tests_only_when_it_is_complete(open_session: OpenSession) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -218,6 +218,16 @@ def _beginning(pattern: str) -> Path:
     return Path(*parts[:magic])
 
 
+def _matches(pattern: str) -> Iterator[Path]:
+    """Yield what a glob matches; `**` follows no links, of which /proc and others have some that lead to the root."""
+    beginning = _beginning(pattern)
+    parts = [part if part == "**" else part.replace("**", "*") for part in Path(pattern).parts[len(beginning.parts) :]]
+    wants_hidden = any(part.startswith(".") for part in parts)
+    for match in beginning.glob(str(Path(*parts))):
+        if wants_hidden or not any(part.startswith(".") for part in match.relative_to(beginning).parts):
+            yield match
+
+
 def _find_files(section: Section, path: str) -> list[str]:
     """Return the files of a local path, which may be a glob, in order."""
     problem = path_problem(Path(path))
@@ -229,8 +239,7 @@ def _find_files(section: Section, path: str) -> list[str]:
             "data", f"{shown(path)} would walk the whole of {_beginning(path).resolve()}; name a folder before **"
         )
     if not found and glob.has_magic(path):
-        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
-        found = [match for match in matches if Path(match).is_file()]
+        found = sorted(str(match) for match in _matches(path) if match.is_file())
     if not found:
         section.fail("data", f"no file matches {shown(path)} (relative paths start at {Path.cwd()})")
     return [str(Path(file).resolve()) for file in found]

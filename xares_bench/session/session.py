@@ -110,11 +110,12 @@ class BenchSession:
         Args:
             datasets: Datasets with a test.
             tasks: Tasks with a test.
-            others: Datasets of the same run that are left out because they passed before.
+            others: Datasets of the run before, which this session continues if it has no other ones.
         """
         known = dict.fromkeys(name for members in self.plan.tasks.values() for name in members)
         self.selected = tuple(name for name in known if name in datasets)  # whatever the order of the tests
-        others = [name for name in others if name in known and self.plan.covers(name)]  # of another command, maybe
+        is_continued = {*datasets} <= {*others}
+        others = [name for name in others if is_continued and name in known and self.plan.covers(name)]
         self.run_datasets = tuple(name for name in known if name in datasets or name in others)
         complete = [task for task in tasks if {*self.plan.tasks[task]} <= {*self.selected}]
         self.num_gated = len(self.selected) + len(complete)
