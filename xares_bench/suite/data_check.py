@@ -121,8 +121,8 @@ class DataCheck:
         """Raise if a split could not be used to its end.
 
         Raises:
-            DataError: A shard is damaged, there are no samples, too many are unusable, an extra is not installed, or
-                the metric is undefined for the targets.
+            DataError: A shard is damaged, there are no samples, too many are unusable, an extra is not installed, all
+                targets are corrupt, or the metric is undefined for them.
         """
         needed = self._needed(part, shards)
         damaged = [
@@ -152,6 +152,11 @@ class DataCheck:
             num_samples=num_samples,
             max_dropped_share=self.plan.recipe.training.max_dropped_share,
         )
+        if self.plan.limit is None and all(inventory.targets == () for _, inventory, _ in needed):
+            raise DataError(
+                f"{part.name}: none of {num_samples} samples has a usable target: all are corrupt "
+                "(docs/differences.md); fix the shards, or name another key"
+            )
         if not part.is_training and self.plan.limit is None:
             _check_metric(self.plan.dataset(part.name), [inventory.targets for _, inventory, _ in needed])
 
