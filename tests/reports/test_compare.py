@@ -86,7 +86,7 @@ def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
         30,
         recipe={"seed": 42, "learning_rate": 0.01},
         decoder={"name": "big", "fingerprint": "ee" * 32, "commit": None},
-        environment={"device": "cpu", "threads": 4, "torch": "2.14.0"},
+        environment={"device": "cpu", "threads": 4, "torch": "2.14.0", "variables": {"NVIDIA_TF32_OVERRIDE": "1"}},
         seeds=(42, 43),
     )
     assert compare([first, second]).warnings == (
@@ -95,6 +95,7 @@ def test_what_else_differs_is_warned_of(tmp_path: Path) -> None:
         "different recipe.learning_rate: A 0.001, B 0.01",
         "different environment.threads: A 2, B 4",
         "different environment.torch: A 2.13.0, B 2.14.0",
+        "different variable NVIDIA_TF32_OVERRIDE: A None, B 1",
     )
 
 

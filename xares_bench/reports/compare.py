@@ -233,6 +233,7 @@ def _conditions(run: FinishedRun) -> dict[str, Any]:
         "seeds": list(manifest.seeds),
         **{f"recipe.{key}": value for key, value in manifest.recipe.items()},
         **{f"environment.{key}": value for key, value in environment.items()},
+        **{f"variable {key}": value for key, value in manifest.environment.get("variables", {}).items()},
         **{f"models of {key}": value for key, value in judges.items()},
     }
 
