@@ -403,7 +403,7 @@ def test_noise_decides_unless_a_number_is_given(run: Run, baseline: Path) -> Non
     failed = run(*options, "--tolerance=ci:0.01")
     assert failed.ret == 1
     failed.stdout.fnmatch_lines(
-        ["*librispeech: score * below the baseline *, tolerance ci:0.01; 95 % confidence interval*"]
+        ["*librispeech: score * below the baseline *, tolerance ci:0.01; two-sided 95 % confidence interval*"]
     )
 
 

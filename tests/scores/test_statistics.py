@@ -152,10 +152,10 @@ def test_ten_thousand_clips_are_resampled_in_blocks() -> None:
 def tagged(positives_NL: NDArray[np.bool_], predicted_NL: NDArray[np.bool_]) -> ClipSums:
     """The clip sums of an mAP over these labels."""
     references, hypotheses = (
-        ["; ".join(f"label{place}" for place in np.flatnonzero(row)) for row in rows_NL]
+        [";".join(f"label{place}" for place in np.flatnonzero(row)) for row in rows_NL]
         for rows_NL in (positives_NL, predicted_NL)
     )
-    arguments = {"num_classes": positives_NL.shape[1]}
+    arguments = {"num_classes": positives_NL.shape[1] + 1}  # with that of clips without a label
     result = evaluate("mAP", references, hypotheses, **arguments)
     names = [f"c{place}" for place in range(len(references))]
     return gather([result], metric="mAP", arguments=arguments, row_clips=names)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from xares_bench.core.digests import code_digest, digest_of
-from xares_bench.core.store import Entry, Store
+from xares_bench.core.store import Entry, Store, write_atomically
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import seeded
 
@@ -110,7 +111,9 @@ def _agree(encoder: FrozenEncoder, found: Sequence[Tensor], expected: Sequence[T
 
 def _save(features: Sequence[Tensor], folder: Path) -> dict[str, Any]:
     for number, features_TD in enumerate(features):
-        np.save(folder / f"{number}.npy", features_TD.cpu().float().numpy(), allow_pickle=False)
+        content = io.BytesIO()
+        np.save(content, features_TD.cpu().float().numpy(), allow_pickle=False)
+        write_atomically(folder / f"{number}.npy", content.getvalue())
     return {}
 
 

@@ -152,7 +152,10 @@ def load_baseline(name_or_file: str, *, tasks: Mapping[str, Iterable[str]]) -> B
         overalls=_overalls(scores, tasks),
         note=section.text("note") if section.has("note") else "",
         fingerprints=_texts(section, "fingerprints"),
-        facts=_texts(section, "run"),
+        # Numbers and words as well: tools that rewrite YAML leave the quotes out.
+        facts={name: str(value) for name, value in section.section("run").scalars().items()}
+        if section.has("run")
+        else {},
         path=path,
     )
 
