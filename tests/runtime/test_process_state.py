@@ -46,7 +46,7 @@ CHANGES: dict[str, str] = {
     "flushing of denormal numbers": "torch.set_flush_denormal(True)",
     "numpy's floating-point errors": "np.seterr(all='raise')",
     "working directory": "os.chdir('/')",
-    "environment variables": "os.environ['SET_BY_AN_ENCODER'] = '1'",
+    "environment variables": "os.environ['SET_BY_AN_ENCODER'] = '1'; os.environ['MKL_CBWR'] = 'AUTO'",
     "environment variables ": "os.environ.pop('PATH', None)",
     "the handler of SIGTERM": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
     "the handler of SIGINT": "signal.signal(signal.SIGINT, lambda *_: None)",
@@ -74,7 +74,7 @@ def test_what_it_changes_is_undone_named_and_found_again(name: str, code: str) -
         run(code)
     assert present() == before
     assert name.strip() in own.values
-    assert name.strip() in str(own)
+    assert (name.strip() in str(own)) == (name.strip() != "environment variables")
     with own.in_force():
         assert present()[name.strip()] == own.values[name.strip()] != before[name.strip()]
     assert present() == before
@@ -90,6 +90,18 @@ def test_several_changes_are_undone_in_any_order(codes: list[str]) -> None:
             run(code)
         assert present() == before
     assert not own.stuck
+
+
+def test_variables_that_libraries_of_the_session_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_CBWR", "AUTO")
+    own = OwnSettings()
+    with own.in_force():
+        os.environ["SOMETHING_ELSE"] = "1"
+    assert str(own) == ""
+    with own.in_force():
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "1"
+        del os.environ["MKL_CBWR"]
+    assert str(own) == "MKL_CBWR (unset), NVIDIA_TF32_OVERRIDE (1)"
 
 
 def test_what_it_changes_back_is_forgotten() -> None:

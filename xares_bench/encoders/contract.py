@@ -53,6 +53,7 @@ CONTRACT_MODULES = (
     "encoders.shortest_clip",
     "runtime.determinism",
     "runtime.process_state",
+    "runtime.variables",
 )
 
 _NUM_SECOND = SAMPLE_RATE_HZ
@@ -202,7 +203,7 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     _check_frozen(check)
     for name, change in encoder.settings.stuck.items():
         check.fail("process", f"it changes {name} ({change}), which cannot be undone; remove that")
-    check.settle("process", "passed", f"sets {encoder.settings} for itself" if encoder.settings.values else "")
+    check.settle("process", "passed", f"sets {encoder.settings} for itself" if str(encoder.settings) else "")
     check.settle("input-unchanged", "passed")
     return ContractReport(
         encoder=encoder,

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 from xares_bench.runtime.exits import exits_raise
+from xares_bench.runtime.variables import KEYED, RECORDED, REFUSED
 
+_ENVIRONMENT = "environment variables"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 # Switches of torch: attributes of modules, some of which older versions lack. One that others follow comes before them.
@@ -99,8 +101,18 @@ class OwnSettings:
                     self.stuck[name] = f"{fixed_before[name]} before, {read()} after"
 
     def __str__(self) -> str:
-        """Names and values of what it has set, in one line."""
-        return ", ".join(f"{name} ({_shown(value)})" for name, value in self.values.items())
+        """Names and values of what it has set, in one line.
+
+        Of environment variables only those that libraries of a session read, as many libraries set some for themselves.
+        """
+        shown = [f"{name} ({_shown(value)})" for name, value in self.values.items() if name != _ENVIRONMENT]
+        variables = self.values.get(_ENVIRONMENT, {})
+        shown += [
+            f"{name} ({variables.get(name, 'unset')})"
+            for name in sorted({*REFUSED, *KEYED, *RECORDED})
+            if _ENVIRONMENT in self.values and variables.get(name) != os.environ.get(name)
+        ]
+        return ", ".join(shown)
 
 
 def _restore(settings: Iterable[_Setting], before: Mapping[str, Any]) -> None:
@@ -236,6 +248,6 @@ _IN_ANY_THREAD = [
     ),
     _Setting(name="numpy's floating-point errors", read=np.geterr, write=lambda value: np.seterr(**value)),
     _Setting(name="working directory", read=_working_directory, write=os.chdir),
-    _Setting(name="environment variables", read=lambda: dict(os.environ), write=_write_environment),
+    _Setting(name=_ENVIRONMENT, read=lambda: dict(os.environ), write=_write_environment),
 ]
 _ALL = [*_IN_ANY_THREAD, *(_signal_setting(name) for name in _SIGNALS if hasattr(signal, name))]

@@ -44,7 +44,7 @@ def _run_lines(session: BenchSession) -> list[str]:
         f"{run.encoder['frames_per_second']:.4g} frames/s, real-time factor {run.encoder['realtime_factor']:.2g}"
         f"{', contract check cached' if run.encoder['contract_reused'] else ''}"
     ]
-    if encoder.settings.values:
+    if str(encoder.settings):
         lines.append(f"encoder: sets {encoder.settings} for the whole process; that is undone after each of its calls")
     if encoder.num_before:
         earlier = "an earlier encoder" if encoder.num_before == 1 else f"{encoder.num_before} earlier encoders"
