@@ -15,6 +15,7 @@ from tests.hub.machine import Machine
 from tests.hub.server import Fault, Hub, Repository, serve_hub
 from tests.metrics.captions.factory import write_judges
 from tests.run_factory import write_finished_run
+from xares_bench.__main__ import main
 from xares_bench.config.catalogue import Catalogue, load_catalogue
 
 SHARDS = "mispeech/xares_llm_data"
@@ -141,6 +142,8 @@ def test_another_decoder_and_another_revision_of_the_data(machine: Machine, hub:
     ("arguments", "said"),
     [
         (["esc50"], "esc50: no such task or dataset; expected some of task1, task2, all, aishell-1"),
+        (["gtza"], "gtza: no such task or dataset; expected some of task1, task2, all, aishell-1"),
+        (["gtzan", "--data-home", "$NOWHERE/data"], "$NOWHERE/data: the environment variable NOWHERE is not set"),
         (["gtzan", "--data-revision", "a@b"], "--data-revision=a@b: expected"),
         (["gtzan", "--data-revision", "a/b@c"], "--data-revision=a/b@c: no dataset to download is in this repository"),
         (["gtzan", "--no-models", "--decoder", "x"], "--decoder=x and --no-models contradict each other"),
@@ -163,6 +166,47 @@ def test_a_file_as_the_data_folder_is_refused_in_one_line(machine: Machine, hub:
         f"xares_bench: {tmp_path / 'file'} is a file, expected the folder of the data; choose another --data-home"
     ]
     assert hub.requests == []
+
+
+def test_a_misspelt_name_has_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "gtza", "--dry-run"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean gtzan?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["download", "gtzan", "--data-home", "a", "--data-home=a"], "--data-home"),
+        (["download", "gtzan", "--split=eval", "--split", "train"], "--split"),
+        (["compare", "a", "b", "--clips=1", "--clips=2"], "--clips"),
+        (["leaderboard", "a", "--output=b", "--output=c"], "--output"),
+    ],
+)
+def test_an_option_given_twice_is_refused(
+    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {option} is given twice; give it once\n")
+
+
+def test_home_and_variables_are_expanded_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_finished_run(tmp_path / "runs" / "one", {"gtzan": [("clip", "rock", "rock")]})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    assert main(["compare", "~/runs/one", "$RUNS/one/results.json"]) == 0
+    assert main(["leaderboard", "~/runs"]) == 0
+    assert main(["leaderboard", "$RUNS", "--output=~/board.html"]) == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "runs" / "leaderboard.html").read_bytes() == (tmp_path / "board.html").read_bytes()
+    (tmp_path / "file").touch()
+    for name, arguments in (("~/file", []), ("~/nowhere", ["--data-home", "~/file"])):
+        monkeypatch.setenv("XARES_DATA_HOME", name)
+        assert main(["download", "gtzan", *arguments, "--dry-run"]) == 2
+        assert f"{tmp_path / 'file'} is a file, expected the folder of the data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -127,6 +127,29 @@ def test_arguments_must_be_a_json_object(folder: Path, arguments: str, words: st
     assert """--encoder-args='{"layer": 6}'""" in str(caught.value)
 
 
+def test_an_argument_given_twice_is_refused(folder: Path) -> None:
+    write(folder, ONE_CLASS)
+    said = r"the key 'layer' is repeated: line 1, column 2 and line 1, column 14; give each key once$"
+    with pytest.raises(EncoderSpecError, match=said):
+        parse_encoder_spec("enc.py", '{"layer": 6, "layer": 7}')
+
+
+def test_a_misspelt_class_has_a_hint(folder: Path) -> None:
+    write(folder, ONE_CLASS)
+    with pytest.raises(EncoderSpecError, match=r"name one of its classes; did you mean MyEncoder\?$"):
+        parse_encoder_spec("enc.py::Myencoder")
+
+
+def test_home_and_variables_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, ONE_CLASS, "encoders/enc.py")
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ENCODERS", str(path.parent))
+    for text in ("~/encoders/enc.py", "~/encoders/enc.py::MyEncoder", "$ENCODERS/enc.py", "${ENCODERS}/enc.py"):
+        assert parse_encoder_spec(text).file == path
+    assert parse_encoder_spec("hf:~/model").place["model"] == str(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("text", "model", "revision", "name"),
     [

@@ -93,6 +93,21 @@ def shards_of(path: Path, catalogue: Catalogue) -> list[str]:
     return [Path(shard).relative_to(Path.cwd()).as_posix() for shard in split.shards]
 
 
+def test_words_and_paths(write: Write, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in quotes is text, 1e-1 is a number, and braces are expanded after variables."""
+    monkeypatch.setenv("CORPUS", str(Path.cwd()))
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    text = (
+        "train_data:\n"
+        "  'no': {prompt: What?, data: ['${CORPUS}/{one,two}.tar', '~/sub/three.tar'], key: label, prob: 1e-1}\n"
+        '  "off": {prompt: What?, data: $CORPUS/o*.tar, key: label, prob: 3E-1}\n'
+    )
+    mix = read_own_mix(write(text), catalogue)
+    assert [dataset.name for dataset in mix.datasets] == ["no", "off"]
+    assert mix.weights == pytest.approx((0.25, 0.75))
+    assert shards_of(Path("own.yaml"), catalogue) == ["one.tar", "two.tar", "sub/three.tar"]
+
+
 def test_the_published_training_form_as_it_stands(write: Write, catalogue: Catalogue) -> None:
     mix = read_own_mix(write(PUBLISHED_TRAIN), catalogue)
     (dataset,) = mix.datasets
@@ -439,7 +454,18 @@ def test_absolute_paths_and_another_working_directory(
         (TRAIN + "num_training_workers: 1.5\n", "num_training_workers", "found 1.5, expected a whole number"),
         (TRAIN + "max_steps: 0\n", "max_steps", "found 0, expected a whole number of at least 1"),
         (TRAIN + "max_steps: 1e3\n", "max_steps", "found 1000.0, expected a whole number of at least 1; write 1000"),
-        (TRAIN + "steps: 10\n", "steps", "unknown key; expected one of train_data, num_training_workers, max_steps"),
+        (
+            TRAIN + "steps: 10\n",
+            "steps",
+            "unknown key; expected one of train_data, num_training_workers, max_steps; did you mean max_steps?",
+        ),
+        (TRAIN + "num_workers: 1\n", "num_workers", "did you mean num_training_workers?"),
+        (TRAIN.replace("prompt:", "promt:"), "train_data.mine.promt", "did you mean prompt?"),
+        (TRAIN.replace("mine", "no"), "", "line 2, column 3: found the key 'no', which is true or false to YAML"),
+        (TRAIN + TRAIN.splitlines()[1].replace("mine", "off"), "", "found the key 'off', which is true or false"),
+        (TRAIN.replace("What?", "no"), "train_data.mine.prompt", "found False, expected non-empty text or a list"),
+        (TRAIN.replace("label", "010"), "", "found '010', which is a number in octal to YAML"),
+        (TRAIN.replace("one.tar", "$NOWHERE/one.tar"), "train_data.mine.data", "variable NOWHERE is not set"),
         (
             TRAIN.replace("label", "label, weight: 1"),
             "train_data.mine.weight",

@@ -117,6 +117,12 @@ def test_a_key_that_is_set_twice_is_refused() -> None:
         ("batch_size=null", "--set: batch_size: found nothing, expected a whole number"),
         ("deterministic=1", "--set: deterministic: found 1, expected true or false"),
         ("decoder=other", "--set: decoder: unknown key"),
+        ("max_steps=3", "generation_positions; did you mean steps?"),
+        ("lr=1", "generation_positions; did you mean learning_rate?"),
+        ("learning-rate=1", "generation_positions; did you mean learning_rate?"),
+        ("batch_size=010", "--set=batch_size=010: line 1, column 1: found '010', which is a number in octal to YAML"),
+        ("warmup_steps=1:30", "found '1:30', which is a number in base 60 to YAML; write it in decimal"),
+        ("adaptation=no", "--set: adaptation: found False, expected one of lora, full"),
     ],
 )
 def test_wrong_set(change: str, said: str) -> None:
@@ -207,6 +213,9 @@ def test_both_yaml_suffixes_are_files() -> None:
         ({"train": "task1", "evaluate": "train.yaml"}, r"^train\.yaml: train_data\.mine: unknown key"),
         ({"preset": "huge"}, r"^--preset=huge: no such preset; expected one of full, mini$"),
         ({"encoder_arguments": "{}"}, r"^--encoder-args needs --encoder$"),
+        ({"train": "tsk1"}, r"no such mix; expected .*; did you mean task1\?$"),
+        ({"train": "gtzn"}, r"no such mix; expected .*; did you mean gtzan\?$"),
+        ({"preset": "Mini"}, r"no such preset; expected one of full, mini; did you mean mini\?$"),
     ],
 )
 def test_wrong_options(options: dict[str, str], said: str) -> None:
@@ -238,6 +247,32 @@ def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert plan(preset="full").data_folder == tmp_path / "relative"
     monkeypatch.setenv("XARES_DATA_HOME", "")
     assert plan(preset="full").data_folder == tmp_path / "xares_data", "an empty variable counts as none"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": "$NOWHERE/enc.py"},
+        {"encoder": "hf:$NOWHERE/model"},
+        {"train": "$NOWHERE/train.yaml", "evaluate": "eval.yaml"},
+        {"train": "train.yaml", "evaluate": "$NOWHERE/eval.yaml"},
+        {"decoder": "${NOWHERE}/decoder"},
+        {"data_home": "$NOWHERE"},
+        {"runs_dir": "~/$NOWHERE"},
+    ],
+    ids=str,
+)
+def test_a_variable_that_is_not_set_is_an_error_in_every_option(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="the environment variable NOWHERE is not set; set it, or write it out"):
+        plan(**options)
+
+
+def test_the_data_home_may_name_other_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XARES_DATA_HOME", "$NOWHERE/data")
+    with pytest.raises(UsageError, match="the environment variable NOWHERE is not set"):
+        plan()
+    monkeypatch.setenv("NOWHERE", "/big")
+    assert plan().data_home == Path("/big/data")
 
 
 def test_limit_and_runs_folder() -> None:

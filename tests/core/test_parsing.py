@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xares_bench.core.errors import BaselineError, CatalogueError, UsageError
-from xares_bench.core.parsing import Section, did_you_mean, local_path, read_yaml
+from xares_bench.core.parsing import RepeatedKeyError, Section, did_you_mean, local_path, parse_json, read_yaml
 
 Read = Callable[[str], Section]
 
@@ -293,11 +298,55 @@ def test_a_path_has_its_home_and_its_variables_expanded(monkeypatch: pytest.Monk
 
 def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
-    with pytest.raises(UsageError, match=r"\$NOWHERE/a: the environment variable NOWHERE is not set"):
-        local_path("$NOWHERE/a")
+    for text in ("$NOWHERE/a", "${NOWHERE}/a", "~/$NOWHERE"):
+        with pytest.raises(UsageError, match=re.escape(f"{text}: the environment variable NOWHERE is not set")):
+            local_path(text)
+
+
+@pytest.mark.parametrize("text", ["a$", "a$$", "${}", "a$ b", "a b", "~nobody-of-this-name/a"])
+def test_what_names_no_variable_and_no_home_stays(text: str) -> None:
+    assert local_path(text) == Path(text)
 
 
 def test_examples_of_hints() -> None:
     assert did_you_mean("promt", ["prompt", "key"]) == "; did you mean prompt?"
+    assert did_you_mean("lr", ["seed", "learning_rate"]) == "; did you mean learning_rate?"
     assert did_you_mean("STEPS", ["steps"]) == "; did you mean steps?"
     assert did_you_mean("entirely other", ["prompt"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' is repeated: line 1, column 2 and line 1, column 10"),
+        ('{"x": [{"b": 1,\n  "b": 2}]}', "the key 'b' is repeated: line 1, column 9 and line 2, column 3"),
+        ('{"a": 1, "\\u0061": 2}', "the key 'a' is repeated: line 1, column 2 and line 1, column 10"),
+        ('{"}": "{", "a": {"a": 1}, "}": 2}', "the key '}' is repeated: line 1, column 2 and line 1, column 27"),
+    ],
+)
+def test_a_repeated_key_of_json_names_both_places(text: str, said: str) -> None:
+    for form in (text, text.encode()):
+        with pytest.raises(RepeatedKeyError) as caught:
+            parse_json(form)
+        assert str(caught.value) == said
+    assert parse_json(text, unique_keys=False) == json.loads(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, min_size=1, max_size=4), st.data())
+def test_a_repeated_key_of_json_is_found_at_any_place(value: dict[str, Any], data: st.DataObject) -> None:
+    assert parse_json(json.dumps(value)) == value
+    pairs = [(key, json.dumps(value[key])) for key in value]
+    key = data.draw(st.sampled_from(list(value)))
+    pairs.insert(data.draw(st.integers(0, len(pairs))), (key, "null"))
+    text = "[{" + ", ".join(f"{json.dumps(name)}: {content}" for name, content in pairs) + "}]"
+    with pytest.raises(RepeatedKeyError) as caught:
+        parse_json(text)
+    columns = [int(column) for column in re.findall(r"line 1, column (\d+)", str(caught.value))]
+    assert [text[column - 1 :].startswith(f"{json.dumps(key)}: ") for column in columns[-2:]] == [True, True]

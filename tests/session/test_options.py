@@ -78,6 +78,17 @@ def test_repeatable_options_and_those_of_others_may_be_given_twice() -> None:
     check_given_once(["--preset=mini", "--", "--preset=full"])
 
 
+@pytest.mark.parametrize("option", ["encoder", "eval", "decoder", "data-home", "runs-dir", "baseline", "save-baseline"])
+def test_a_variable_that_is_not_set_is_an_error_in_every_option_with_a_path(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(
+        UsageError, match=r"^\$NOWHERE/it: the environment variable NOWHERE is not set; set it, or write"
+    ):
+        read(f"--{option}=$NOWHERE/it")
+
+
 def test_the_home_is_expanded_in_every_option_with_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XARES_DATA_HOME", "~/data")

@@ -18,7 +18,7 @@ from xares_bench.core.errors import UsageError
 from xares_bench.core.yaml_text import MisreadWord, load_yaml
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]')
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
 
 _MAX_FILE_BYTES = 4 << 20
 _MAX_MESSAGE_LENGTH = 1000

@@ -18,6 +18,7 @@ _FLOAT = "tag:yaml.org,2002:float"
 _INTEGER = "tag:yaml.org,2002:int"
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
+_VALUE = "tag:yaml.org,2002:value"
 _KINDS = {
     "tag:yaml.org,2002:bool": "true or false",
     "tag:yaml.org,2002:null": "null",
@@ -25,6 +26,7 @@ _KINDS = {
     _FLOAT: "a number",
     _INTEGER: "a number",
 }
+_RARE_BREAKS = re.compile(r"[\x85\u2028\u2029]")
 # 010, which is 8 to YAML 1.1.
 _OCTAL = re.compile(r"[-+]?0[0-7_]+$")
 
@@ -48,8 +50,10 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except MisreadWord:
         raise
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as cause:  # e.g. of the date 2024-99-99
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # e.g. of the date 2024-99-99
         raise ValueError(" ".join(str(cause).split())[:_MAX_MESSAGE_LENGTH]) from None
+    except (AttributeError, LookupError):  # PyYAML's own, e.g. of !!bool x
+        raise ValueError("found a value that is not of the type that its tag names") from None
 
 
 def dump_yaml(value: object) -> str:
@@ -75,11 +79,19 @@ class _Loader(_BaseLoader):  # type: ignore[misc]  # the base is chosen at run t
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, but text that `_Loader` takes for a number is in quotes."""
+    """PyYAML's safe dumper, but text that `_Loader` takes for a number is in quotes, and rare line breaks are kept."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Put text with line breaks that YAML reads as blanks in double quotes, where they are escaped."""
+        return self.represent_scalar(_TEXT, data, style='"' if _RARE_BREAKS.search(data) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
+for _tag in (_MERGE, _VALUE):  # the words << and =, which PyYAML has no value for
+    _Loader.add_constructor(_tag, _Loader.construct_yaml_str)
 
 
 def _check_depth(text: str) -> None:
@@ -122,7 +134,7 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
     for key, _ in mapping.value:
         if not isinstance(key, yaml.ScalarNode):
             continue  # a list or a mapping, which the base class refuses
-        if key.tag not in (_TEXT, _MERGE):
+        if key.tag not in (_TEXT, _MERGE, _VALUE):
             kind = _KINDS.get(key.tag, "no text")
             raise MisreadWord(
                 f"{_place(key.start_mark)}: found the key {_short(key.value)}, which is {kind} to YAML, expected text; "
