@@ -239,8 +239,13 @@ def test_a_disk_that_cannot_be_read_is_no_damage(
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
 
+    opened = Path.open
+
+    def open_file(file: Path, *arguments: Any, **options: Any) -> Any:
+        return BadDisk() if file == path else opened(file, *arguments, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda *arguments: BadDisk())
+        patch.setattr(Path, "open", open_file)
         with pytest.raises(DataError, match=r"s\.tar: cannot be read: Input/output error"):
             inventories().of(shard, SPLIT)
         with pytest.raises(OSError, match="Input/output error"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.reports.test_report import results, scored
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.workers import Outcomes, attach, carry, say_at_once
+from xares_bench.session.workers import Outcomes, attach, carry, say_at_once, share_shown_lines
 
 RUN = results().run
 
@@ -71,13 +72,20 @@ def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> Non
     assert outcomes.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
 
 
-def test_a_line_is_shown_at_once_and_by_the_first_of_several_workers(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_line_is_shown_at_once_and_by_one_of_several_workers(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = pytester.parseconfig()
-    say_at_once(config, "no terminal")
-    config.workerinput = {}  # type: ignore[attr-defined]
-    for worker in ("gw0", "gw1"):
-        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
-        say_at_once(config, f"of {worker}")
-    assert capsys.readouterr().err == "xares-bench: no terminal\nxares-bench: of gw0\n"
+    controller, *workers = (pytester.parseconfig() for _ in range(3))
+    say_at_once(controller, "no terminal")
+    for worker in workers:
+        worker.workerinput = {}  # type: ignore[attr-defined]
+        share_shown_lines(controller, worker.workerinput)  # type: ignore[attr-defined]
+    say_at_once(workers[1], "of the second")
+    for worker in workers:
+        say_at_once(worker, "of both")
+    assert capsys.readouterr().err.splitlines() == [
+        f"xares-bench: {line}" for line in ("no terminal", "of the second", "of both")
+    ]
+    (folder,) = {worker.workerinput.popitem()[1] for worker in workers}  # type: ignore[attr-defined]
+    controller._ensure_unconfigure()
+    assert not Path(folder).exists()

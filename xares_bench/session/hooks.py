@@ -32,6 +32,7 @@ from xares_bench.session.workers import (
     leave_reports_to_the_first,
     rank,
     say_at_once,
+    share_shown_lines,
 )
 
 SESSION = pytest.StashKey[BenchSession]()
@@ -85,6 +86,11 @@ class BenchHooks:
         self._ending: Ending | None = None
         self._is_interrupted = False  # while the files were written
         self._status: Callable[[], int] = lambda: pytest.ExitCode.USAGE_ERROR
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Prepare one of xdist's workers."""
+        share_shown_lines(self._config, node.workerinput)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:

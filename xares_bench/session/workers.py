@@ -5,8 +5,10 @@ They travel on pytest's reports as plain mappings, from xdist's workers in the s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from xares_bench.scores.gate import Finding
 
 _PAYLOAD_KEY = pytest.StashKey[dict[str, Any]]()
+_SHOWN_KEY = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 _REPORT_ATTRIBUTE = "xares_bench"
+# In the input of xdist's workers: a folder with an empty file for each line that one of them has shown.
+_SHOWN = "xares_bench_shown"
 
 
 def attach(item: pytest.Item, **content: Any) -> None:
@@ -141,12 +146,24 @@ def is_helper(config: pytest.Config) -> bool:
     return is_worker(config) or rank() > 0
 
 
+def share_shown_lines(config: pytest.Config, worker_input: dict[str, Any]) -> None:
+    """Let xdist's workers, one of which is about to start with this input, know what the others have shown."""
+    folder = config.stash.get(_SHOWN_KEY, None)
+    if folder is None:
+        folder = config.stash[_SHOWN_KEY] = tempfile.TemporaryDirectory(prefix="xares-bench-")
+        config.add_cleanup(folder.cleanup)
+    worker_input[_SHOWN] = folder.name
+
+
 def say_at_once(config: pytest.Config, line: str) -> None:
-    """Show a line during the tests; of xdist's workers, which all know it, the first shows it."""
+    """Show a line during the tests; what several of xdist's workers find, the first of them shows."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if is_worker(config):  # what its reporter writes is lost
-        reporter = None
-        if os.environ.get("PYTEST_XDIST_WORKER") != "gw0":
+    if is_worker(config):
+        reporter = None  # what it writes is lost
+        worker: Any = config
+        try:
+            (Path(worker.workerinput[_SHOWN]) / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
             return
     if reporter is None:
         sys.stderr.write(f"xares-bench: {line}\n")
