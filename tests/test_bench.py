@@ -263,28 +263,32 @@ class ChangingEncoder(torch.nn.Module):
 """
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "torch.set_grad_enabled(False)",
-        "torch.set_default_dtype(torch.float64)",
-        "torch.set_num_threads(3)",
-        "torch.use_deterministic_algorithms(True)",
-        "os.chdir('/')",
-    ],
-)
+SETTINGS = """
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(3)
+    torch.use_deterministic_algorithms(True)
+    os.chdir('/')
+"""
+PATCHES = """
+    torch.nn.Linear.forward = lambda self, x: 2 * torch.nn.functional.linear(x, self.weight, self.bias)
+    torch.nn.functional.silu = torch.nn.functional.gelu
+    torch.nn.functional.scaled_dot_product_attention = lambda query, *_, **__: query
+    torch.nn.modules.module.register_module_forward_hook(lambda _, __, y: 2 * y if torch.is_tensor(y) else y)
+"""
+
+
+@pytest.mark.parametrize("code", [SETTINGS, PATCHES], ids=["settings", "patches"])
 def test_settings_of_an_encoder_do_not_reach_the_lalm(run: Run, tmp_path: Path, code: str) -> None:
     """The features are the same, so the loss of every step must be."""
-    losses = []
+    losses, code = [], "; ".join(line.strip() for line in code.split("\n") if line)
     for number, changes in enumerate([{}, {"file": code}, {"forward": code}]):
         encoder = tmp_path / f"enc{number}.py"
         encoder.write_text(CHANGING_ENCODER.format(**{"file": "", "forward": "pass", **changes}))
         runs = tmp_path / f"runs{number}"
         result = run(f"--encoder={encoder}", "-k", "clotho", "--limit=2", runs=runs)
         assert result.ret == 0, result.stdout.str()
-        # `forward` runs in inference mode, whose end restores the grad mode.
-        is_named = bool(changes) and not ("forward" in changes and "grad" in code)
-        assert ("encoder: sets " in result.stdout.str()) == is_named
+        assert ("encoder: sets " in result.stdout.str()) == bool(changes)
         (loss,) = (runs / "store" / "lalms").glob("*/loss.tsv")
         losses.append(loss.read_bytes())
     assert losses[0] == losses[1] == losses[2]

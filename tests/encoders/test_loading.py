@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -194,7 +195,62 @@ def test_what_an_encoder_sets_holds_for_its_calls_alone(load: Loader) -> None:
     assert features_BTD.dtype == torch.float64, "as its author has tested it"
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_num_threads() == threads != 3
-    assert encoder.settings.values == {"default dtype": torch.float64, "threads": 3}
+    assert encoder.settings.values == {"default dtype": torch.float64}
+    assert encoder.settings.later == {"threads": 3}
+
+
+def test_a_call_does_not_depend_on_the_one_before(load: Loader) -> None:
+    encoder = load(
+        "import torch\n"
+        + forward(
+            "features = torch.zeros(len(audio), 3, 4); torch.set_default_dtype(torch.float64); return features, None"
+        )
+    )
+    assert [encoder(torch.zeros(1, 16_000))[0].dtype for _ in range(2)] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("place", ["file", "forward"])
+def test_what_cannot_be_undone_is_refused(place: str, load: Loader) -> None:
+    change = "torch.autograd.graph.save_on_cpu().__enter__()"
+    source = "import torch\n" + (f"{change}\n{PLAIN}" if place == "file" else forward(f"{change}; return audio"))
+    try:
+        with pytest.raises(EncoderError, match=r"it changes hooks of saved tensors .* cannot be undone") as caught:
+            load(source)(torch.zeros(1, 16_000))
+    finally:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    assert caught.value.clause == "process"
+
+
+def test_variables_that_libraries_read_once_are_read_before_an_encoder_can_set_them(tmp_path: Path) -> None:
+    """MKL and oneDNN round in another way with these."""
+    (tmp_path / "enc.py").write_text(
+        "import os\nos.environ.update(MKL_CBWR='COMPATIBLE', ONEDNN_MAX_CPU_ISA='SSE41', "
+        f"ONEDNN_DEFAULT_FPMATH_MODE='BF16')\n{PLAIN}"
+    )
+    code = f"""
+import hashlib
+from pathlib import Path
+import torch
+from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.encoders.loading import load_encoder
+if LOADS:
+    load_encoder(parse_encoder_spec("{tmp_path}/enc.py"), torch.device("cpu"))
+torch.manual_seed(0)
+audio, kernel = torch.randn(2, 64, 500), torch.randn(64, 64, 5)
+results = (torch.randn(300, 700) @ torch.randn(700, 500), torch.nn.functional.conv1d(audio, kernel))
+print(*(hashlib.sha256(result.numpy().tobytes()).hexdigest() for result in results))
+"""
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code.replace("LOADS", loads)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+        for loads in ("True", "False")
+    ]
+    assert printed[0] == printed[1]
 
 
 def test_an_edited_file_is_loaded_anew(load: Loader, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -363,8 +364,8 @@ def test_a_compiled_step_states_the_width_of_the_processor_s_vectors(
 ) -> None:
     """torch's cache of compiled code tells processors apart by nothing else."""
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **values: asked.append(values))
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **values: asked.append(values))
     with lalm.compiled(torch.device("cpu")):
         assert asked == [{"options": {"cpp.simdlen": asked[0]["options"]["cpp.simdlen"]}}] * 2
     widths = {"DEFAULT": 0, "AVX2": 256, "AVX512": 512}
@@ -374,6 +375,15 @@ def test_a_compiled_step_states_the_width_of_the_processor_s_vectors(
     asked.clear()
     with lalm.compiled(torch.device("cuda")):
         assert asked == [{"mode": "reduce-overhead"}] * 2
+
+
+def test_a_decoder_that_somebody_has_patched_is_refused(
+    decoder_folder: str, mini_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = build_lalm(decoder_folder, 6, mini_recipe.training).decoder
+    monkeypatch.setattr(type(decoder), "forward", lambda *_, **__: None)
+    with pytest.raises(UsageError, match=rf"\.forward \({re.escape(__name__)}\); derive a class of your own"):
+        build_lalm(decoder_folder, 6, mini_recipe.training)
 
 
 _COMPILED = """

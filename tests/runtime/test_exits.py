@@ -26,11 +26,15 @@ def status_of(code: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "call", ["os._exit(0)", "os.execv('/bin/true', ['true'])", "os.execvp('true', ['true'])", "sys.exit(0)"]
+    "call",
+    [
+        *("os._exit(0)", "os.execv('/bin/true', ['true'])", "os.execvp('true', ['true'])", "sys.exit(0)"),
+        *("posix._exit(0)", "posix.execve('/bin/true', ['true'], {})", "posix.execv('/bin/true', ['true'])"),
+    ],
 )
 def test_a_call_in_the_users_code_raises(call: str) -> None:
     with pytest.raises(SystemExit), exits_raise():
-        exec(call, {"os": os, "sys": sys})
+        exec(call, {"os": os, "sys": sys, "posix": sys.modules["posix"]})
 
 
 def test_a_thread_of_the_user_ends_the_process_with_a_failure() -> None:
@@ -52,11 +56,12 @@ def test_after_the_session_its_own_status_holds(status: int) -> None:
     assert status_of(f"with exits_raise(): pass\nsession_ended({status})\nos._exit(0)") == (status, "")
 
 
-def test_an_exit_handler_of_the_user_does_not_turn_a_failure_into_a_pass() -> None:
-    status, _ = status_of("""
-        import atexit
+@pytest.mark.parametrize("module", ["os", "posix"])
+def test_an_exit_handler_of_the_user_does_not_turn_a_failure_into_a_pass(module: str) -> None:
+    status, _ = status_of(f"""
+        import atexit, {module}
         with exits_raise():
-            atexit.register(os._exit, 0)
+            atexit.register({module}._exit, 0)
         session_ended(1)
         sys.exit(1)
     """)

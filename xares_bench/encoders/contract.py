@@ -35,7 +35,7 @@ from xares_bench.encoders.contract_probes import (
 from xares_bench.encoders.contract_report import ContractReport, Outcome, Status, completed, stopped
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.identity import identified
-from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder
+from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder, refuse_stuck
 from xares_bench.encoders.shortest_clip import shortest_clip
 from xares_bench.runtime.determinism import seeded
 
@@ -97,7 +97,7 @@ def check_contract(spec: EncoderSpec, device: torch.device, store: Store | None 
             return _check(encoder)  # which runs into the same error, and names its clause
         key = _report_key(encoder)
         entry = store.find("contracts", key)
-        if entry is not None and not encoder.settings.stuck:
+        if entry is not None:
             return ContractReport.from_json(entry.manifest, encoder)
         report = _check(encoder)
         # One that draws random numbers may do something else the next time.
@@ -154,7 +154,7 @@ class _Check:
         try:
             return self.encode(audio_BS, mask_BS)
         except EncoderError as error:
-            self.fail("mask-shape" if error.clause == "mask-shape" else clause, f"{what}: {error}")
+            self.fail(error.clause if error.clause in ("mask-shape", "process") else clause, f"{what}: {error}")
             return None
 
     @property
@@ -201,8 +201,10 @@ def _check(encoder: FrozenEncoder) -> ContractReport:
     if check.holds("lengths"):
         min_samples = shortest_clip(encoder, second_clip if short is None else short_clip, padded=honours_mask)
     _check_frozen(check)
-    for name, change in encoder.settings.stuck.items():
-        check.fail("process", f"it changes {name} ({change}), which cannot be undone; remove that")
+    try:
+        refuse_stuck(encoder.settings)
+    except EncoderError as error:
+        check.fail("process", str(error))
     check.settle("process", "passed", f"sets {encoder.settings} for itself" if str(encoder.settings) else "")
     check.settle("input-unchanged", "passed")
     return ContractReport(

@@ -88,7 +88,7 @@ class FrozenEncoder:
         """Return what the module returns for inputs on its device, unchecked.
 
         Raises:
-            EncoderError: The module raised, or did not return in time.
+            EncoderError: The module raised, did not return in time, or has changed the process for good.
         """
         mask = "mask None" if mask_BS is None else f"a mask {list(mask_BS.shape)}"
         with (
@@ -106,6 +106,7 @@ class FrozenEncoder:
             # A module that contains the encoder may have been put into train mode.
             self.module.eval()
             result: object = self.module(audio_BS, mask_BS)
+        refuse_stuck(self.settings)
         return result
 
 
@@ -122,7 +123,8 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
     folder = spec.file.parent if spec.file is not None else Path.cwd()
     settings = OwnSettings()
     _forget_local_modules()
-    with settings.in_force(), importable(folder), seeded(0, device):
+    _let_libraries_read_variables(device)
+    with settings.being_set(), importable(folder), seeded(0, device):
         source_module, encoder_class = _import_class(spec)
         module = _construct(encoder_class, spec)
         output_dim = _output_dim(module, spec.class_name)
@@ -131,6 +133,7 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
             module.to(device)
         with _users_code("frozen", f"freezing {spec.class_name}", "eval() and requires_grad_(False) must work"):
             module.eval().requires_grad_(False)
+    refuse_stuck(settings)
     weights = weight_digests(module)
     structure = structure_digest(spec, module, source_module, weights, folder)
     return FrozenEncoder(
@@ -143,6 +146,22 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         weights=weights,
         settings=settings,
     )
+
+
+def _let_libraries_read_variables(device: torch.device) -> None:
+    """Use the libraries of linear algebra once: what an encoder writes into their variables later has no effect."""
+    ones = torch.ones(1, 8, 8, device=device)
+    torch.nn.functional.conv1d(ones @ ones, ones)
+
+
+def refuse_stuck(settings: OwnSettings) -> None:
+    """Refuse an encoder that has changed the process for good.
+
+    Raises:
+        EncoderError: It has; the message says what.
+    """
+    for name, change in settings.stuck.items():
+        raise EncoderError("process", f"it changes {name} ({change}), which cannot be undone; remove that")
 
 
 def checked_result(

@@ -35,6 +35,7 @@ from xares_bench.lalm.attention import register as register_packed_attention
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.lora import add_lora, merge_lora
 from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.patches import foreign_functions
 
 WEIGHTS_FILE = "trained.safetensors"
 
@@ -188,11 +189,12 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
         recipe: Seed, and how the decoder is adapted.
 
     Raises:
-        UsageError: The decoder lacks weights, is not a causal language model, does not accept embeddings as input, or
-            cannot be adapted as the recipe says.
+        UsageError: The decoder lacks weights, is not a causal language model, does not accept embeddings as input,
+            cannot be adapted as the recipe says, or has classes that are patched.
     """
     with seeded(recipe.seed, torch.device("cpu")):
         model = _load_decoder(decoder)
+        _refuse_foreign_functions(model)
         _check_decoder(decoder, model)
         if recipe.adaptation == "lora":
             _add_lora(decoder, model, recipe)
@@ -227,6 +229,21 @@ def _load_decoder(decoder: str) -> PreTrainedModel:
     empty: Any = GenerationConfig
     model.generation_config = empty()
     return cast(PreTrainedModel, model)
+
+
+def _refuse_foreign_functions(model: nn.Module) -> None:
+    """Refuse a decoder whose computation somebody's code has changed: its scores would be of another LALM.
+
+    Raises:
+        UsageError: Methods of its classes are replaced.
+    """
+    foreign = list(foreign_functions({type(module) for module in model.modules()}))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UsageError(
+            f"methods of the decoder's library are replaced: {foreign[0]}{more}; derive a class of your own in the "
+            "encoder's file instead"
+        )
 
 
 def _check_decoder(decoder: str, model: Any) -> None:

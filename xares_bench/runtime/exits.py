@@ -12,6 +12,7 @@ itself cannot be seen from here.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from xares_bench.runtime.signals import terminal
 # pytest's status for an internal error.
 _FAILURE = 3
 
+# The module, `posix` or `nt`, that `os` has these functions from.
+_SYSTEM = importlib.import_module(os.name)
 _exit, _execv, _execve = os._exit, os.execv, os.execve
 _process: int | None = None
 _final_status: int | None = None
@@ -40,6 +43,13 @@ def exits_raise() -> Iterator[None]:
         _in_users_code.is_running = before
 
 
+def end_in_child(process: int) -> None:
+    """End the current process if it was forked from this one in the user's code, and has come out of it."""
+    if os.getpid() != process:
+        os.write(terminal(), b"xares-bench: a process that the encoder has forked came out of its code, and ends\n")
+        _exit(1)
+
+
 def session_ended(status: int) -> None:
     """Take note of the session's exit status: from now on the process ends with no other."""
     global _final_status
@@ -52,9 +62,11 @@ def _replace_functions() -> None:
     if _process == os.getpid():
         return
     _process = os.getpid()
-    os._exit = _checked_exit
-    os.execv = _checked(_execv, "os.execv")
-    os.execve = _checked(_execve, "os.execve")
+    modules: tuple[Any, ...] = (os, _SYSTEM)
+    for module in modules:
+        module._exit = _checked_exit
+        module.execv = _checked(_execv, "os.execv")
+        module.execve = _checked(_execve, "os.execve")
 
 
 def _checked_exit(status: int) -> NoReturn:

@@ -1,69 +1,44 @@
 """Settings of the process that the user's code may change, kept apart from the session's.
 
-Grad mode, default dtype, threads, the precision of products, the working directory and their like belong to the
-process, and so to whatever runs next in it. An encoder that sets one, in its file or in `forward`, finds it set
-whenever it runs; between its calls the session has its own values. So an encoder works as its author has tested it, and
-the LALM is trained as if no encoder had run, whether features are cached or not.
+Grad mode, default dtype, threads, the precision of products, the working directory, functions of torch and their like
+belong to the process, and so to whatever runs next in it. An encoder that sets one in its file or its constructor finds
+it set whenever it runs; one that sets it in `forward` has it to the end of that call. Between the calls the session has
+its own values. So an encoder works as its author has tested it, no call depends on the one before, and the LALM is
+trained as if no encoder had run, whether features are cached or not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from xares_bench.runtime.exits import exits_raise
+from xares_bench.runtime.exits import end_in_child, exits_raise
+from xares_bench.runtime.patches import Patch, Snapshot, core, libraries
+from xares_bench.runtime.settings import ENVIRONMENT, Setting, python_settings, signal_settings, system_settings
+from xares_bench.runtime.torch_settings import has_default_device, torch_settings
 from xares_bench.runtime.variables import KEYED, RECORDED, REFUSED
 
-_ENVIRONMENT = "environment variables"
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-# Switches of torch: attributes of modules, some of which older versions lack. One that others follow comes before them.
-_SWITCHES = (
-    ("utils.deterministic", "fill_uninitialized_memory"),
-    ("backends", "fp32_precision"),
-    ("backends.cudnn", "fp32_precision"),
-    ("backends.mkldnn", "fp32_precision"),
-    ("backends.cuda.matmul", "fp32_precision"),
-    ("backends.cudnn.conv", "fp32_precision"),
-    ("backends.cudnn.rnn", "fp32_precision"),
-    ("backends.mkldnn.matmul", "fp32_precision"),
-    ("backends.mkldnn.conv", "fp32_precision"),
-    ("backends.mkldnn.rnn", "fp32_precision"),
-    ("backends.cuda.matmul", "allow_fp16_reduced_precision_reduction"),
-    ("backends.cuda.matmul", "allow_bf16_reduced_precision_reduction"),
-    ("backends.cuda.matmul", "allow_fp16_accumulation"),
-    ("backends.cudnn", "enabled"),
-    ("backends.cudnn", "benchmark"),
-    ("backends.cudnn", "deterministic"),
-    ("backends.mkldnn", "enabled"),
-    ("backends.mkldnn", "deterministic"),
-    ("backends.opt_einsum", "enabled"),
-    ("backends.opt_einsum", "strategy"),
-)
-# Versions of torch before `fp32_precision` have these in its place.
-_OLDER_SWITCHES = (("backends.cuda.matmul", "allow_tf32"), ("backends.cudnn", "allow_tf32"))
+_MAX_NAMED = 4
 
 
-# Two variables, so that the processor multiplies them and not the compiler.
-_DENORMAL, _ONE = 5e-324, 1.0
+class _Unset(enum.Enum):
+    """Stands for the value of an item that is gone."""
+
+    UNSET = "unset"
+
+    def __str__(self) -> str:
+        return "unset"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """One setting of the process; `read` returns None where it has no value that could be set."""
-
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
+_UNSET = _Unset.UNSET
+_core: Snapshot | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,55 +46,135 @@ class OwnSettings:
     """The settings of one encoder, empty before it has run.
 
     Attributes:
-        values: What it has set, by name; it finds these values again.
+        values: What its file and its constructor have set, by name; every call finds these values.
+        patches: What they have replaced in libraries.
+        later: What its calls have set since, by name.
         stuck: What it has changed that cannot be changed back, in words, by name.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
+    patches: list[Patch] = field(default_factory=list)
+    later: dict[str, Any] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def being_set(self) -> Iterator[None]:
+        """Run the block, which constructs the encoder, and keep what it sets for the calls."""
+        with exits_raise():
+            snapshot = Snapshot(libraries())
+            try:
+                with self._undone() as changes:
+                    yield
+            finally:
+                self.patches = snapshot.patches()
+                for patch in reversed(self.patches):
+                    patch.undo()
+                self.values = {name: change for name, change in changes.items() if name in _FOUND_AGAIN}
+                self.later = {name: change for name, change in changes.items() if name not in _FOUND_AGAIN}
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         """Run the block with the encoder's settings, and the rest of the session with those of before."""
-        settings = _settings()
+        with exits_raise():
+            before = _core_snapshot().patches()
+            try:
+                with self._undone() as changes:
+                    for patch in self.patches:
+                        patch.apply()
+                    for setting in _settings():
+                        if setting.name in self.values:
+                            setting.write(_merged(setting.read(), self.values[setting.name]))
+                    yield
+            finally:
+                for patch in reversed(self.patches):
+                    patch.undo()
+                known = {(patch.name, id(patch.after)) for patch in before}
+                for patch in _core_snapshot().patches():
+                    if (patch.name, id(patch.after)) not in known:
+                        patch.undo()
+                        self.later[patch.name] = "replaced"
+                self.later.update(
+                    (name, change) for name, change in changes.items() if self.values.get(name, _UNSET) != change
+                )
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[dict[str, Any]]:
+        """Undo what the block sets; yields a mapping that has it then, by name.
+
+        Of settings that are mappings themselves, it has the items that differ.
+        """
+        settings, process = _settings(), os.getpid()
         before = {setting.name: setting.read() for setting in settings}
         fixed_before = {name: read() for name, read in _FIXED.items()}
-        for setting in settings:
-            if setting.name in self.values:
-                setting.write(self.values[setting.name])
+        changes: dict[str, Any] = {}
         try:
-            with exits_raise():
-                yield
+            yield changes
         finally:
+            end_in_child(process)
             # All are read before the first is written: some follow others.
             after = {setting.name: setting.read() for setting in settings}
-            self.values = {name: value for name, value in after.items() if value is not None and value != before[name]}
-            if after != before:
-                _restore(settings, before)
+            changed = [setting for setting in settings if after[setting.name] != before[setting.name]]
+            changes.update(
+                (setting.name, _change(before[setting.name], after[setting.name]))
+                for setting in changed
+                if after[setting.name] is not None
+            )
+            # Not only those, as others follow them when they are written.
+            for setting in settings if changed else ():
+                if before[setting.name] is not None:
+                    self._restore(setting, before[setting.name])
             for name, read in _FIXED.items():
                 if read() != fixed_before[name]:
                     self.stuck[name] = f"{fixed_before[name]} before, {read()} after"
+
+    def _restore(self, setting: Setting, value: object) -> None:
+        if setting.read() == value:
+            return
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            setting.write(value)
+        if (left := setting.read()) != value:
+            self.stuck[setting.name] = f"{_shown(value)} before, {_shown(left)} after"
 
     def __str__(self) -> str:
         """Names and values of what it has set, in one line.
 
         Of environment variables only those that libraries of a session read, as many libraries set some for themselves.
         """
-        shown = [f"{name} ({_shown(value)})" for name, value in self.values.items() if name != _ENVIRONMENT]
-        variables = self.values.get(_ENVIRONMENT, {})
-        shown += [
-            f"{name} ({variables.get(name, 'unset')})"
-            for name in sorted({*REFUSED, *KEYED, *RECORDED})
-            if _ENVIRONMENT in self.values and variables.get(name) != os.environ.get(name)
-        ]
+        values = {**self.later, **self.values}
+        shown = [f"{name} ({_shown(value)})" for name, value in values.items() if name != ENVIRONMENT]
+        variables = {**self.later.get(ENVIRONMENT, {}), **self.values.get(ENVIRONMENT, {})}
+        shown += [f"{name} ({variables[name]})" for name in sorted(variables.keys() & {*REFUSED, *KEYED, *RECORDED})]
+        names = [patch.name for patch in self.patches]
+        shown += [f"{name} (replaced)" for name in names[:_MAX_NAMED]]
+        if len(names) > _MAX_NAMED:
+            shown.append(f"{len(names) - _MAX_NAMED} more functions of libraries (replaced)")
         return ", ".join(shown)
 
 
-def _restore(settings: Iterable[_Setting], before: Mapping[str, Any]) -> None:
-    for setting in settings:
-        value = before[setting.name]
-        if value is not None and setting.read() != value:  # not restored yet with one that it follows
-            setting.write(value)
+def _settings() -> list[Setting]:
+    return _ALL if threading.current_thread() is threading.main_thread() else _IN_ANY_THREAD
+
+
+def _core_snapshot() -> Snapshot:
+    global _core
+    if _core is None:
+        _core = Snapshot(core())
+    return _core
+
+
+def _change(before: Any, after: Any) -> Any:
+    """Return the value after; of mappings the items that differ, with `_UNSET` for those that are gone."""
+    if not isinstance(before, Mapping):
+        return after
+    names = before.keys() | after.keys()
+    return {name: after.get(name, _UNSET) for name in names if before.get(name, _UNSET) != after.get(name, _UNSET)}
+
+
+def _merged(value: Any, change: Any) -> Any:
+    """Return a value with a change applied."""
+    if not isinstance(value, Mapping):
+        return change
+    return {name: item for name, item in {**value, **change}.items() if item is not _UNSET}
 
 
 def _shown(value: object) -> str:
@@ -128,126 +183,15 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else "changed"
 
 
+_IN_ANY_THREAD = [*torch_settings(), *python_settings(), *system_settings()]
+_ALL = [*_IN_ANY_THREAD, *signal_settings()]
+_FOUND_AGAIN = frozenset(setting.name for setting in _ALL if setting.is_found_again)
+
 # What no program can change back: torch sets it once, or only the code that has begun it can end it.
-_FIXED: Mapping[str, Callable[[], int]] = {
+_FIXED: Mapping[str, Callable[[], Any]] = {
     "inter-op threads": torch.get_num_interop_threads,
     "inference mode": torch.is_inference_mode_enabled,
-    "modes that intercept torch functions": lambda: torch._C._len_torch_function_stack() - _has_default_device(),
+    "modes that intercept torch functions": lambda: torch._C._len_torch_function_stack() - has_default_device(),
     "modes that intercept dispatch": torch._C._len_torch_dispatch_stack,
+    "hooks of saved tensors": lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
 }
-
-
-def _settings() -> list[_Setting]:
-    return _ALL if threading.current_thread() is threading.main_thread() else _IN_ANY_THREAD
-
-
-def _switch(module: str, attribute: str) -> _Setting | None:
-    owner: Any = torch
-    for name in module.split("."):
-        owner = getattr(owner, name, None)
-    if not hasattr(owner, attribute):
-        return None
-    return _Setting(
-        name=f"torch.{module}.{attribute}",
-        read=lambda: getattr(owner, attribute),
-        write=lambda value: setattr(owner, attribute, value),
-    )
-
-
-def _switches() -> Iterator[_Setting]:
-    found = [_switch(*switch) for switch in _SWITCHES]
-    if not any(setting is not None and setting.name.endswith("fp32_precision") for setting in found):
-        found += [_switch(*switch) for switch in _OLDER_SWITCHES]
-    yield from (setting for setting in found if setting is not None)
-
-
-def _matmul_precision() -> str | None:
-    """Return the precision, or None where `fp32_precision` was set, which torch does not want to be mixed with it."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return None
-
-
-def _has_default_device() -> bool:
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return context is not None
-
-
-def _default_device() -> str | None:
-    """Return the default device, or "unset"."""
-    return str(torch.get_default_device()) if _has_default_device() else "unset"
-
-
-def _attention_kernel(name: str) -> _Setting:
-    kernels: Any = torch.backends.cuda
-    read, write = getattr(kernels, f"{name}_sdp_enabled"), getattr(kernels, f"enable_{name}_sdp")
-    return _Setting(name=f"the attention kernel {name}", read=read, write=write)
-
-
-def _autocast(device: str) -> _Setting:
-    def write(value: tuple[bool, torch.dtype]) -> None:
-        torch.set_autocast_enabled(device, value[0])
-        torch.set_autocast_dtype(device, value[1])
-
-    return _Setting(
-        name=f"autocast on {device}",
-        read=lambda: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
-        write=write,
-    )
-
-
-def _working_directory() -> str | None:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:  # somebody has deleted it
-        return None
-
-
-def _write_environment(value: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - value.keys():
-        del os.environ[name]
-    os.environ.update({name: text for name, text in value.items() if os.environ.get(name) != text})
-
-
-def _signal_setting(name: str) -> _Setting:
-    number = getattr(signal, name)
-    return _Setting(
-        name=f"the handler of {name}",
-        read=lambda: signal.getsignal(number),
-        write=lambda handler: signal.signal(number, handler),
-    )
-
-
-_IN_ANY_THREAD = [
-    _Setting(name="grad mode", read=torch.is_grad_enabled, write=torch.set_grad_enabled),
-    _Setting(name="default dtype", read=torch.get_default_dtype, write=torch.set_default_dtype),
-    _Setting(
-        name="default device",
-        read=_default_device,
-        write=lambda device: torch.set_default_device(None if device == "unset" else device),
-    ),
-    _Setting(name="threads", read=torch.get_num_threads, write=torch.set_num_threads),
-    _Setting(name="float32 matmul precision", read=_matmul_precision, write=torch.set_float32_matmul_precision),
-    *_switches(),
-    _Setting(
-        name="deterministic algorithms",
-        read=lambda: (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
-        write=lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
-    ),
-    *(_attention_kernel(name) for name in ("flash", "mem_efficient", "math", "cudnn")),
-    *(_autocast(device) for device in ("cpu", "cuda")),
-    _Setting(name="anomaly detection", read=torch.is_anomaly_enabled, write=torch.autograd.set_detect_anomaly),
-    _Setting(
-        name="flushing of denormal numbers",
-        read=lambda: _DENORMAL * _ONE == 0,
-        write=torch.set_flush_denormal,
-    ),
-    _Setting(name="numpy's floating-point errors", read=np.geterr, write=lambda value: np.seterr(**value)),
-    _Setting(name="working directory", read=_working_directory, write=os.chdir),
-    _Setting(name=_ENVIRONMENT, read=lambda: dict(os.environ), write=_write_environment),
-]
-_ALL = [*_IN_ANY_THREAD, *(_signal_setting(name) for name in _SIGNALS if hasattr(signal, name))]
