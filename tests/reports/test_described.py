@@ -36,7 +36,7 @@ def test_everything_that_differs_is_named() -> None:
         "steps=300",
         "learning_rate=0.01 (preset: 0.001)",
         "--limit=10",
-        "trained on all",
+        "mix=all",
     ]
 
 
