@@ -134,8 +134,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--strict-baseline",
         dest="xares_strict_baseline",
         action="store_true",
-        help="refuse a baseline that was measured with another recipe, decoder, mix, data or version, instead of only "
-        "saying so",
+        help="refuse a baseline that was measured with another or an unknown recipe, decoder, mix, data or version, "
+        "instead of only saying so",
     )
     add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
     add("--force", dest="xares_force", action="store_true", help="allow --save-baseline to overwrite a file")

@@ -118,6 +118,7 @@ def test_a_wrong_specification_is_told_in_one_line(folder: Path, text: str, sour
         ("6", "found a bare value"),
         ("null", "found null"),
         ('{"x": NaN}', "NaN is not a JSON number"),
+        ('{"x": 1e999}', "1e999 is larger than any number"),
     ],
 )
 def test_arguments_must_be_a_json_object(folder: Path, arguments: str, words: str) -> None:

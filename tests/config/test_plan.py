@@ -340,3 +340,10 @@ def test_revisions_are_those_of_repositories_that_are_used() -> None:
         plan(preset="full", data_revisions=["me/mine@v1"])
     with pytest.raises(UsageError, match=r"found no repository"):
         plan(data_revisions=["a/b@v1"])
+
+
+def test_other_data_than_the_presets_is_a_deviation(tmp_path: Path) -> None:
+    assert plan().data_deviations(["gtzan"]) == {}
+    assert plan(data_home=str(tmp_path)).data_deviations(["gtzan"]) == {"data_home": (None, str(tmp_path))}
+    other = plan(preset="full", data_revisions=["abc"])
+    assert other.data_deviations(["gtzan"]) == {"data_revision": (None, "abc")}

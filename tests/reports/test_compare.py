@@ -129,3 +129,40 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["compare", str(tmp_path / "a")]) == 0
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "nothing")]) == 2
     assert "nothing/results.json: no finished run" in capsys.readouterr().err
+
+
+def test_a_difference_says_over_which_clips_it_is(tmp_path: Path) -> None:
+    """Runs with --limit=10 and --limit=30, or with unusable clips: the same predictions are no difference."""
+    rows = [(f"c{place}", "dog", "dog" if place % 2 or place > 9 else "cat") for place in range(30)]
+    ten, thirty = (
+        read_run(write_finished_run(tmp_path / str(number), {"esc-50": rows[:number]})) for number in (10, 30)
+    )
+    table = comparison_table(compare([ten, thirty]))
+    assert "esc-50 (10, 30 clips; compared over 10)" in table
+    assert "+0.000" in table
+    assert "*" not in table, "scores over other clips are not better"
+    assert "clips" not in comparison_table(compare([ten, ten]))
+
+
+def test_an_overall_over_one_dataset_differs_as_the_dataset_does(tmp_path: Path) -> None:
+    tasks = {"task1": ("esc-50",)}
+    first, second = (
+        read_run(
+            write_finished_run(
+                tmp_path / str(every),
+                {"esc-50": [(f"c{place}", "dog", "dog" if place % every else "cat") for place in range(30)]},
+                tasks=tasks,
+            )
+        )
+        for every in (2, 3)
+    )
+    dataset, overall = compare([first, second]).rows["task1"]
+    assert overall.differences == dataset.differences
+
+
+def test_another_mix_is_warned_of(tmp_path: Path) -> None:
+    run = read_run(write_finished_run(tmp_path / "one", {"esc-50": [("a", "dog", "dog")]}))
+    records = {name: dataclasses.replace(record, mix="all") for name, record in run.records.items()}
+    assert compare([run, dataclasses.replace(run, records=records)]).warnings == (
+        "different mix of esc-50: A task1, B all",
+    )

@@ -256,3 +256,28 @@ def test_examples_in_docstrings() -> None:
     outcome = doctest.testmod(baselines)
     assert outcome.attempted >= 3
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        ("{score: 0.5, interval: [-5, 7]}", r"interval: found \[-5, 7\], expected two numbers within -1 and 1"),
+        ("{score: 0.5, spread: 0.02}", "spread: found 0.02 over one seed"),
+        ("{score: 0.15, seeds: 5, seed_scores: [0.1, 0.2]}", "seeds: found 5, but there are scores of 2 seeds"),
+        ("{score: 0.5, seeds: 2, seed_scores: [0.1, 0.2]}", "score: found 0.5, but the mean over the seeds is 0.15"),
+    ],
+)
+def test_statistics_that_contradict_each_other_are_refused(tmp_path: Path, score: str, problem: str) -> None:
+    file = tmp_path / "b.yaml"
+    file.write_text(f"schema: 3\npreset: mini\nscores:\n  gtzan: {score}\n")
+    with pytest.raises(BaselineError, match=problem):
+        load_baseline(str(file), tasks={})
+
+
+def test_a_spread_follows_from_the_scores_of_seeds_and_an_interval_beside_its_score_is_unknown(tmp_path: Path) -> None:
+    file = tmp_path / "b.yaml"
+    score = "{score: 1.0, interval: [0.6, 0.9]}, esc-50: {score: 0.15, seeds: 2, seed_scores: [0.1, 0.2]}"
+    file.write_text(f"schema: 3\npreset: mini\nscores: {{fsd50k: {score}}}\n")
+    scores = load_baseline(str(file), tasks={}).scores
+    assert scores["fsd50k"].interval is None
+    assert scores["esc-50"].spread == pytest.approx(0.0707, abs=1e-4)

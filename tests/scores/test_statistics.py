@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from xares_bench.metrics.parts import mean_of_rows
 from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.scores.clip_sums import ClipSums, gather
 from xares_bench.scores.records import overall_of
@@ -16,6 +17,7 @@ from xares_bench.scores.statistics import (
     difference_of,
     holm,
     interval_of,
+    overall_difference,
     paired_difference,
     pooled_training_noise,
     resampled,
@@ -233,3 +235,55 @@ def scored() -> Any:
     from tests.reports.test_report import scored
 
     return scored
+
+
+def test_labels_that_the_chosen_clips_do_not_have_are_left_out_of_both_scores() -> None:
+    """Runs of --limit=30 and --limit=60 with the same predictions differ by nothing over the clips of both."""
+    rng = np.random.default_rng(2)
+    positives = rng.random((60, 40)) < 0.02
+    positives[:, 0] = True
+    predicted = positives & (rng.random(positives.shape) < 0.6)
+    small, large = tagged(positives[:30], predicted[:30]), tagged(positives, predicted)
+    assert large.select(small.clips).scores() == pytest.approx(small.scores(), abs=1e-12)
+    difference = paired_difference(small, large)
+    assert difference is not None
+    assert (difference.difference, difference.deviation_by_clips) == pytest.approx((0, 0), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["FENSE", "DATE"])
+@pytest.mark.parametrize("score", [-0.001, 0.001])
+def test_a_score_near_0_has_an_interval_on_both_sides_where_its_metric_has(metric: str, score: float) -> None:
+    values = np.random.default_rng(0).normal(0, 0.1, 50)
+    result = mean_of_rows(list(values + score - values.mean()))
+    interval = interval_of(gather([result], metric=metric, arguments={}, row_clips=list(map(str, range(50)))))
+    assert -0.04 < interval.low < -0.015
+    assert 0.015 < interval.high < 0.04
+
+
+def test_the_overall_of_scores_below_0_may_be_below_0(scored: Any) -> None:
+    captions = scored("mecat", 0.001, interval=(-0.03, 0.03), deviation=0.015)
+    labels = scored("esc-50", 0.001, interval=(0.0, 0.03), deviation=0.015)
+    mixed, none = (overall_of("task1", records, []).interval for records in ([captions, labels], [labels] * 1))
+    assert mixed is not None
+    assert mixed[0] < 0 <= mixed[1]
+    assert none == (0.0, 0.03)
+    both = overall_of("task1", [labels, scored("gtzan", 0.001, interval=(0.0, 0.03), deviation=0.015)], [])
+    assert both.interval is not None
+    assert both.interval[0] == 0
+
+
+def test_the_difference_of_an_overall_over_a_lone_dataset_is_the_datasets() -> None:
+    right = np.arange(99) % 3 > 0
+    training = pooled_training_noise((0.02, 5), (0.03, 5))
+    lone = paired_difference(accuracy(right), accuracy(right & (np.arange(99) % 7 > 0)), training=training)
+    assert lone is not None
+    assert overall_difference(lone.difference, [(1.0, lone)], training=training) == lone
+
+
+def test_the_noise_of_clips_is_combined_and_that_of_training_is_not() -> None:
+    training = pooled_training_noise((0.05, 5), (0.05, 5))
+    members = [difference_of(-0.1, 0.03, num_clips=10**6, training=training) for _ in range(9)]
+    overall = overall_difference(-0.1, [(1 / 9, member) for member in members], training=training)
+    assert overall.deviation_by_clips == pytest.approx(0.01)
+    assert training is not None
+    assert overall.deviation == pytest.approx(math.hypot(0.01, training.deviation))

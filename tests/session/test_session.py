@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,3 +98,27 @@ def test_results_need_a_score(open_session: OpenSession) -> None:
     assert found is not None
     assert found.missing == ("esc-50",)
     assert found.wall_s > 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        ({"steps": "600"}, "measured with steps 600, this run 300; run with its values"),
+        ({"steps": "300"}, "does not tell what it was measured with: decoder"),
+        ({}, "does not tell what it was measured with: steps, decoder"),
+        ({"steps": "300", "decoder": "5c"}, None),
+    ],
+)
+def test_a_strict_session_refuses_a_baseline_of_other_or_unknown_conditions(
+    open_session: OpenSession, facts: dict[str, str], problem: str | None
+) -> None:
+    known = dataclasses.replace(baseline(esc_50=0.5, gtzan=0.5), facts=facts)
+    for is_strict in (True, False):
+        session = open_session(baseline=known, is_strict=is_strict)
+        vars(session)["_facts"] = {"steps": "300", "decoder": "5c"}
+        vars(session)["suite"] = SimpleNamespace(
+            contract=SimpleNamespace(failure=None), check=lambda names: None, close=lambda: None
+        )
+        with pytest.raises(BaselineError, match=problem) if problem and is_strict else nullcontext():
+            session.check()
+        assert ("600" in session.gate.caveat) == (facts == {"steps": "600"})

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -256,7 +257,7 @@ def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
         return {}
     example = """as in --encoder-args='{"layer": 6}'"""
     try:
-        arguments = parse_json(arguments_json, parse_constant=_refuse_constant)
+        arguments = parse_json(arguments_json, parse_constant=_refuse_constant, parse_float=_finite)
     except RepeatedKeyError as error:
         raise EncoderSpecError(f"--encoder-args={arguments_json}: {error}; give each key once") from None
     except ValueError as error:
@@ -267,6 +268,13 @@ def _parse_arguments(arguments_json: str | None) -> dict[str, object]:
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(arguments), "a bare value")
         raise EncoderSpecError(f"--encoder-args={arguments_json}: found {kind}, expected a JSON object, {example}")
     return arguments
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is larger than any number")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -69,6 +69,19 @@ class Plan:
         own = {**self.recipe.values(), "decoder": self.decoder}
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
 
+    def data_deviations(self, names: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        """What differs from the preset in the data that evaluating these datasets reads, in the same form."""
+        found: dict[str, tuple[str | None, str]] = {}
+        if not self.uses_public(names):
+            return found
+        preset = self.catalogue.preset.folder
+        if preset is not None and self.data_folder != preset.absolute():
+            found["data_home"] = (None, str(self.data_folder))
+        if self.data_revisions:
+            revisions = self.data_revisions.items()
+            found["data_revision"] = (None, ", ".join(f"{repo}={rev}" if repo else rev for repo, rev in revisions))
+        return found
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the LALMs of each mix."""

@@ -110,6 +110,7 @@ FENSE = Metric(
     hub_name="fense",
     hub_task="audio-text-to-text",
     needs_models=True,
+    lowest=-1.0,
 )
 
 
@@ -144,6 +145,7 @@ DATE = Metric(
     hub_name="date",
     hub_task="audio-text-to-text",
     needs_models=True,
+    lowest=-1.0,
 )
 
 

@@ -24,6 +24,9 @@ from xares_bench.metrics.parts import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from xares_bench.metrics.parts import Array
 
 
@@ -144,6 +147,14 @@ def _mean_average_precision_of_sums(sums_BP: Array, *, num_classes: int) -> Arra
     return mean_B
 
 
+def _parts_of_labels(sums_P: Array) -> NDArray[np.bool_]:
+    """Which sums count for clips with these sums: not those of labels that none of the clips has."""
+    import numpy as np
+
+    occurs_L = sums_P[1:].reshape(3, -1)[0] > 0
+    return np.concatenate([[True], np.tile(occurs_L, 3)])
+
+
 def _labels(text: str) -> set[str]:
     """The labels of a text, as they stand between two ";": blanks beside it belong to a label."""
     return set(normalise(text, keep_punctuation=True).split(";"))
@@ -158,4 +169,5 @@ MEAN_AVERAGE_PRECISION = Metric(
     hub_name="mean_average_precision",
     hub_task="audio-classification",
     arguments={"num_classes": Argument(minimum=1)},
+    counted_parts=_parts_of_labels,
 )

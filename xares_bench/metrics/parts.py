@@ -71,6 +71,8 @@ class Metric:
         arguments: The arguments it requires, by name; it accepts no others.
         needs_models: Whether it needs the models of `metrics.captions`.
         single_label: Whether a row's text is one of a few labels, so that reports can show a confusion matrix.
+        lowest: The lowest score.
+        counted_parts: `(sums_P) -> counts_P`: which sums count for clips with these sums; None: all of them do.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Metric:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     needs_models: bool = False
     single_label: bool = False
+    lowest: float = 0.0
+    counted_parts: Callable[[Array], NDArray[np.bool_]] | None = None
 
 
 def normalise(text: str, *, keep_punctuation: bool = False) -> str:

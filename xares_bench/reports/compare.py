@@ -13,7 +13,14 @@ from xares_bench.reports.report import INTERVAL_HEADER, shown_interval, tabulate
 from xares_bench.reports.runs import FinishedRun
 from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
-from xares_bench.scores.statistics import Difference, difference_of, paired_difference, pooled_training_noise
+from xares_bench.scores.statistics import (
+    Difference,
+    TrainingNoise,
+    difference_of,
+    overall_difference,
+    paired_difference,
+    pooled_training_noise,
+)
 
 _MAX_TEXT = 60
 
@@ -36,9 +43,13 @@ class Row:
 
     @property
     def best(self) -> frozenset[int]:
-        """Indices of the runs with the highest score, as rounded in the table; empty if only one run has a score."""
+        """Indices of the runs with the highest score, as rounded in the table.
+
+        Empty if only one run has a score, or if the scores are over different numbers of clips.
+        """
         scores = {place: round(found.score, 3) for place, found in enumerate(self.found) if found is not None}
-        if len(scores) < 2:
+        numbers = {found.num_clips for found in self.found if isinstance(found, ScoreRecord)}
+        if len(scores) < 2 or len(numbers) > 1:
             return frozenset()
         return frozenset(place for place, score in scores.items() if score == max(scores.values()))
 
@@ -80,7 +91,7 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> str:
     """Return one table per task for a terminal; differences are to the first run, `*` marks the best score of a row."""
-    letters = _letters(comparison)
+    letters = [_letter(place) for place in range(len(comparison.runs))]
     headers = ["dataset", "metric"]
     for place, letter in enumerate(letters):
         headers += [letter, *([] if place == 0 else [f"{letter} - A"]), INTERVAL_HEADER]
@@ -118,11 +129,16 @@ def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str
 
 
 def _named(row: Row) -> str:
-    """Return the name of a row; where `--limit` left clips out, with the number of clips that the scores are over."""
+    """Return the name of a row, with the numbers of clips where `--limit` left some out or the runs differ in them."""
     records = [found for found in row.found if isinstance(found, ScoreRecord)]
-    if not any(record.partial for record in records):
+    numbers = [record.num_clips for record in records]
+    compared = [difference.num_clips for difference in row.differences if difference is not None]
+    if not records or not (any(record.partial for record in records) or len({*numbers, *compared}) > 1):
         return row.what
-    return f"{row.what} ({', '.join(dict.fromkeys(str(record.num_clips) for record in records))} clips)"
+    named = f"{row.what} ({', '.join(map(str, dict.fromkeys(numbers)))} clips"
+    if {*compared} - {*numbers} or (compared and len({*numbers}) > 1):
+        named += f"; compared over {', '.join(map(str, dict.fromkeys(compared)))}"
+    return named + ")"
 
 
 def _described(run: FinishedRun) -> str:
@@ -147,7 +163,7 @@ def _dataset_difference(
     base, record = first.records.get(name), other.records.get(name)
     if base is None or record is None or not math.isfinite(base.score + record.score):
         return None
-    training = pooled_training_noise((record.spread, len(record.seed_scores)), (base.spread, len(base.seed_scores)))
+    training = _training_noise(base, record)
     clip_sums = other.clip_sums(name)
     if reference is not None and clip_sums is not None:
         paired = paired_difference(reference, clip_sums, training=training)
@@ -156,6 +172,10 @@ def _dataset_difference(
     deviation = math.hypot(base.deviation or 0.0, record.deviation or 0.0)
     clips = min(base.num_clips, record.num_clips)
     return difference_of(record.score - base.score, deviation, num_clips=clips, training=training)
+
+
+def _training_noise(base: ScoreRecord | Overall, other: ScoreRecord | Overall) -> TrainingNoise | None:
+    return pooled_training_noise((other.spread, len(other.seed_scores)), (base.spread, len(base.seed_scores)))
 
 
 def _overall_row(task: str, runs: Sequence[FinishedRun], members: Sequence[Row]) -> Row:
@@ -169,12 +189,11 @@ def _overall_row(task: str, runs: Sequence[FinishedRun], members: Sequence[Row])
         if base is None or other is None or len(known) < len(own):
             differences.append(None)
             continue
-        # A weighted mean of independent differences: the datasets have no test clips in common.
         weights = [record.weight for row, _ in own if isinstance(record := row.found[0], ScoreRecord)]
-        parts = [weight * difference.deviation for weight, difference in zip(weights, known, strict=True)]
-        deviation = math.hypot(*parts) / sum(weights)
-        num_clips = sum(difference.num_clips for difference in known)
-        differences.append(difference_of(other.score - base.score, deviation, num_clips=num_clips))
+        shares = [weight / sum(weights) for weight in weights]
+        training = _training_noise(base, other)
+        parts = list(zip(shares, known, strict=True))
+        differences.append(overall_difference(other.score - base.score, parts, training=training))
     return Row(what="Overall", metric="", found=found, differences=tuple(differences))
 
 
@@ -199,22 +218,28 @@ def _cells(row: Row) -> list[str]:
     return cells
 
 
-def _letters(comparison: Comparison) -> list[str]:
+def _letter(place: int) -> str:
     """Return A, B, ..., Z, A1, B1, ..."""
-    return [chr(65 + place % 26) + (str(place // 26) if place >= 26 else "") for place in range(len(comparison.runs))]
+    return chr(65 + place % 26) + (str(place // 26) if place >= 26 else "")
 
 
 def _warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     """Return what differs between the runs besides the encoder, one line each."""
     described = [_conditions(run) for run in runs]
-    warnings = []
+    warnings = [
+        f"different mix of {name}: {_by_letter([run.records[name].mix for run in runs])}"
+        for name in runs[0].records
+        if all(name in run.records for run in runs) and len({run.records[name].mix for run in runs}) > 1
+    ]
     for name in dict.fromkeys(name for values in described for name in values):
         values = [values.get(name) for values in described]
         if any(value != values[0] for value in values):
-            letters = zip((chr(65 + place) for place in range(len(values))), values, strict=True)
-            shown = ", ".join(f"{letter} {_short(str(value))}" for letter, value in letters)
-            warnings.append(f"different {name}: {shown}")
+            warnings.append(f"different {name}: {_by_letter(values)}")
     return tuple(warnings)
+
+
+def _by_letter(values: Sequence[object]) -> str:
+    return ", ".join(f"{_letter(place)} {_short(str(value))}" for place, value in enumerate(values))
 
 
 def _conditions(run: FinishedRun) -> dict[str, Any]:

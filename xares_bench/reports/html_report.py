@@ -19,6 +19,7 @@ from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.metrics import METRICS
 from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
+from xares_bench.reports.described import deviations_of
 from xares_bench.reports.results import Background, ClipSource, Results
 from xares_bench.reports.runs import OtherRun, other_run, other_runs
 from xares_bench.reports.templating import json_for_script, rendered
@@ -349,9 +350,9 @@ def _reproduction(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     run = results.run
     environment = dict(run.environment)
     judges = environment.pop("judges", {})
-    changed = [(key, f"{_listed(own)} (preset: {_listed(preset)})") for key, (preset, own) in run.deviations.items()]
+    changed = deviations_of(run, results.records)
     shown_encoder = ("spec", "name", "arguments", "fingerprint", "commit", "output_dim", "frames_per_second")
-    data = {**run.data, "repositories": None}
+    data = {**run.data, "repositories": None, "mixes": None, "test_data": None}
     data |= {f"repository {name}": commit for name, commit in run.data.get("repositories", {}).items()}
     return [
         ("Encoder", _rows({key: run.encoder.get(key) for key in (*shown_encoder, "honours_mask", "realtime_factor")})),

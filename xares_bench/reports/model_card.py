@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import yaml
-
+from xares_bench.core.yaml_text import dump_yaml
 from xares_bench.metrics import METRICS
 from xares_bench.reports.described import arguments_in_words, deviations_in_words
 from xares_bench.reports.results import Results
@@ -40,7 +39,7 @@ def model_index_yaml(results: Results) -> str:
         card["model-index"] = [
             {"name": " ".join([run.encoder["name"], arguments_in_words(run)]).strip(), "results": found}
         ]
-    return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(card)
 
 
 def _result(results: Results, record: ScoreRecord) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from xares_bench.core.errors import DiskError
 from xares_bench.core.store import write_atomically
-from xares_bench.reports.described import deviations_in_words, encoder_in_words
+from xares_bench.reports.described import deviations_in_words, encoder_in_words, markdown_code
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
@@ -112,13 +112,14 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     run = results.run
     parts = [
         f"# {run.encoder['name']} on the {run.preset} preset",
-        f"Encoder `{encoder_in_words(run)}`, fingerprint `{run.encoder['fingerprint'][:12]}`; run `{run.name}`.",
+        f"Encoder {markdown_code(encoder_in_words(run))}, fingerprint `{run.encoder['fingerprint'][:12]}`; "
+        f"run `{run.name}`.",
     ]
     deviations = deviations_in_words(run, results.records)
     if deviations:
-        parts.append(f"Differs from the preset: {', '.join(f'`{deviation}`' for deviation in deviations)}.")
+        parts.append(f"Differs from the preset: {', '.join(map(markdown_code, deviations))}.")
     if baseline is not None:
-        parts.append(f"Baseline `{baseline.name}`.")
+        parts.append(f"Baseline {markdown_code(baseline.name)}.")
     several = len(run.seeds) > 1
     headers = ["dataset", "metric", "score", INTERVAL_HEADER, *(["over seeds"] if several else [])]
     headers += [*(["baseline", "difference"] if baseline is not None else []), "rows"]

@@ -124,8 +124,12 @@ def _check(record: ScoreRecord) -> None:
         raise ValueError(f"the score of {record.dataset} is {record.score!r}, expected a number within -1 and 1")
     if not isinstance(record.weight, (int, float)) or not 0 < record.weight < math.inf:
         raise ValueError(f"the weight of {record.dataset} is {record.weight!r}, expected a number above 0")
-    if record.interval is not None and not (len(record.interval) == 2 and record.interval[0] <= record.interval[1]):
-        raise ValueError(f"the interval of {record.dataset} is {record.interval!r}, expected two numbers")
+    if record.interval is not None and not (
+        len(record.interval) == 2 and -1 <= record.interval[0] <= record.interval[1] <= 1
+    ):
+        raise ValueError(
+            f"the interval of {record.dataset} is {record.interval!r}, expected two numbers within -1 and 1"
+        )
 
 
 def _close(found: object, expected: float) -> bool:

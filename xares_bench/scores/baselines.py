@@ -9,7 +9,7 @@ A baseline is a YAML file:
       gtzan: 0.323                                           # a published score: nothing else is known
       esc-50: {score: 0.76, interval: [0.71, 0.81], deviation: 0.025, rows: 200, clips: 200, seeds: 5, spread: 0.02,
                seed_scores: [0.75, ...], weight: 1.0, clip_sums: 5c1f...}      # all but the score optional
-    run: {decoder: 5c1f..., steps: "600", mixes: task1, ...}  # optional: what the scores depend on besides the encoder
+    run: {decoder: 5c1f..., steps: "600", mix of gtzan: task1 0f3a, ...}    # optional: what the scores depend on
     fingerprints: {encoder: 0f3a..., data: 77b1...}          # optional, for people to trace it
 
 `clip_sums` is the SHA-256 of `NAME.clip_sums/DATASET.npz` beside `NAME.yaml`: the sums behind the score, clip by clip,
@@ -209,13 +209,6 @@ def _read_score(section: Section, file: Path) -> BaselineScore:
     """Read one dataset's score of schema 2."""
     known = ("score", "interval", "deviation", "spread", "seeds", "seed_scores", "weight", "rows", "clips", "clip_sums")
     section.only(*known)
-    interval = None
-    if section.has("interval"):
-        ends = section.values["interval"]
-        is_pair = isinstance(ends, list) and len(ends) == 2
-        if not (is_pair and all(isinstance(end, (int, float)) for end in ends) and ends[0] <= ends[1]):
-            section.fail("interval", f"found {ends!r}, expected two numbers, the smaller one first")
-        interval = (float(ends[0]), float(ends[1]))
     score = _share(section, "score")
     clip_sums = None
     if section.has("clip_sums") and file.is_file():
@@ -228,18 +221,37 @@ def _read_score(section: Section, file: Path) -> BaselineScore:
             section.fail("score", f"found {score}, but {file} gives {float(clip_sums.scores()[0]):.6f}")
     num_seeds = section.integer("seeds", at_least=1) if section.has("seeds") else 1
     seed_scores = _seed_scores(section) if clip_sums is None else tuple(map(float, clip_sums.scores_of_seeds()))
+    if seed_scores and len(seed_scores) != num_seeds:
+        section.fail("seeds", f"found {num_seeds}, but there are scores of {len(seed_scores)} seeds")
+    if seed_scores and abs(statistics.fmean(seed_scores) - score) > _SUMS_ROUNDING:
+        section.fail("score", f"found {score}, but the mean over the seeds is {statistics.fmean(seed_scores):.6f}")
+    spread = _at_least_zero(section, "spread")
+    if spread is not None and num_seeds == 1:
+        section.fail("spread", f"found {spread} over one seed; give the number of seeds as `seeds`")
     return BaselineScore(
         score=score,
-        interval=interval,
+        interval=_interval(section, score),
         deviation=_at_least_zero(section, "deviation"),
-        spread=_at_least_zero(section, "spread"),
+        spread=statistics.stdev(seed_scores) if spread is None and len(seed_scores) > 1 else spread,
         num_seeds=num_seeds,
-        seed_scores=seed_scores if len(seed_scores) == num_seeds else (),
+        seed_scores=seed_scores,
         weight=section.number("weight", above=0) if section.has("weight") else 1.0,
         num_rows=section.integer("rows", at_least=1) if section.has("rows") else None,
         num_clips=section.integer("clips", at_least=1) if section.has("clips") else None,
         clip_sums=clip_sums,
     )
+
+
+def _interval(section: Section, score: float) -> tuple[float, float] | None:
+    """Return a score's interval; None for one that does not hold the score, which earlier versions wrote for mAP."""
+    if not section.has("interval"):
+        return None
+    ends = section.values["interval"]
+    is_pair = isinstance(ends, list) and len(ends) == 2
+    if not (is_pair and all(isinstance(end, int | float) for end in ends) and -1 <= ends[0] <= ends[1] <= 1):
+        section.fail("interval", f"found {shown(ends)}, expected two numbers within -1 and 1, the smaller one first")
+    low, high = map(float, ends)
+    return (low, high) if low - _SUMS_ROUNDING <= score <= high + _SUMS_ROUNDING else None
 
 
 def _seed_scores(section: Section) -> tuple[float, ...]:

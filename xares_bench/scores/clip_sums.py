@@ -68,7 +68,7 @@ class ClipSums:
         return np.array([of_sums(weights_BC @ parts_CP, **self.arguments) for parts_CP in self.parts])
 
     def select(self, clips: Iterable[str]) -> ClipSums:
-        """Return the clip sums of these clips, in the given order.
+        """Return the clip sums of these clips, in the given order, as if the dataset had no others.
 
         Raises:
             KeyError: A clip is missing.
@@ -76,6 +76,9 @@ class ClipSums:
         places = {clip: place for place, clip in enumerate(self.clips)}
         chosen = tuple(clips)
         parts = self.parts[:, [places[clip] for clip in chosen]]
+        counted_parts = METRICS[self.metric].counted_parts
+        if counted_parts is not None:
+            parts = parts[:, :, counted_parts(parts.sum(axis=(0, 1)))]
         return ClipSums(metric=self.metric, arguments=self.arguments, clips=chosen, parts=parts)
 
     def save(self, path: Path) -> None:

@@ -130,7 +130,7 @@ def save_as_baseline(
         scores=scores,
         note=f"{run.encoder['spec']}, run {run.name}",
         fingerprints={"encoder": run.encoder["fingerprint"], "decoder": run.decoder["fingerprint"]},
-        facts=facts_of(run, (record.mix for record in records)),
+        facts=facts_of(run, {record.dataset: record.mix for record in records}),
         replace=replace,
     )
 

@@ -244,11 +244,6 @@ def overall_of(task: str, records: Iterable[ScoreRecord], expected: Iterable[str
     )
 
 
-def within_range(low: float, high: float, score: float) -> tuple[float, float]:
-    """Return an interval within the range of scores: 0 to 1; from -1 for one below 0, which FENSE and DATE can be."""
-    return max(low, 0.0 if score >= 0 else -1.0), min(high, 1.0)
-
-
 def _interval_of_mean(
     records: Sequence[ScoreRecord], score: float, deviation: float | None
 ) -> tuple[float, float] | None:
@@ -256,7 +251,11 @@ def _interval_of_mean(
         return records[0].interval
     if deviation is None:
         return None
-    return within_range(score - _HALF_WIDTH * deviation, score + _HALF_WIDTH * deviation, score)
+    # A dataset counts with 0 as its lowest score, unless its interval shows that its metric can be below 0.
+    total_weight = math.fsum(record.weight for record in records)
+    below_zero = math.fsum(record.weight for record in records if record.interval and record.interval[0] < 0)
+    half = _HALF_WIDTH * deviation
+    return min(score, max(score - half, -below_zero / total_weight)), max(score, min(score + half, 1.0))
 
 
 def _spread(scores: tuple[float, ...]) -> float | None:

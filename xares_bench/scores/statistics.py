@@ -19,8 +19,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from xares_bench.metrics.registry import METRICS
 from xares_bench.scores.clip_sums import Array, ClipSums
-from xares_bench.scores.records import within_range
 
 NUM_RESAMPLES = 1000
 ALPHA = 0.05
@@ -67,6 +67,7 @@ class Difference:
         low: Lower end of its 95 % confidence interval.
         high: Upper end of the interval.
         deviation: Its standard error.
+        deviation_by_clips: The part of it that resampling clips shows.
         p_loss: One-sided p-value: the probability of a loss at least this large if the second score were no worse.
         num_clips: Clips that it is over.
         paired: Whether both scores were resampled over the same clips.
@@ -76,6 +77,7 @@ class Difference:
     low: float
     high: float
     deviation: float
+    deviation_by_clips: float
     p_loss: float
     num_clips: int
     paired: bool
@@ -105,7 +107,8 @@ def interval_of(clip_sums: ClipSums) -> Interval:
     low, high = np.quantile(scores, [ALPHA / 2, 1 - ALPHA / 2])
     if abs(bias) > _BIAS_IN_ERRORS * deviation / math.sqrt(len(scores)):
         low, high = low - bias, high - bias
-    low, high = within_range(float(low), float(high), score)
+    low = max(float(low), METRICS[clip_sums.metric].lowest)
+    high = min(float(high), 1.0)
     return Interval(low=min(low, score), high=max(high, score), deviation=deviation)
 
 
@@ -171,9 +174,31 @@ def difference_of(
         low=max(-1.0, difference - half),
         high=min(1.0, difference + half),
         deviation=total,
+        deviation_by_clips=deviation,
         p_loss=_student_cdf(difference / total, degrees),
         num_clips=num_clips,
         paired=paired,
+    )
+
+
+def overall_difference(
+    difference: float, members: Sequence[tuple[float, Difference]], *, training: TrainingNoise | None = None
+) -> Difference:
+    """Return the difference between two overall scores, given those of their datasets.
+
+    Args:
+        difference: The second overall score minus the first.
+        members: The share of each dataset in the overall score, and the difference of its scores. The datasets have no
+            test clips in common, so the noise of their clips is independent.
+        training: The noise of training of the overall scores themselves; that of the datasets is not independent, as
+            they share a LALM.
+    """
+    return difference_of(
+        difference,
+        math.hypot(*(share * member.deviation_by_clips for share, member in members)),
+        num_clips=sum(member.num_clips for _, member in members),
+        training=training,
+        paired=all(member.paired for _, member in members),
     )
 
 

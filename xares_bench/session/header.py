@@ -76,6 +76,8 @@ def _run_lines(session: BenchSession) -> list[str]:
             f"baseline: measured with {'; '.join(session.baseline_differences)}: scores may differ for that alone "
             "(--strict-baseline refuses it)"
         )
+    if session.baseline_untold:
+        lines.append(f"baseline: does not tell what it was measured with: {session.baseline_untold}")
     lines.extend(_cache_lines(suite, selected))
     lines.append(f"results: {plan.runs_folder / run.name}")
     return lines

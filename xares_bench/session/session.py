@@ -14,7 +14,7 @@ import pytest
 from xares_bench.core.errors import BaselineError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.scores.baselines import Baseline, check_comparable
-from xares_bench.scores.comparability import differences, facts_of
+from xares_bench.scores.comparability import differences, facts_of, untold
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
 from xares_bench.session.options import Options
 from xares_bench.session.workers import Outcomes, attach, rank
@@ -97,10 +97,20 @@ class BenchSession:
     @functools.cached_property
     def baseline_differences(self) -> list[str]:
         """What the baseline and this run do not have in common, in words."""
-        if self.baseline is None or not self.baseline.facts or not self.selected:
+        if self.baseline is None or not self.baseline.facts:
             return []
-        mixes = [self.plan.mix_for(name).name for name in self.selected]
-        return differences(self.baseline.facts, facts_of(self.run, mixes))
+        return differences(self.baseline.facts, self._facts)
+
+    @property
+    def baseline_untold(self) -> str:
+        """What the baseline does not tell though this run does, in words; empty if there is nothing."""
+        return "" if self.baseline is None else untold(self.baseline.facts, self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, str]:
+        """What the selected scores depend on besides the encoder."""
+        mixes = {name: self.plan.mix_for(name).name for name in self.selected}
+        return facts_of(self.run, mixes) if mixes else {}
 
     # Before the tests.
 
@@ -131,11 +141,18 @@ class BenchSession:
             check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=self.selected)
         if self.selected and self.suite.contract.failure is None:
             self.suite.check(self.selected)
-            if self.options.is_strict and self.baseline_differences:
-                raise BaselineError(
-                    f"--strict-baseline: the baseline was measured with {'; '.join(self.baseline_differences)}; run "
-                    "with its values, or make another baseline with --save-baseline=FILE"
-                )
+            if self.options.is_strict:
+                self._check_strictly()
+
+    def _check_strictly(self) -> None:
+        """Refuse a baseline that was measured with something else, or that does not tell with what."""
+        if self.baseline_differences:
+            problem = f"was measured with {'; '.join(self.baseline_differences)}; run with its values, or"
+        elif self.baseline_untold:
+            problem = f"does not tell what it was measured with: {self.baseline_untold}; give no --strict-baseline, or"
+        else:
+            return
+        raise BaselineError(f"--strict-baseline: the baseline {problem} make another one with --save-baseline=FILE")
 
     # During the tests: what their fixtures call.
 

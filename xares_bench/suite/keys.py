@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from xares_bench.config.catalogue import Dataset, Mix, Split
 from xares_bench.config.plan import Plan
@@ -28,6 +28,8 @@ from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.feature_store import features_parts
 from xares_bench.metrics.registry import metric_identity
+
+T = TypeVar("T")
 
 # The modules whose code a LALM, or a score, depends on besides its features. Lists by hand, as imports alone would add
 # modules that cannot change a result, and each new key means hours of recomputing. `tests/suite/test_keys.py` compares
@@ -100,18 +102,9 @@ class Keys:
         Raises:
             DataError: A training shard is missing, or does not match its manifest.
         """
-        parts = [
-            {
-                "name": dataset.name,
-                "weight": weight,
-                "prompts": list(dataset.prompts),
-                "train": self._split(dataset, dataset.train),
-            }
-            for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
-        ]
         return digest_of(
             {
-                "mix": parts,
+                "mix": self._parts(mix),
                 # Besides the recipe, where None stands for the mix's own number of steps.
                 "num_steps": self.plan.num_steps(mix),
                 "limit": self.plan.limit,
@@ -169,6 +162,21 @@ class Keys:
         """Return a digest of the test data of these datasets; a missing one enters with the problem."""
         return digest_of([_key_or_problem(self._eval_split, name) for name in names])
 
+    def mix(self, mix: Mix) -> str:
+        """Return a digest of a mix: its datasets with their weights, prompts and training data, and its steps."""
+        return digest_of([_key_or_problem(self._parts, mix), mix.steps])
+
+    def _parts(self, mix: Mix) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": dataset.name,
+                "weight": weight,
+                "prompts": list(dataset.prompts),
+                "train": self._split(dataset, dataset.train),
+            }
+            for dataset, weight in zip(mix.datasets, mix.weights, strict=True)
+        ]
+
     def _eval_split(self, name: str) -> dict[str, Any]:
         dataset = self.plan.dataset(name)
         return self._split(dataset, dataset.eval)
@@ -183,9 +191,9 @@ def _code(modules: Iterable[str]) -> str:
     return code_digest(*(f"xares_bench.{name}" for name in modules))
 
 
-def _key_or_problem(key_of: Callable[[str], Any], name: str) -> Any:
-    """Return a dataset's key, or the reason it has none: a missing shard must not stop the other datasets."""
+def _key_or_problem(key_of: Callable[[T], Any], what: T) -> Any:
+    """Return the key of a dataset or mix, or the reason it has none: a missing shard must not stop the others."""
     try:
-        return key_of(name)
+        return key_of(what)
     except DataError as error:
         return str(error)

@@ -304,7 +304,10 @@ class Suite:
                 "fingerprint": self._decoder.digest,
             },
             recipe=self.plan.recipe.values(),
-            deviations={key: list(values) for key, values in self.plan.deviations.items()},
+            deviations={
+                **{key: list(values) for key, values in self.plan.deviations.items()},
+                **{key: [preset, _relative(own)] for key, (preset, own) in self.plan.data_deviations(names).items()},
+            },
             data={
                 "folder": _relative(str(self.plan.data_folder)) if self.plan.uses_public(names) else "own tar files",
                 "revision": self._keys.data(names)[:12],
@@ -312,6 +315,8 @@ class Suite:
                     repository: self._home.commit(repository) for repository in self.preflight.repositories(names)
                 },
                 "limit": self.plan.limit,
+                "mixes": {name: self._keys.mix(self.plan.mix_for(name))[:12] for name in names},
+                "test_data": {name: self._keys.data([name])[:12] for name in names},
             },
             tasks=self.plan.tasks,
             seeds=self.plan.seeds,
