@@ -7,14 +7,15 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from xares_bench.core.errors import UsageError
 from xares_bench.runtime.device import environment_of, open_accelerator
 from xares_bench.runtime.variables import (
     KEYED,
-    RECORDED,
     REFUSED,
     SPINCOUNT,
+    is_recorded,
     keyed_variables,
     recorded_variables,
     refuse_variables,
@@ -28,6 +29,28 @@ def test_a_variable_of_another_training_is_refused_by_name(name: str, monkeypatc
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=rf"{name}={value}.* unset it"):
         open_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ""),
+        ("ACCELERATE_DYNAMO_BACKEND", ""),
+        ("ACCELERATE_USE_CPU", "maybe"),
+        ("ACCELERATE_TORCH_DEVICE", "nonsense"),
+        ("ACCELERATE_TORCH_DEVICE", "meta"),
+        *([] if torch.cuda.is_available() else [("ACCELERATE_TORCH_DEVICE", "cuda")]),
+        ("LOCAL_RANK", "first"),
+    ],
+)
+def test_a_value_that_accelerate_cannot_read_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(UsageError, match=rf"{name}={value}") as caught:
+        open_accelerator()
+    assert "mixed-precision" not in str(caught.value)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_what_the_launcher_sets_by_default_is_not_refused() -> None:
@@ -45,7 +68,7 @@ def test_what_the_launcher_sets_by_default_is_not_refused() -> None:
 
 @pytest.mark.parametrize("name", KEYED)
 def test_arithmetic_by_more_than_rounding_is_another_key(name: str) -> None:
-    assert keyed_variables({name: "1", "PATH": "/bin", **dict.fromkeys(RECORDED, "1")}) == {name: "1"}
+    assert keyed_variables({name: "1", "PATH": "/bin", "OMP_NUM_THREADS": "1"}) == {name: "1"}
     assert keyed_variables({}) == {}
 
 
@@ -56,8 +79,24 @@ def test_a_run_records_what_was_set_and_no_other_variable(monkeypatch: pytest.Mo
     found = environment_of(open_accelerator())["variables"]
     assert found["NVIDIA_TF32_OVERRIDE"] == "0"
     assert found["MKL_CBWR"] == "COMPATIBLE"
-    assert {*found} <= {*KEYED, *RECORDED}
+    assert all(map(is_recorded, found))
     assert recorded_variables({"HF_TOKEN": "hf_secret"}) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("OMP_DYNAMIC", "OMP_PLACES", "OMP_THREAD_LIMIT", "KMP_DETERMINISTIC_REDUCTION", "MKL_THREADING_LAYER"),
+        *("TORCH_COMPILE_BACKEND", "TORCHINDUCTOR_MAX_AUTOTUNE", "HIPBLASLT_ALLOW_TF32", "CUBLAS_WORKSPACE_CONFIG"),
+    ],
+)
+def test_what_can_change_the_last_bits_or_the_speed_is_recorded(name: str) -> None:
+    assert recorded_variables({name: "1"}) == {name: "1"}
+
+
+@pytest.mark.parametrize("name", ["TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "CUDA_PATH", "TORCHELASTIC_RUN_ID", "PATH"])
+def test_places_and_names_of_runs_are_not_recorded(name: str) -> None:
+    assert recorded_variables({name: "1"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests.reports.test_report import results, scored
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.workers import Outcomes, attach, carry, say_at_once, share_shown_lines
+from xares_bench.session.workers import Outcomes, attach, carry, num_processes, rank, say_at_once, share_shown_lines
 
 RUN = results().run
 
@@ -70,6 +70,17 @@ def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> Non
     outcomes.enter(report_of("esc-50", finding=Finding(what="esc-50", score=0.5).to_json()))
     assert outcomes.findings.keys() == {"gtzan", "esc-50"}
     assert outcomes.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_a_number_of_a_launcher_that_is_none_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {"RANK": rank, "WORLD_SIZE": num_processes}[name]
+    monkeypatch.setenv(name, "3")
+    assert read() == 3
+    for value in ("", "-1", "first"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(pytest.UsageError, match=f"{name}={value} is not a number"):
+            read()
 
 
 def test_a_line_is_shown_at_once_and_by_one_of_several_workers(

@@ -23,6 +23,9 @@ from xares_bench.runtime.variables import recorded_variables, refuse_variables
 # Values of `accelerate launch --mixed-precision` that are supported.
 _PRECISIONS = ("no", "bf16", "fp16")
 
+# Variables by which a launcher tells its processes apart, beside its own `ACCELERATE_...`.
+_LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
 # Trackers that losses and scores can be sent to, and the packages that provide each; one is enough.
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
@@ -35,7 +38,7 @@ def open_accelerator(tracker: str | None = None) -> Accelerator:
 
     Raises:
         UsageError: This machine does not support the precision, the tracker's package is not installed, or an
-            environment variable would make the training another one.
+            environment variable would make the training another one, or is not one that accelerate can read.
     """
     refuse_variables(os.environ)
     if tracker is not None and not any(map(importlib.util.find_spec, TRACKERS[tracker])):
@@ -46,12 +49,24 @@ def open_accelerator(tracker: str | None = None) -> Accelerator:
         raise UsageError(advice)
     try:
         accelerator = Accelerator(log_with=tracker, project_dir=None if tracker is None else ".")
-    except ValueError as error:
-        raise UsageError(f"{advice}; {' '.join(str(error).split())}") from error
+        torch.ones(1, device=accelerator.device).item()
+    except (
+        Exception
+    ) as error:  # whatever it raises for a variable that it cannot read, and torch for a device that it does not have
+        message = " ".join(str(error).split())
+        if f"{precision} mixed precision" in message:
+            raise UsageError(f"{advice}; {message}") from error
+        raise UsageError(f"accelerate cannot start ({message}); it reads {_variables_of_launchers()}") from error
     # Some versions of accelerate accept fp16 without a GPU, compute in float32 and still report fp16.
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
     return accelerator
+
+
+def _variables_of_launchers() -> str:
+    """What accelerate reads of the environment, in one line."""
+    names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in _LAUNCHER]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names) or "none of its environment variables"
 
 
 def start_tracker(accelerator: Accelerator, folder: Path, name: str, values: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from xares_bench.runtime.exits import end_in_child, exits_raise
 from xares_bench.runtime.patches import Patch, Snapshot, core, libraries
 from xares_bench.runtime.settings import ENVIRONMENT, Setting, python_settings, signal_settings, system_settings
 from xares_bench.runtime.torch_settings import has_default_device, torch_settings
-from xares_bench.runtime.variables import KEYED, RECORDED, REFUSED
+from xares_bench.runtime.variables import REFUSED, is_recorded
 
 _MAX_NAMED = 4
 
@@ -143,7 +143,7 @@ class OwnSettings:
         values = {**self.later, **self.values}
         shown = [f"{name} ({_shown(value)})" for name, value in values.items() if name != ENVIRONMENT]
         variables = {**self.later.get(ENVIRONMENT, {}), **self.values.get(ENVIRONMENT, {})}
-        shown += [f"{name} ({variables[name]})" for name in sorted(variables.keys() & {*REFUSED, *KEYED, *RECORDED})]
+        shown += [f"{name} ({variables[name]})" for name in sorted(variables) if name in REFUSED or is_recorded(name)]
         names = [patch.name for patch in self.patches]
         shown += [f"{name} (replaced)" for name in names[:_MAX_NAMED]]
         if len(names) > _MAX_NAMED:

@@ -18,10 +18,10 @@ _OFF = ("", "0", "false", "no", "off", "n", "f")
 REFUSED: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
-            ("", "1", "auto"),
+            ("1",),
             "accumulation would divide every gradient; the size of a batch is --set batch_size=N",
         ),
-        "ACCELERATE_DYNAMO_BACKEND": (("", "no"), "to compile the decoder's layers, use --set compile=true"),
+        "ACCELERATE_DYNAMO_BACKEND": (("no",), "to compile the decoder's layers, use --set compile=true"),
         "ACCELERATE_USE_DEEPSPEED": (_OFF, "DeepSpeed is not supported"),
         "ACCELERATE_USE_FSDP": (_OFF, "FSDP is not supported"),
         "ACCELERATE_USE_MEGATRON_LM": (_OFF, "Megatron-LM is not supported"),
@@ -40,40 +40,14 @@ KEYED = (
     "DNNL_DEFAULT_FPMATH_MODE",
     "PYTORCH_MPS_FAST_MATH",
 )
-# Variables that change the last bits, or the speed: recorded with the results.
-RECORDED = (
-    "ACCELERATE_CPU_AFFINITY",
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUDA_LAUNCH_BLOCKING",
-    "CUDA_VISIBLE_DEVICES",
-    "DNNL_MAX_CPU_ISA",
-    "FLASH_ATTENTION_DETERMINISTIC",
-    "GOMP_SPINCOUNT",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "MKL_CBWR",
-    "MKL_DYNAMIC",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "OMP_WAIT_POLICY",
-    "ONEDNN_MAX_CPU_ISA",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_ENABLE_MPS_FALLBACK",
-    "PYTORCH_JIT",
-    "TORCHDYNAMO_DISABLE",
-    "TORCH_BLAS_PREFER_CUBLASLT",
-    "TORCH_COMPILE_DISABLE",
-    "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
-    "TORCH_CUDNN_V8_API_DISABLED",
-    "TORCH_LINEAR_FLATTEN_3D",
-    "TORCH_MKLDNN_MATMUL_MIN_DIM",
-    "TORCH_MKLDNN_MATMUL_MIN_SIZE",
-    "TRANSFORMERS_SDPA_FORCE_GQA",
-    "USE_HUB_KERNELS",
+# Variables that change the last bits, or the speed, by how they begin: recorded with the results, except for places.
+_RECORDED = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "DNNL_", "ONEDNN_", "ATEN_"),
+    *("CUDA_", "CUBLAS_", "CUBLASLT_", "CUDNN_", "NCCL_", "HIP_", "HIPBLASLT_", "ROCBLAS_", "MIOPEN_", "XLA_"),
+    *("PYTORCH_", "TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TRITON_", "FLASH_ATTENTION_"),
+    *("ACCELERATE_CPU_AFFINITY", "TRANSFORMERS_SDPA_FORCE_GQA", "USE_HUB_KERNELS"),
 )
+_PLACES = ("_DIR", "_HOME", "_PATH", "_ROOT", "_CACHE", "_FILE", "_TRACE", "_OUT")
 
 # How often a thread of OpenMP looks for work before it sleeps. torch's default, 300,000 times, is a millisecond, for
 # which a busy machine waits at each of a step's thousand loops; see docs/performance.md for what was measured.
@@ -88,8 +62,8 @@ def refuse_variables(environ: Mapping[str, str]) -> None:
         UsageError: One is set; the message names it.
     """
     for name, (harmless, advice) in REFUSED.items():
-        value = environ.get(name, "")
-        if value.strip().lower() not in harmless:
+        value = environ.get(name)
+        if value is not None and value.strip().lower() not in harmless:
             raise UsageError(
                 f"the environment variable {name}={value} (`accelerate launch` sets it from its command line or its "
                 f"configuration file) changes the training: {advice}; unset it"
@@ -103,7 +77,12 @@ def keyed_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return all variables that a run records, with their values."""
-    return {name: environ[name] for name in sorted({*KEYED, *RECORDED}) if name in environ}
+    return {name: environ[name] for name in sorted(environ) if is_recorded(name)}
+
+
+def is_recorded(name: str) -> bool:
+    """Whether a run records this variable, because it can change results or speed."""
+    return name in KEYED or (name.startswith(_RECORDED) and not name.endswith(_PLACES))
 
 
 def shorten_waits(environ: MutableMapping[str, str]) -> None:

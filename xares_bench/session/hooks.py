@@ -30,6 +30,7 @@ from xares_bench.session.workers import (
     is_launched,
     is_worker,
     leave_reports_to_the_first,
+    num_processes,
     rank,
     say_at_once,
     share_shown_lines,
@@ -213,10 +214,9 @@ def _check_startable(config: pytest.Config, session: BenchSession) -> None:
             "  pytest bench --preset=mini --encoder=my/enc.py::MyEncoder --encoder-args='{\"layer\": 6}' -k task1\n"
             "  pytest bench --collect-only -q      lists the tests; it needs no encoder"
         )
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes > 1 and getattr(config.option, "numprocesses", None):
+    if num_processes() > 1 and getattr(config.option, "numprocesses", None):
         raise pytest.UsageError(
-            f"-n cannot be combined with a launcher, which has started {num_processes} processes: use a launcher to "
+            f"-n cannot be combined with a launcher, which has started {num_processes()} processes: use a launcher to "
             "train on several GPUs, or -n to evaluate several datasets at once"
         )
 

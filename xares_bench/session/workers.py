@@ -133,7 +133,22 @@ def is_worker(config: pytest.Config) -> bool:
 
 def rank() -> int:
     """Return the number of this process among those of a launcher; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
+    return _number_of_launcher("RANK", default=0)
+
+
+def num_processes() -> int:
+    """Return the number of processes that a launcher has started; 1 without one."""
+    return _number_of_launcher("WORLD_SIZE", default=1)
+
+
+def _number_of_launcher(name: str, *, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise pytest.UsageError(
+            f"the environment variable {name}={text} is not a number; a launcher such as torchrun sets it, so unset it "
+            "or start one"
+        )
+    return int(text)
 
 
 def is_launched() -> bool:
