@@ -108,6 +108,40 @@ def test_200_random_samples_have_the_targets_of_the_rule() -> None:
     assert 50 < num_found < 200, "both outcomes are tried"
 
 
+def test_200_random_samples_have_the_targets_of_the_usual_keys_where_their_own_do_not_count() -> None:
+    rng = random.Random(2)
+    found = {"own": 0, "usual": 0, "none": 0}
+    for _ in range(200):
+        fields = {key: rng.choice(VALUES) for key in ("label", "captions", "caption", "text") if rng.random() < 0.7}
+        own = first_that_counts(fields, ("label",))
+        usual = next(
+            (key for key in ("captions", "caption", "text") if first_that_counts(fields, (key,)) is not None), None
+        )
+        if own is not None:
+            kind, key, texts = "own", None, own
+        elif usual is not None:
+            kind, key, texts = "usual", usual, first_that_counts(fields, (usual,)) or ()
+        else:
+            found["none"] += 1
+            with pytest.raises(ValueError, match="none of the keys label, captions, caption, text"):
+                targets_of(fields, SPLIT)
+            continue
+        found[kind] += 1
+        targets = targets_of(fields, SPLIT)
+        assert (targets.fallback_key, sorted(targets.texts + targets.corrupt)) == (key, sorted(texts))
+    assert min(found.values()) > 5, "all outcomes are tried"
+
+
+def test_200_random_numbers_and_truths_have_the_text_of_their_json() -> None:
+    """As Python reads and writes it: `2.50` is 2.5, `true` is True, `1e3` is 1000.0."""
+    rng = random.Random(3)
+    for _ in range(200):
+        value = rng.choice([rng.randint(-(10**6), 10**6), rng.uniform(-1e3, 1e3), 10.0 ** rng.randint(-9, 20)])
+        written, expected = rng.choice([(repr(value), repr(value)), ("true", "True"), ("false", "False")])
+        assert find_targets(json.loads(f'{{"label": {written}}}'), ("label",)) == (expected,)
+        assert find_targets(json.loads(f'{{"label": [{written}, "x"]}}'), ("label",)) == (expected, "x")
+
+
 def test_200_random_texts_are_corrupt_by_the_rule() -> None:
     rng = random.Random(1)
     num_corrupt = 0

@@ -116,6 +116,19 @@ def test_unusable_samples_count_up_to_the_allowed_share(make_suite: MakeSuite, t
     assert lines_of(make_suite, "max_dropped_share=0.4") == []
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_a_split_whose_targets_are_all_corrupt_is_a_problem(
+    make_suite: MakeSuite, tmp_path: Path, split: str, limit: int | None
+) -> None:
+    for number in range(2):
+        write_shard(tmp_path / f"{split}_{number}.tar", [("clip", tone(0.2), {"label": "?!?!"})])
+    (line,) = lines_of(make_suite, limit=limit)
+    assert f"none of {limit or 2} samples has a usable target: all are corrupt" in line
+    write_shard(tmp_path / f"{split}_1.tar", [GOOD])
+    assert len(lines_of(make_suite, limit=limit)) == (limit == 1)
+
+
 def test_with_a_limit_only_the_first_samples_count(make_suite: MakeSuite, tmp_path: Path) -> None:
     write_shard(tmp_path / "test_0.tar", [GOOD, ("bad", tone(0.2), {})])
     (tmp_path / "test_1.tar").write_bytes(b"PK\x03\x04")
@@ -147,7 +160,6 @@ def test_a_missing_extra_is_named_with_the_shard(
         ("mAP, metric_args: {num_classes: 2}", "the references contain 3 different labels, more than num_classes=2"),
         ("iWER", "none of the 1 references contains a word, so iWER is undefined"),
         ("chrF", "none of the 1 references contains a character, so chrF is undefined"),
-        ("Accuracy", "none of 2 samples has a usable target: all are corrupt"),
     ],
 )
 def test_targets_that_the_metric_cannot_score_are_a_problem(
@@ -157,13 +169,13 @@ def test_targets_that_the_metric_cannot_score_are_a_problem(
         f"mine: {{data: {{data: 'test_*.tar', key: label, prompt: What?}}, metric: {metric}}}\n"
     )
     assert lines_of(make_suite, "steps=3") == []
-    # An empty text is not corrupt, and has no word; texts of punctuation are corrupt.
-    labels = {"mAP": ("a;b", "c"), "Acc": ("!", "--")}.get(metric[:3], ("", ""))
-    for number, label in enumerate(labels):
-        write_shard(tmp_path / f"test_{number}.tar", [("clip", tone(0.2), {"label": label})])
-    (line,) = lines_of(make_suite)
-    assert line.startswith(f"mine cannot be scored: mine: {expected}")
-    assert lines_of(make_suite, limit=1) == []
+    # An empty text is not corrupt, and has no word.
+    for number, label in enumerate(("a;b", "c") if metric.startswith("mAP") else ("", "")):
+        write_shard(tmp_path / f"test_{number}.tar", [(key, tone(0.2), {"label": label}) for key in ("one", "two")])
+    for limit in (None, 4):
+        (line,) = lines_of(make_suite, limit=limit)
+        assert line.startswith(f"mine cannot be scored: mine: {expected}")
+    assert lines_of(make_suite, limit=3) == []
 
 
 def test_what_is_cached_is_not_walked_again(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:

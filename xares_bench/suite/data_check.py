@@ -152,12 +152,12 @@ class DataCheck:
             num_samples=num_samples,
             max_dropped_share=self.plan.recipe.training.max_dropped_share,
         )
-        if self.plan.limit is None and all(inventory.targets == () for _, inventory, _ in needed):
+        if all(inventory.targets == () for _, inventory, _ in needed):
             raise DataError(
                 f"{part.name}: none of {num_samples} samples has a usable target: all are corrupt "
                 "(docs/differences.md); fix the shards, or name another key"
             )
-        if not part.is_training and self.plan.limit is None:
+        if not part.is_training and all(number == inventory.num_samples for _, inventory, number in needed):
             _check_metric(self.plan.dataset(part.name), [inventory.targets for _, inventory, _ in needed])
 
     def _needed(self, part: Part, shards: Sequence[Shard]) -> list[tuple[Shard, Inventory, int]]:
