@@ -12,10 +12,12 @@ import os
 import shutil
 import time
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from xares_bench.core.locks import acquire
 from xares_bench.core.store import MANIFEST, Entry, Store
 
 KIND = "features"
@@ -119,11 +121,11 @@ class FeatureBudget:
         self._measured_s = time.monotonic()
         return True
 
-    def _locked(self) -> FileLock:
-        """The lock under which processes look up, lease and evict entries, one at a time."""
+    def _locked(self) -> AbstractContextManager[object]:
+        """Hold the lock under which processes look up, lease and evict entries, one at a time."""
         folder = self._store.root / KIND
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / "budget.lock")
+        return acquire(FileLock(folder / "budget.lock"), "makes room for features")
 
     @property
     def _leased(self) -> _Lease:
