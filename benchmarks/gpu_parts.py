@@ -29,8 +29,9 @@ from benchmarks.gpu_machine import Machine, batch_of, peft_model, prompts_of, sp
 from benchmarks.sizes import REPOSITORY
 from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import TextTokenizer, Utterance
+from xares_bench.lalm.decoder import load_tokenizer
 from xares_bench.lalm.generation import generate
-from xares_bench.lalm.model import LALM, load_tokenizer
+from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms
 
 

@@ -17,8 +17,9 @@ from xares_bench.core.progress import Progress
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
+from xares_bench.lalm.decoder import load_tokenizer
 from xares_bench.lalm.generation import generate
-from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
+from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.training.checkpoints import Checkpoint
 from xares_bench.training.dataloader import training_batches
 from xares_bench.training.loop import train

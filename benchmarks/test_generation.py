@@ -23,7 +23,8 @@ from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.lalm import generation
 from xares_bench.lalm.attention import Cache
 from xares_bench.lalm.batch import TextTokenizer
-from xares_bench.lalm.model import LALM, load_tokenizer
+from xares_bench.lalm.decoder import load_tokenizer
+from xares_bench.lalm.model import LALM
 from xares_bench.metrics import registry as metrics
 
 

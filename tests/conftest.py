@@ -31,10 +31,12 @@ from xares_bench.suite.suite import Suite  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
-REPOSITORY = Path(__file__).parent.parent
-# What `pytest bench` collects: a test for each clause and dataset, and the two overall scores.
-NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
+# A shell's background jobs and nohup ignore these, and so would every process that a test starts and sends one.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
+REPOSITORY = Path(__file__).parent.parent
 # Tests of `bench/` with public datasets: one per clause, one per dataset, one per task.
 NUM_BENCH_TESTS = len(CLAUSES) + 20 + 2
 
@@ -105,7 +107,7 @@ def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tokenizer(decoder_folder: str) -> TextTokenizer:
     """The tiny decoder's tokens."""
-    from xares_bench.lalm.model import load_tokenizer
+    from xares_bench.lalm.decoder import load_tokenizer
 
     return TextTokenizer(load_tokenizer(decoder_folder))
 

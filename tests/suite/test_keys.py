@@ -43,6 +43,7 @@ IN_THE_KEY_OF_FEATURES = {
     "features.encoding": "in the key of the features",
     "features.prefetch": "in the key of the features",
     "features.feature_store": "in the key of the features",
+    "runtime.patches": "in the key of the features; for decoders, it refuses",
     "runtime.variables": "in the key of the features",
 }
 ONLY_SCORES = {

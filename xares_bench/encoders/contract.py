@@ -52,7 +52,10 @@ CONTRACT_MODULES = (
     "encoders.loading",
     "encoders.shortest_clip",
     "runtime.determinism",
+    "runtime.patches",
     "runtime.process_state",
+    "runtime.settings",
+    "runtime.torch_settings",
     "runtime.variables",
 )
 

@@ -53,7 +53,10 @@ FEATURES_MODULES = (
     "features.feature_store",
     "runtime.determinism",
     "runtime.memory",
+    "runtime.patches",
     "runtime.process_state",
+    "runtime.settings",
+    "runtime.torch_settings",
     "runtime.variables",
     "scores.records",
 )

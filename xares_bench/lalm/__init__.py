@@ -1,6 +1,7 @@
 """The large audio language model (LALM): projector, decoder and LoRA.
 
 model                    projector + decoder; the loss; saving and loading what was trained
+decoder                  the language model: loaded, adapted, checked, and switched to packed attention
 batch                    tokens; sequences packed into tensors
 attention                attention over packed sequences, and over sequences that are being continued
 lora                     LoRA: trained additions to the decoder's linear layers

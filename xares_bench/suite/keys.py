@@ -41,6 +41,7 @@ _READING_MODULES = (
     "features.rows",
     "lalm.attention",
     "lalm.batch",
+    "lalm.decoder",
     "lalm.lora",
     "lalm.model",
     "runtime.determinism",

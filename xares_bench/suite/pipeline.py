@@ -32,8 +32,9 @@ from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import ClipBatch, SampleCount, read_clip_batches
 from xares_bench.lalm.batch import TextTokenizer
+from xares_bench.lalm.decoder import load_tokenizer
 from xares_bench.lalm.generation import generate
-from xares_bench.lalm.model import LALM, build_lalm, load_tokenizer
+from xares_bench.lalm.model import LALM, build_lalm
 from xares_bench.metrics.registry import METRICS, evaluate
 from xares_bench.runtime.device import environment_of
 from xares_bench.runtime.processes import broadcast_from_main, in_lockstep
