@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -29,12 +30,13 @@ def status_of(code: str) -> tuple[int, str]:
     "call",
     [
         *("os._exit(0)", "os.execv('/bin/true', ['true'])", "os.execvp('true', ['true'])", "sys.exit(0)"),
+        *("ctypes.CDLL(None).exit(0)", "ctypes.CDLL(None)._exit(0)", "ctypes.pythonapi.Py_Exit(0)"),
         *("posix._exit(0)", "posix.execve('/bin/true', ['true'], {})", "posix.execv('/bin/true', ['true'])"),
     ],
 )
 def test_a_call_in_the_users_code_raises(call: str) -> None:
     with pytest.raises(SystemExit), exits_raise():
-        exec(call, {"os": os, "sys": sys, "posix": sys.modules["posix"]})
+        exec(call, {"ctypes": ctypes, "os": os, "sys": sys, "posix": sys.modules["posix"]})
 
 
 def test_a_thread_of_the_user_ends_the_process_with_a_failure() -> None:
@@ -66,6 +68,21 @@ def test_an_exit_handler_of_the_user_does_not_turn_a_failure_into_a_pass(module:
         sys.exit(1)
     """)
     assert status == 1
+
+
+def test_ctypes_gives_out_no_exit_to_a_thread_or_an_exit_handler() -> None:
+    status, output = status_of("""
+        import atexit, ctypes
+        library = ctypes.CDLL(None)
+        with exits_raise():
+            thread = threading.Thread(target=lambda: library.exit(0))
+            thread.start(); thread.join()
+            atexit.register(lambda: library._exit(0))
+        session_ended(1)
+        sys.exit(1)
+    """)
+    assert status == 1
+    assert "AttributeError" not in output
 
 
 def test_children_end_as_they_like() -> None:

@@ -5,8 +5,8 @@ success. While the user's code runs, such a call raises `SystemExit`, which beco
 makes it at another time ends the process with a status of failure; once the session has ended, with the session's own.
 
 The functions are replaced when the user's code runs first, and stay replaced, because a thread or an exit handler of
-the user may come at any time. Child processes that are forked end as they like. Code in C that ends the process by
-itself cannot be seen from here.
+the user may come at any time; from then on ctypes does not give out the C library's either. Child processes that are
+forked end as they like. Code in C that ends the process by itself cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ _FAILURE = 3
 # The module, `posix` or `nt`, that `os` has these functions from.
 _SYSTEM = importlib.import_module(os.name)
 _exit, _execv, _execve = os._exit, os.execv, os.execve
+# The same in C, which ctypes looks up by name.
+_IN_C = ("exit", "_exit", "_Exit", "quick_exit", "Py_Exit")
 _process: int | None = None
 _final_status: int | None = None
 _in_users_code = threading.local()
@@ -61,12 +64,19 @@ def _replace_functions() -> None:
     _final_status = None
     if _process == os.getpid():
         return
+    if _process is None:
+        sys.addaudithook(_refuse_lookups)  # for good: Python cannot remove one
     _process = os.getpid()
     modules: tuple[Any, ...] = (os, _SYSTEM)
     for module in modules:
         module._exit = _checked_exit
         module.execv = _checked(_execv, "os.execv")
         module.execve = _checked(_execve, "os.execve")
+
+
+def _refuse_lookups(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "ctypes.dlsym" and arguments[1] in _IN_C and os.getpid() == _process:
+        raise SystemExit(f"{arguments[1]} of the C library")
 
 
 def _checked_exit(status: int) -> NoReturn:
