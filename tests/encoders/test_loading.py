@@ -221,6 +221,24 @@ def test_what_cannot_be_undone_is_refused(place: str, load: Loader) -> None:
     assert caught.value.clause == "process"
 
 
+@pytest.mark.parametrize("value", [None, ":16:8"])
+def test_cublas_is_reproducible_from_the_first_forward(
+    value: str | None, load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the variable at the process's first product, which may be an encoder's, on a GPU."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
+    encoder = load(
+        "import os\nimport torch\nSEEN = [os.environ.get('CUBLAS_WORKSPACE_CONFIG')]\n"
+        + forward(
+            "self.seen = [*SEEN, os.environ.get('CUBLAS_WORKSPACE_CONFIG')]; return torch.zeros(len(audio), 3, 4), None"
+        )
+    )
+    encoder(AUDIO)
+    assert encoder.module.seen == [value or ":4096:8"] * 2
+
+
 def test_variables_that_libraries_read_once_are_read_before_an_encoder_can_set_them(tmp_path: Path) -> None:
     """MKL and oneDNN round in another way with these."""
     (tmp_path / "enc.py").write_text(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.errors import EncoderError
 from xares_bench.encoders.fingerprint import is_library_file, structure_digest, weight_digests
-from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.determinism import let_libraries_read_variables, seeded
 from xares_bench.runtime.process_state import OwnSettings
 from xares_bench.runtime.signals import deadline
 
@@ -123,7 +123,7 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
     folder = spec.file.parent if spec.file is not None else Path.cwd()
     settings = OwnSettings()
     _forget_local_modules()
-    _let_libraries_read_variables(device)
+    let_libraries_read_variables(device)
     with settings.being_set(), importable(folder), seeded(0, device):
         source_module, encoder_class = _import_class(spec)
         module = _construct(encoder_class, spec)
@@ -146,12 +146,6 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
         weights=weights,
         settings=settings,
     )
-
-
-def _let_libraries_read_variables(device: torch.device) -> None:
-    """Use the libraries of linear algebra once: what an encoder writes into their variables later has no effect."""
-    ones = torch.ones(1, 8, 8, device=device)
-    torch.nn.functional.conv1d(ones @ ones, ones)
 
 
 def refuse_stuck(settings: OwnSettings) -> None:

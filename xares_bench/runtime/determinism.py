@@ -26,6 +26,25 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def let_libraries_read_variables(device: torch.device) -> None:
+    """Use the libraries of linear algebra once, as they read their environment variables at their first product.
+
+    Before the user's code runs, so that what it writes into them has no effect, and neither has the order in which an
+    encoder and a LALM use them.
+    """
+    _fix_workspaces()
+    ones = torch.ones(1, 8, 8, device=device)
+    torch.nn.functional.conv1d(ones @ ones, ones)
+
+
+def _fix_workspaces() -> None:
+    """Let cuBLAS have workspaces of fixed size, without which it is not reproducible, unless the user has said how.
+
+    It stays set: cuBLAS reads the variable once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextlib.contextmanager
 def deterministic_algorithms(*, wanted: bool, required: bool) -> Iterator[None]:
     """Turn deterministic algorithms on or off for the block.
@@ -37,9 +56,7 @@ def deterministic_algorithms(*, wanted: bool, required: bool) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
-        # cuBLAS is reproducible only with a workspace of fixed size. It reads the variable once, at its first use, so
-        # it stays set after the block. A value that the user has set is left alone.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        _fix_workspaces()
     torch.use_deterministic_algorithms(wanted, warn_only=not required)
     try:
         yield
