@@ -13,6 +13,7 @@ from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.contract import check_contract
 from xares_bench.encoders.contract_probes import (
     NUM_LONGEST,
+    _relative_difference,
     implausible_rate,
     implausible_scale,
     long_probe_clip,
@@ -152,3 +153,18 @@ def test_1_to_200_frames_per_second_are_plausible(num_frames: dict[int, int], pl
 def test_features_of_an_rms_between_a_hundredth_and_a_hundred_are_plausible(scale: float, plausible: bool) -> None:
     frames_TD = scale * torch.tensor([[1.0, -1.0], [1.0, 1.0]])
     assert (implausible_scale(frames_TD) == "") == plausible
+
+
+class _OnAppleGpu(torch.Tensor):
+    """Stands in for a tensor on a device without float64."""
+
+    def double(self) -> torch.Tensor:  # type: ignore[override]
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_features_of_a_device_without_float64_are_compared() -> None:
+    ones = torch.ones(5, 3)
+    assert _relative_difference((2 * ones).as_subclass(_OnAppleGpu), ones.as_subclass(_OnAppleGpu)) == 1.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xares_bench.runtime.determinism import deterministic_algorithms, seeded
+from xares_bench.runtime.determinism import deterministic_algorithms, random_states, seeded
 
 CPU = torch.device("cpu")
 
@@ -18,6 +18,38 @@ def test_the_same_seed_gives_the_same_numbers_and_the_generators_state_is_restor
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments"),
+    [
+        (torch.device("cuda", 1), (torch.device("cuda", 1),)),
+        (torch.device("xpu", 0), (torch.device("xpu", 0),)),
+        (torch.device("mps"), ()),
+    ],
+    ids=["cuda", "xpu", "mps"],
+)
+def test_the_state_of_a_device_of_any_type_is_restored(
+    device: torch.device, arguments: tuple[torch.device, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a generator that stands in for the device's, and is called as torch's modules of devices are."""
+    state, calls = [torch.tensor([1], dtype=torch.uint8)], []
+
+    class Module:
+        def get_rng_state(self, *given: torch.device) -> torch.Tensor:
+            calls.append(given)
+            return state[0]
+
+        def set_rng_state(self, value: torch.Tensor, *given: torch.device) -> None:
+            calls.append(given)
+            state[0] = value
+
+    monkeypatch.setattr(torch, "get_device_module", {device: Module()}.__getitem__)
+    with seeded(1, device):
+        state[0] = torch.tensor([2], dtype=torch.uint8)
+        assert random_states(device).keys() == {"cpu", device.type}
+    assert state[0].tolist() == [1]
+    assert set(calls) == {arguments}
 
 
 def without_algorithm() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,29 +149,40 @@ def test_nothing_of_accelerate_is_left_on_the_lalm(
 
 
 def test_the_rate_waits_while_steps_are_left_out(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
-    """As with fp16, when the gradients overflow."""
+    """In fp16, when the gradients overflow: here with a scaler on the CPU that begins with too large a scale."""
 
-    class Overflowing(Accelerator):  # type: ignore[misc]
-        @property
-        def optimizer_step_was_skipped(self) -> bool:
-            return next(skipped)
+    class Scaling(Accelerator):  # type: ignore[misc]
+        mixed_precision, native_amp = "fp16", True
 
-    skipped = iter([True, True, False, False, True, False])
+        def autocast(self, *_: object) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    accelerator = Scaling()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
     rates: list[float] = []
-    handle = register_optimizer_step_pre_hook(
-        lambda optimizer, _args, _kwargs: rates.append(optimizer.param_groups[0]["lr"])
-    )
+    were_skipped: list[bool] = []
+
+    def look(optimizer: Any, _arguments: Any, _options: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        were_skipped.append(bool(optimizer.found_inf))
+
+    handle = register_optimizer_step_pre_hook(look)
     recipe = mini_recipe.replace({"warmup_steps": 2, "learning_rate": 1.0})
-    train(
-        build_lalm(decoder_folder, 6, recipe.training),
-        itertools.repeat(batch),
-        num_steps=6,
-        recipe=recipe.training,
-        accelerator=Overflowing(),
-        progress=Progress(),
-    )
-    handle.remove()
-    assert rates == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+    try:
+        train(
+            build_lalm(decoder_folder, 6, recipe.training),
+            itertools.repeat(batch),
+            num_steps=12,
+            recipe=recipe.training,
+            accelerator=accelerator,
+            progress=Progress(),
+        )
+    finally:
+        handle.remove()
+    num_skipped = sum(were_skipped)
+    assert 0 < num_skipped < 12
+    assert were_skipped == [True] * num_skipped + [False] * (12 - num_skipped)
+    assert rates[: num_skipped + 3] == [0.0] * num_skipped + [0.0, 0.5, 1.0]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

@@ -161,12 +161,17 @@ def _heard_s(encode: Encode, clip_N: Tensor, frames_TD: Tensor) -> int:
 
 def _rms(features_TD: Tensor) -> float:
     """Root of the mean square of all values."""
-    return float(features_TD.double().square().mean().sqrt())
+    return float(_exact(features_TD).square().mean().sqrt())
+
+
+def _exact(features_TD: Tensor) -> Tensor:
+    """Features in float64, on the CPU: Apple's GPUs have none."""
+    return features_TD.cpu().double()
 
 
 def _relative_difference(found_TD: Tensor, expected_TD: Tensor) -> float:
     """RMS of the difference over the RMS of what was expected."""
-    error, scale = _rms(found_TD.double() - expected_TD.double()), _rms(expected_TD)
+    error, scale = _rms(_exact(found_TD) - _exact(expected_TD)), _rms(expected_TD)
     if error == 0:
         return 0.0
     return error / scale if scale else float("inf")

@@ -5,25 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed Python, numpy, and torch on the CPU and the device for the block; afterwards restore their states."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    python_state, numpy_state, torch_states = random.getstate(), np.random.get_state(), random_states(device)
+    torch.manual_seed(seed)  # also those of all devices
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        restore_random_states(torch_states, device)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators, by type of device: of the CPU, and of this device if it is another."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(*_number(device))
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `random_states` returned for the same device."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], *_number(device))
+
+
+def _number(device: torch.device) -> tuple[torch.device, ...]:
+    """The argument that tells a device from others of its type; there is one MPS, whose functions take none."""
+    return () if device.type == "mps" else (device,)
 
 
 def let_libraries_read_variables(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,20 @@ def _variables_of_launchers() -> str:
     """What accelerate reads of the environment, in one line."""
     names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in _LAUNCHER]
     return ", ".join(f"{name}={os.environ[name]}" for name in names) or "none of its environment variables"
+
+
+def why_no_gpu() -> str:
+    """Return the reason why torch has found no GPU, and what to do, for a message."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this build of torch ({torch.__version__}) is for CPUs only; install one for your GPU"
+    initialize: Callable[[], None] = torch.cuda.init
+    try:
+        initialize()
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return reason if visible is None else f"{reason} (CUDA_VISIBLE_DEVICES={visible})"
+    return "accelerate was told to use the CPU"
 
 
 def start_tracker(accelerator: Accelerator, folder: Path, name: str, values: Mapping[str, Any]) -> None:

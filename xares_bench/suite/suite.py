@@ -36,7 +36,7 @@ from xares_bench.features.feature_store import FeatureStore
 from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.metrics.registry import METRICS, metric_identity
-from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker
+from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker, why_no_gpu
 from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
@@ -151,8 +151,8 @@ class Suite:
         preset = self.plan.catalogue.preset
         if preset.needs_gpu and self.device.type == "cpu" and not self.plan.allow_cpu:
             raise UsageError(
-                f"--preset={preset.name} needs a GPU and none was found. Use --preset=mini, or force it with "
-                "--allow-cpu (its number of training steps takes weeks on a CPU)"
+                f"--preset={preset.name} needs a GPU and none was found: {why_no_gpu()}. Use --preset=mini, or force "
+                "it with --allow-cpu (its number of training steps takes weeks on a CPU)"
             )
         batch_size = self.plan.recipe.training.batch_size
         if self.num_processes > batch_size:

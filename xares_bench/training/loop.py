@@ -20,7 +20,7 @@ from xares_bench.core.errors import OutOfMemory, TrainingError
 from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.model import LALM
-from xares_bench.runtime.determinism import deterministic_algorithms, seeded
+from xares_bench.runtime.determinism import deterministic_algorithms, random_states, restore_random_states, seeded
 from xares_bench.runtime.memory import is_out_of_memory
 from xares_bench.runtime.processes import end_session_on_error, sum_over_processes
 from xares_bench.runtime.signals import defer_interrupts
@@ -122,12 +122,21 @@ def _step(
     accelerator.backward(loss * accelerator.num_processes)
     # Also unscales gradients in fp16, which must happen before their norm is limited.
     accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    scale = _loss_scale(accelerator)
     optimizer.step()
-    # In fp16 a step whose gradients overflow is skipped. The learning rate then stays, too.
-    if not accelerator.optimizer_step_was_skipped:
+    # In fp16 a step whose gradients overflow is skipped, and the scale lowered. The learning rate then stays, too.
+    if _loss_scale(accelerator) >= scale:
         schedule.step()
     optimizer.zero_grad()
     return float(loss.detach())
+
+
+def _loss_scale(accelerator: Accelerator) -> float:
+    """Return the factor of the loss in fp16, or else 1.
+
+    accelerate's `optimizer_step_was_skipped` does not see the steps that a fused optimizer itself leaves out.
+    """
+    return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
 
 
 def _optimizer(lalm: LALM, recipe: TrainingRecipe) -> torch.optim.AdamW:
@@ -155,7 +164,7 @@ class _State:
         tensors = {f"parameter.{name}": value.detach() for name, value in self.lalm.trained_parameters()}
         for number, moments in optimizer["state"].items():
             tensors.update({f"optimizer.{number}.{name}": value for name, value in moments.items()})
-        for process, states in enumerate(gather_object([self._random_states()])):
+        for process, states in enumerate(gather_object([random_states(self.accelerator.device)])):
             tensors.update({f"random.{process}.{name}": value for name, value in states.items()})
         scaler = self.accelerator.scaler
         return Checkpoint(
@@ -184,16 +193,8 @@ class _State:
         self.schedule.load_state_dict(checkpoint.values["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.values["scaler"])
-        random = f"random.{self.accelerator.process_index}"
-        torch.set_rng_state(checkpoint.tensors[f"{random}.cpu"])
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.tensors[f"{random}.cuda"], self.accelerator.device)
-
-    def _random_states(self) -> dict[str, torch.Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        return states
+        device, random = self.accelerator.device, f"random.{self.accelerator.process_index}"
+        restore_random_states({kind: checkpoint.tensors[f"{random}.{kind}"] for kind in {"cpu", device.type}}, device)
 
 
 @contextlib.contextmanager
