@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,16 +156,16 @@ def test_features_of_an_rms_between_a_hundredth_and_a_hundred_are_plausible(scal
     assert (implausible_scale(frames_TD) == "") == plausible
 
 
-class _OnAppleGpu(torch.Tensor):
+class OnAppleGpu(torch.Tensor):
     """Stands in for a tensor on a device without float64."""
 
-    def double(self) -> torch.Tensor:  # type: ignore[override]
+    def double(self, *_: Any, **__: Any) -> torch.Tensor:
         raise TypeError("the MPS framework doesn't support float64")
 
-    def cpu(self) -> torch.Tensor:
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
         return self.as_subclass(torch.Tensor)
 
 
 def test_features_of_a_device_without_float64_are_compared() -> None:
     ones = torch.ones(5, 3)
-    assert _relative_difference((2 * ones).as_subclass(_OnAppleGpu), ones.as_subclass(_OnAppleGpu)) == 1.0
+    assert _relative_difference((2 * ones).as_subclass(OnAppleGpu), ones.as_subclass(OnAppleGpu)) == 1.0
