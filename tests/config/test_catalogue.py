@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_mix_of_one_dataset(full: Catalogue, mini: Catalogue) -> None:
     assert (mix.name, mix.weights, mix.steps) == ("voxlingua33", (1.0,), 30_000)
     assert mix.datasets == (full.datasets["voxlingua33"],)
     assert mini.mix("voxlingua33").steps == mini.preset.steps["alone"] < 30_000
+
+
+def test_three_datasets_differ_where_they_are_trained_alone(full: Catalogue, mini: Catalogue) -> None:
+    usual = ("text", "caption", "captions", "label", "labels")
+    differences: dict[str, dict[str, dict[str, Any]]] = {
+        "esc-50": {"train": {"target_keys": usual}},
+        "fsd50k": {"eval": {"shards": ("FSD50k/test/eval_with_text_000000.tar.gz",)}},
+        "nsynth": {"eval": {"shards": ("NSynth/test/test_000000.tar.gz",), "target_keys": usual}},
+    }
+    for name, dataset in full.datasets.items():
+        expected = dataset
+        for split, values in differences.get(name, {}).items():
+            changed = dataclasses.replace(getattr(dataset, split), **values)
+            expected = dataclasses.replace(expected, **{split: changed})
+            assert changed != getattr(dataset, split)
+        assert full.mix(name).datasets == (expected,)
+        assert dataset in (*full.mix("task1").datasets, *full.mix("task2").datasets)
+        assert mini.mix(name).datasets == (mini.datasets[name],)
 
 
 def test_an_unknown_mix_is_answered_with_the_known_ones(full: Catalogue) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,67 @@ def test_200_random_samples_have_the_targets_of_the_rule() -> None:
             assert find_targets(fields, wanted) == expected
             num_found += 1
     assert 50 < num_found < 200, "both outcomes are tried"
+
+
+def text_of_json(literal: str) -> str:
+    """By its digits: a whole number as it stands, any other with the decimals that it needs, and at least one."""
+    if literal in ("true", "false"):
+        return literal.title()
+    if literal.lstrip("-").isdecimal():
+        return literal
+    whole, _, decimals = f"{Decimal(literal):f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0') or '0'}"
+
+
+def test_200_random_numbers_and_truths_have_the_text_of_their_json() -> None:
+    rng = random.Random(3)
+
+    def literal() -> str:
+        sign, whole = rng.choice(["", "-"]), str(rng.randint(1, 10 ** rng.randint(1, 7)))
+        decimals = str(rng.randrange(10**6)).zfill(6)[: rng.randint(1, 6)]
+        return rng.choice(
+            [
+                rng.choice(["true", "false", "0"]),
+                f"{sign}{whole * rng.randint(1, 9)}",
+                f"{sign}{whole}.{decimals}",
+                f"{sign}0.{rng.randint(1, 9)}{decimals}",
+                f"{sign}{whole}.{decimals}{rng.choice('eE')}{rng.randint(-4, 7)}",
+            ]
+        )
+
+    for _ in range(200):
+        literals = [literal() for _ in range(rng.randint(1, 3))]
+        expected = tuple(map(text_of_json, literals))
+        assert find_targets(json.loads(f'{{"n": [{", ".join(literals)}]}}'), ("n",)) == expected
+        assert find_targets(json.loads(f'{{"n": {literals[0]}}}'), ("n",)) == expected[:1]
+
+
+def test_200_random_samples_have_the_targets_of_the_usual_keys_where_their_own_do_not_count() -> None:
+    rng = random.Random(4)
+    usual = ("captions", "caption", "text")
+    corrupt = {" ", "?!"}
+    values = [*VALUES, "?!", ["?!", "a dog", ""]]
+    num_usual = 0
+    for _ in range(200):
+        own = tuple(rng.sample(["label", "labels", *usual], rng.randint(1, 3)))
+        fields = {
+            key: rng.choice([None, {}, []] if key in own and rng.random() < 0.7 else values)
+            for key in rng.sample(["label", "labels", *usual], rng.randint(0, 5))
+        }
+        split = Split(shards=(), target_keys=own)
+        key = next((key for key in (*own, *usual) if first_that_counts(fields, [key]) is not None), None)
+        if key is None:
+            with pytest.raises(ValueError, match="none of the keys"):
+                targets_of(fields, split)
+            continue
+        texts = first_that_counts(fields, [key]) or ()
+        assert targets_of(fields, split) == Targets(
+            texts=tuple(text for text in texts if text not in corrupt),
+            corrupt=tuple(text for text in texts if text in corrupt),
+            fallback_key=key if key not in own else None,
+        )
+        num_usual += key not in own
+    assert 60 < num_usual < 180
 
 
 def test_200_random_texts_are_corrupt_by_the_rule() -> None:
