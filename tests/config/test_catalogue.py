@@ -228,20 +228,20 @@ def test_mix_of_one_dataset(full: Catalogue, mini: Catalogue) -> None:
 
 def test_three_datasets_differ_where_they_are_trained_alone(full: Catalogue, mini: Catalogue) -> None:
     usual = ("text", "caption", "captions", "label", "labels")
-    assert full.alone.keys() == {"esc-50", "fsd50k", "nsynth"}
-    assert not mini.alone
-    esc50, fsd50k, nsynth = (full.mix(name).datasets[0] for name in ("esc-50", "fsd50k", "nsynth"))
-    assert esc50 == replace_split(full.datasets["esc-50"], "train", target_keys=usual)
-    first = ("FSD50k/test/eval_with_text_000000.tar.gz",)
-    assert fsd50k == replace_split(full.datasets["fsd50k"], "eval", shards=first)
-    first = ("NSynth/test/test_000000.tar.gz",)
-    assert nsynth == replace_split(full.datasets["nsynth"], "eval", shards=first, target_keys=usual)
-    for name in full.alone:
-        assert full.datasets[name] in (*full.mix("task1").datasets, *full.mix("all").datasets)
-
-
-def replace_split(dataset: Dataset, name: str, **values: Any) -> Dataset:
-    return dataclasses.replace(dataset, **{name: dataclasses.replace(getattr(dataset, name), **values)})
+    differences: dict[str, dict[str, dict[str, Any]]] = {
+        "esc-50": {"train": {"target_keys": usual}},
+        "fsd50k": {"eval": {"shards": ("FSD50k/test/eval_with_text_000000.tar.gz",)}},
+        "nsynth": {"eval": {"shards": ("NSynth/test/test_000000.tar.gz",), "target_keys": usual}},
+    }
+    for name, dataset in full.datasets.items():
+        expected = dataset
+        for split, values in differences.get(name, {}).items():
+            changed = dataclasses.replace(getattr(dataset, split), **values)
+            expected = dataclasses.replace(expected, **{split: changed})
+            assert changed != getattr(dataset, split)
+        assert full.mix(name).datasets == (expected,)
+        assert dataset in (*full.mix("task1").datasets, *full.mix("task2").datasets)
+        assert mini.mix(name).datasets == (mini.datasets[name],)
 
 
 def test_an_unknown_mix_is_answered_with_the_known_ones(full: Catalogue) -> None:

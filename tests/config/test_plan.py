@@ -186,6 +186,13 @@ def test_a_mix_of_own_data_covers_own_evaluations_only() -> None:
     assert made.dataset("gtzan") is made.catalogue.datasets["gtzan"]
 
 
+def test_a_dataset_that_is_trained_alone_is_evaluated_as_it_is_then() -> None:
+    for train, num_shards in (("fsd50k", 1), ("task1", 32), ("all", 32), ("auto", 32)):
+        split = plan(preset="full", train=train).dataset("fsd50k").eval
+        assert split is not None
+        assert len(split.shards) == num_shards, train
+
+
 def test_own_evaluations_of_a_public_mix() -> None:
     made = plan(train="task1", evaluate="eval.yaml")
     assert made.covers("mine")

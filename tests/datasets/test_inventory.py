@@ -109,6 +109,15 @@ def test_of_whole_clips_only_the_first_is_read(
     assert tried == [audio]
 
 
+def test_samples_whose_targets_are_all_corrupt_are_counted_beside_the_unusable_ones(
+    tmp_path: Path, inventories: Callable[..., Inventories]
+) -> None:
+    labels = ('"?!"', '"dog"', '["--", "!"]', '["--", "cat"]', "null", '""')
+    shard = shard_at(write_members(tmp_path / "s.tar", members_of(*((WAV, f'{{"label": {it}}}') for it in labels))))
+    for found in (inventories().of(shard, SPLIT), inventories().of(shard, SPLIT)):  # walked, then from the cache
+        assert (found.without_target, found.unusable, found.targets) == ((0, 2), (4,), ("dog", "cat", ""))
+
+
 def test_different_targets_are_kept_unless_there_is_too_much_text(
     tmp_path: Path, inventories: Callable[..., Inventories], monkeypatch: pytest.MonkeyPatch
 ) -> None:

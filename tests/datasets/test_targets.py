@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -108,38 +109,65 @@ def test_200_random_samples_have_the_targets_of_the_rule() -> None:
     assert 50 < num_found < 200, "both outcomes are tried"
 
 
-def test_200_random_samples_have_the_targets_of_the_usual_keys_where_their_own_do_not_count() -> None:
-    rng = random.Random(2)
-    found = {"own": 0, "usual": 0, "none": 0}
-    for _ in range(200):
-        fields = {key: rng.choice(VALUES) for key in ("label", "captions", "caption", "text") if rng.random() < 0.7}
-        own = first_that_counts(fields, ("label",))
-        usual = next(
-            (key for key in ("captions", "caption", "text") if first_that_counts(fields, (key,)) is not None), None
-        )
-        if own is not None:
-            kind, key, texts = "own", None, own
-        elif usual is not None:
-            kind, key, texts = "usual", usual, first_that_counts(fields, (usual,)) or ()
-        else:
-            found["none"] += 1
-            with pytest.raises(ValueError, match="none of the keys label, captions, caption, text"):
-                targets_of(fields, SPLIT)
-            continue
-        found[kind] += 1
-        targets = targets_of(fields, SPLIT)
-        assert (targets.fallback_key, sorted(targets.texts + targets.corrupt)) == (key, sorted(texts))
-    assert min(found.values()) > 5, "all outcomes are tried"
+def text_of_json(literal: str) -> str:
+    """By its digits: a whole number as it stands, any other with the decimals that it needs, and at least one."""
+    if literal in ("true", "false"):
+        return literal.title()
+    if literal.lstrip("-").isdecimal():
+        return literal
+    whole, _, decimals = f"{Decimal(literal):f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0') or '0'}"
 
 
 def test_200_random_numbers_and_truths_have_the_text_of_their_json() -> None:
-    """As Python reads and writes it: `2.50` is 2.5, `true` is True, `1e3` is 1000.0."""
     rng = random.Random(3)
+
+    def literal() -> str:
+        sign, whole = rng.choice(["", "-"]), str(rng.randint(1, 10 ** rng.randint(1, 7)))
+        decimals = str(rng.randrange(10**6)).zfill(6)[: rng.randint(1, 6)]
+        return rng.choice(
+            [
+                rng.choice(["true", "false", "0"]),
+                f"{sign}{whole * rng.randint(1, 9)}",
+                f"{sign}{whole}.{decimals}",
+                f"{sign}0.{rng.randint(1, 9)}{decimals}",
+                f"{sign}{whole}.{decimals}{rng.choice('eE')}{rng.randint(-4, 7)}",
+            ]
+        )
+
     for _ in range(200):
-        value = rng.choice([rng.randint(-(10**6), 10**6), rng.uniform(-1e3, 1e3), 10.0 ** rng.randint(-9, 20)])
-        written, expected = rng.choice([(repr(value), repr(value)), ("true", "True"), ("false", "False")])
-        assert find_targets(json.loads(f'{{"label": {written}}}'), ("label",)) == (expected,)
-        assert find_targets(json.loads(f'{{"label": [{written}, "x"]}}'), ("label",)) == (expected, "x")
+        literals = [literal() for _ in range(rng.randint(1, 3))]
+        expected = tuple(map(text_of_json, literals))
+        assert find_targets(json.loads(f'{{"n": [{", ".join(literals)}]}}'), ("n",)) == expected
+        assert find_targets(json.loads(f'{{"n": {literals[0]}}}'), ("n",)) == expected[:1]
+
+
+def test_200_random_samples_have_the_targets_of_the_usual_keys_where_their_own_do_not_count() -> None:
+    rng = random.Random(4)
+    usual = ("captions", "caption", "text")
+    corrupt = {" ", "?!"}
+    values = [*VALUES, "?!", ["?!", "a dog", ""]]
+    num_usual = 0
+    for _ in range(200):
+        own = tuple(rng.sample(["label", "labels", *usual], rng.randint(1, 3)))
+        fields = {
+            key: rng.choice([None, {}, []] if key in own and rng.random() < 0.7 else values)
+            for key in rng.sample(["label", "labels", *usual], rng.randint(0, 5))
+        }
+        split = Split(shards=(), target_keys=own)
+        key = next((key for key in (*own, *usual) if first_that_counts(fields, [key]) is not None), None)
+        if key is None:
+            with pytest.raises(ValueError, match="none of the keys"):
+                targets_of(fields, split)
+            continue
+        texts = first_that_counts(fields, [key]) or ()
+        assert targets_of(fields, split) == Targets(
+            texts=tuple(text for text in texts if text not in corrupt),
+            corrupt=tuple(text for text in texts if text in corrupt),
+            fallback_key=key if key not in own else None,
+        )
+        num_usual += key not in own
+    assert 60 < num_usual < 180
 
 
 def test_200_random_texts_are_corrupt_by_the_rule() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import doctest
 import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,6 +54,61 @@ def test_map_equals_scikit_learn(seed: int) -> None:
         expected = reference_mean_average_precision(references, hypotheses, num_classes)
         assert 0 < expected < 1
         assert score("mAP", references, hypotheses, num_classes=num_classes) == pytest.approx(expected, abs=1e-12)
+
+
+def labels_by_the_rule(text: str) -> list[str]:
+    """Normalised with its punctuation, then split as it stands."""
+    folded = unicodedata.normalize("NFKC", text).lower().replace("-", " ")
+    return re.sub(r"\s+", " ", folded).strip().split(";")
+
+
+def average_precision_by_the_rule(is_positive: Sequence[bool], is_predicted: Sequence[bool]) -> Fraction:
+    """The step-wise area under precision and recall of a column: first of the predicted rows, then of all rows."""
+    area = recall_before = Fraction(0)
+    for rows in ([row for row, found in enumerate(is_predicted) if found], range(len(is_predicted))):
+        if rows:
+            num_hits = sum(is_positive[row] for row in rows)
+            recall = Fraction(num_hits, sum(is_positive))
+            area += (recall - recall_before) * Fraction(num_hits, len(rows))
+            recall_before = recall
+    return area
+
+
+def map_by_the_rule(references: Sequence[str], hypotheses: Sequence[str], num_classes: int) -> Fraction:
+    targets, outputs = ([labels_by_the_rule(text) for text in texts] for texts in (references, hypotheses))
+    columns = sorted({label for labels in targets for label in labels})
+    areas = [
+        average_precision_by_the_rule([column in row for row in targets], [column in row for row in outputs])
+        for column in columns
+    ]
+    return sum([*areas, *[Fraction(0)] * (num_classes - len(columns))], start=Fraction(0)) / num_classes
+
+
+def test_200_random_label_sets_with_blanks_have_the_macro_average_of_the_rule() -> None:
+    rng = random.Random(2)
+    num_that_depend_on_blanks = 0
+
+    def label_set(labels: Sequence[str]) -> str:
+        return rng.choice([";", ";", "\uff1b"]).join(
+            rng.choice(["", "", " ", "\t"]) + label + rng.choice(["", "", "  "]) for label in labels
+        )
+
+    for _ in range(200):
+        names = ["dog", "Dog", "hi-hat", "hi hat", "cat's", "cats", "\uff12", "", "\u72d7"]
+        references = ["dog", *(label_set(rng.sample(names, rng.randint(0, 4))) for _ in range(rng.randint(1, 9)))]
+        hypotheses = [
+            label_set([*(name for name in names if name in reference and rng.random() < 0.5), rng.choice(names)])
+            for reference in references
+        ]
+        num_labels = len({label for reference in references for label in labels_by_the_rule(reference)})
+        num_classes = num_labels + rng.choice([0, 1, 5])
+        found = score("mAP", references, hypotheses, num_classes=num_classes)
+        assert found == pytest.approx(float(map_by_the_rule(references, hypotheses, num_classes)), abs=1e-12)
+        without, predicted_without = (
+            [re.sub(r"\s*([;\uff1b])\s*", r"\1", text) for text in texts] for texts in (references, hypotheses)
+        )
+        num_that_depend_on_blanks += map_by_the_rule(without, predicted_without, num_classes) != pytest.approx(found)
+    assert num_that_depend_on_blanks > 100
 
 
 def test_accuracy_ignores_the_minus_sign_and_the_decimal_point() -> None:

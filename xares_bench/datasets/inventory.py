@@ -59,7 +59,8 @@ class Inventory:
         num_samples: Its samples, the unusable ones included.
         unusable: Indices of samples that are known to be unusable.
         named: Key and reason of the first of them.
-        suffixes: Suffixes of the audio of the others.
+        without_target: Indices of the others whose targets are all corrupt.
+        suffixes: Suffixes of the audio of those that are not unusable.
         targets: Their different targets; None: too much text to keep.
         damage: Why the archive cannot be read to its end; None: it can.
     """
@@ -67,6 +68,7 @@ class Inventory:
     num_samples: int = 0
     unusable: tuple[int, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
+    without_target: tuple[int, ...] = ()
     suffixes: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = ()
     damage: str | None = None
@@ -218,6 +220,7 @@ class _Count:
         self._num_samples = 0
         self._unusable: list[int] = []
         self._named: list[tuple[str, str]] = []
+        self._without_target: list[int] = []
         self._suffixes: set[str] = set()
         self._read: set[str] = set()
         self._targets: dict[str, None] = {}
@@ -241,6 +244,8 @@ class _Count:
         if problem is None:
             self._suffixes.add(sample.suffix)
             self._keep(targets)
+            if not targets:
+                self._without_target.append(self._num_samples)
         else:
             self._unusable.append(self._num_samples)
             if len(self._named) < _MAX_NAMED:
@@ -259,6 +264,7 @@ class _Count:
             num_samples=self._num_samples,
             unusable=tuple(self._unusable),
             named=tuple(self._named),
+            without_target=tuple(self._without_target),
             suffixes=tuple(sorted(self._suffixes)),
             targets=tuple(self._targets) if self._num_characters <= _MAX_TARGET_CHARACTERS else None,
             damage=damage,
@@ -338,6 +344,7 @@ def _from_json(value: dict[str, Any]) -> Inventory:
         num_samples=int(value["num_samples"]),
         unusable=tuple(map(int, value["unusable"])),
         named=tuple((str(key), str(reason)) for key, reason in value["named"]),
+        without_target=tuple(map(int, value["without_target"])),
         suffixes=tuple(map(str, value["suffixes"])),
         targets=None if value["targets"] is None else tuple(map(str, value["targets"])),
         damage=None if value["damage"] is None else str(value["damage"]),

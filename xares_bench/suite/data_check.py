@@ -141,6 +141,7 @@ class DataCheck:
                 f"{part.name}: {shards[0].path}{more}: an archive without samples; fetch or build it again (a sample "
                 "is KEY.flac, or another audio file, beside KEY.json)"
             )
+        num_dropped = sum(index < number for _, inventory, number in needed for index in inventory.unusable)
         check_dropped(
             part.name,
             [
@@ -148,11 +149,12 @@ class DataCheck:
                 for shard, inventory, _ in needed
                 for key, reason in inventory.named
             ],
-            num_dropped=sum(index < number for _, inventory, number in needed for index in inventory.unusable),
+            num_dropped=num_dropped,
             num_samples=num_samples,
             max_dropped_share=self.plan.recipe.training.max_dropped_share,
         )
-        if all(inventory.targets == () for _, inventory, _ in needed):
+        num_corrupt = sum(index < number for _, inventory, number in needed for index in inventory.without_target)
+        if num_dropped + num_corrupt == num_samples:
             raise DataError(
                 f"{part.name}: none of {num_samples} samples has a usable target: all are corrupt "
                 "(docs/differences.md); fix the shards, or name another key"
