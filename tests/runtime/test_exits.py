@@ -85,6 +85,63 @@ def test_ctypes_gives_out_no_exit_to_a_thread_or_an_exit_handler() -> None:
     assert "AttributeError" not in output
 
 
+# What code in C does, which has its functions from the linker and asks nobody.
+LINKED = """
+    import ctypes
+    c, python = ctypes.CDLL(None), ctypes.pythonapi
+    c.exit, c.quick_exit, python.Py_Exit  # looked up before the guard, and kept by ctypes
+"""
+
+
+@pytest.mark.parametrize("call", ["c.exit(0)", "c.quick_exit(0)", "python.Py_Exit(0)", "python.Py_FinalizeEx()"])
+def test_code_in_c_ends_the_process_with_a_failure(call: str) -> None:
+    status, output = status_of(LINKED + f"    with exits_raise(): {call}")
+    assert status == 3
+    assert "code in C has ended the process before the session has ended" in output
+
+
+def test_a_thread_in_c_ends_the_process_with_a_failure() -> None:
+    status, _ = status_of(
+        LINKED
+        + """
+    with exits_raise():
+        threading.Timer(0.1, c.exit, [0]).start()
+    threading.Event().wait(20)
+    """
+    )
+    assert status == 3
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "c.exit(0)", "os.kill(os.fork() or os.getpid(), 0)"])
+def test_after_the_session_nothing_is_said(end: str) -> None:
+    assert status_of(
+        LINKED
+        + f"""
+    with exits_raise(): pass
+    session_ended(0)
+    {end}
+    """
+    ) == (0, "")
+
+
+def test_a_session_that_never_ended_does_not_change_how_python_ends() -> None:
+    assert status_of("with exits_raise(): pass\nsys.exit(5)") == (5, "")
+
+
+def test_a_child_may_exit_in_c() -> None:
+    status, output = status_of(
+        LINKED
+        + """
+    with exits_raise():
+        child = os.fork()
+        if child == 0:
+            c.exit(4)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    )
+    assert (status, output) == (0, "4\n")
+
+
 def test_children_end_as_they_like() -> None:
     status, _ = status_of("""
         with exits_raise():

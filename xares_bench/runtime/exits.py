@@ -5,15 +5,19 @@ success. While the user's code runs, such a call raises `SystemExit`, which beco
 makes it at another time ends the process with a status of failure; once the session has ended, with the session's own.
 
 The functions are replaced when the user's code runs first, and stay replaced, because a thread or an exit handler of
-the user may come at any time; from then on ctypes does not give out the C library's either. Child processes that are
-forked end as they like. Code in C that ends the process by itself cannot be seen from here.
+the user may come at any time; from then on ctypes does not give out the C library's either. Code in C that calls `exit`
+or `quick_exit` meets a handler that ends the process with a status of failure, unless Python has come to its own end.
+Child processes that are forked end as they like. Code in C that calls `_exit` cannot be seen from here.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import importlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +36,8 @@ _IN_C = ("exit", "_exit", "_Exit", "quick_exit", "Py_Exit")
 _process: int | None = None
 _final_status: int | None = None
 _in_users_code = threading.local()
+# A signal that nobody sends: see `_answer_exits_in_c`.
+_SIGNAL_OF_EXIT = getattr(signal, "SIGRTMAX", getattr(signal, "SIGSYS", None))
 
 
 @contextlib.contextmanager
@@ -65,13 +71,49 @@ def _replace_functions() -> None:
     if _process == os.getpid():
         return
     if _process is None:
-        sys.addaudithook(_refuse_lookups)  # for good: Python cannot remove one
+        # Both for good: neither Python nor the C library can remove such a hook.
+        sys.addaudithook(_refuse_lookups)
+        if os.name == "posix":
+            _answer_exits_in_c()
     _process = os.getpid()
     modules: tuple[Any, ...] = (os, _SYSTEM)
     for module in modules:
         module._exit = _checked_exit
         module.execv = _checked(_execv, "os.execv")
         module.execve = _checked(_execve, "os.execve")
+
+
+def _answer_exits_in_c() -> None:
+    """Have the C library call `_exit_in_c` when something other than Python's own end calls `exit` or `quick_exit`.
+
+    A function of Python must not be called when Python has ended. What the C library calls is therefore its own
+    `raise`, whose signal has `_exit_in_c` as its handler until Python ends, and is ignored from then on.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal(_SIGNAL_OF_EXIT, ctypes.cast(_handler_of_exit, ctypes.c_void_p))
+    library.__cxa_atexit(library["raise"], _SIGNAL_OF_EXIT, None)
+    if hasattr(library, "__cxa_at_quick_exit"):  # of Linux
+        library.__cxa_at_quick_exit(_handler_of_exit, None)
+
+    def python_ends() -> None:
+        if getattr(_in_users_code, "is_running", False):  # by Py_FinalizeEx
+            _exit_in_c()
+        library.signal(_SIGNAL_OF_EXIT, signal.SIG_IGN.value)
+
+    atexit.register(python_ends)
+
+
+def _exit_in_c() -> None:
+    if os.getpid() != _process:
+        return
+    if _final_status is not None:
+        _exit(_final_status)
+    os.write(terminal(), b"xares-bench: code in C has ended the process before the session has ended\n")
+    _exit(_FAILURE)
+
+
+_handler_of_exit = ctypes.CFUNCTYPE(None)(_exit_in_c)
 
 
 def _refuse_lookups(event: str, arguments: tuple[Any, ...]) -> None:
