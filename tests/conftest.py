@@ -158,14 +158,6 @@ def mini_recipe() -> Recipe:
 
 
 @pytest.fixture
-def sigint_raises() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, although shells let programs in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
 def mixed_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Asks for a precision as `accelerate launch` does; accelerate keeps one state per process."""
 

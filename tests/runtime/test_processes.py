@@ -176,7 +176,7 @@ import os, signal
 import torch
 
 class FaultyEncoder(torch.nn.Module):
-    output_dim = 4
+    output_dim = 400
 
     def forward(self, audio, mask=None):
         if audio.shape[1] == 4000 and os.environ.get("RANK") == "1":
@@ -185,7 +185,7 @@ class FaultyEncoder(torch.nn.Module):
                     raise ValueError("only here")
                 case "is killed":
                     os.kill(os.getpid(), signal.SIGKILL)
-        return audio[:, : audio.shape[1] // 400 * 400].reshape(len(audio), -1, 4), None
+        return audio[:, : audio.shape[1] // 400 * 400].reshape(len(audio), -1, 400), None
 """
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

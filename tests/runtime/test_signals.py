@@ -87,7 +87,6 @@ def test_an_alarm_that_is_set_already_is_left_alone(monkeypatch: pytest.MonkeyPa
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-@pytest.mark.usefixtures("sigint_raises")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_recorded_and_the_second_acts_at_once(number: signal.Signals) -> None:
     with defer_interrupts() as is_interrupted:

@@ -192,7 +192,6 @@ def test_parameters_and_losses_are_those_of_an_undisturbed_training(
             assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("sigint_raises")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_training_after_its_step_and_keeps_it(
     batch: Batch,
