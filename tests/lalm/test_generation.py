@@ -96,7 +96,9 @@ def test_hundreds_of_texts_equal_those_of_transformers_generate_and_no_token_mor
     )
     computed: list[int] = []
     output_layer = lalm.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
-    handle = output_layer.register_forward_hook(lambda _module, _inputs, output: computed.append(output.shape[1]))
+    handle = output_layer.register_forward_hook(
+        lambda _module, _inputs, output: computed.append(output[..., 0].numel())
+    )
     arguments: dict[str, Any] = {"tokenizer": token_id_tokenizer, "recipe": recipe, "device": CPU}
     with Float64():
         texts = generate(lalm, prompts, progress=Progress(), **arguments)

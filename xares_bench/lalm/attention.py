@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from xares_bench.lalm.operations import spread, take
+
 IMPLEMENTATION = "xares_packed"
 
 
@@ -112,14 +114,14 @@ class Packing:
         """Return `[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
         num_sequences, length = self.is_position_BL.shape
         if not self._is_full:
-            packed = _Unpack.apply(packed, self.places_N, num_sequences * length)  # type: ignore[no-untyped-call]
+            packed = spread(packed, self.places_N, num_sequences * length)
         return packed.view(num_sequences, length, *packed.shape[1:])
 
     def packed(self, unpacked: torch.Tensor) -> torch.Tensor:
         """Return `[B, L, ...]` as `[N, ...]`, without the padding."""
         unpacked = unpacked.flatten(0, 1)
         if not self._is_full:
-            unpacked = _Pack.apply(unpacked, self.places_N)  # type: ignore[no-untyped-call]
+            unpacked = take(unpacked, self.places_N)
         return unpacked
 
     @property
@@ -333,36 +335,3 @@ def register() -> None:
     No mask function is registered for it, so decoders build no masks.
     """
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
-
-
-class _Unpack(torch.autograd.Function):
-    """Scatter positions among zeros. Its backward pass gathers them again; that of indexing would add up instead."""
-
-    @staticmethod
-    def forward(ctx: Any, packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
-        ctx.save_for_backward(places_N)
-        return _spread(packed, places_N, num_places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (places_N,) = ctx.saved_tensors
-        return grad.index_select(0, places_N), None, None
-
-
-class _Pack(torch.autograd.Function):
-    """The inverse of `_Unpack`."""
-
-    @staticmethod
-    def forward(ctx: Any, unpacked: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places_N)
-        ctx.num_places = len(unpacked)
-        return unpacked.index_select(0, places_N)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (places_N,) = ctx.saved_tensors
-        return _spread(grad, places_N, ctx.num_places), None
-
-
-def _spread(packed: torch.Tensor, places_N: torch.Tensor, num_places: int) -> torch.Tensor:
-    return packed.new_zeros(num_places, *packed.shape[1:]).index_copy_(0, places_N, packed)

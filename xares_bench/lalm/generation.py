@@ -162,8 +162,8 @@ class _Rows:
         batch = collate([prompt for _, prompt in prompts]).to(self._device)
         packing = pack(batch.lengths, self._device, cache=self._cache, rows=slice(first, first + len(prompts)))
         last_places_B = torch.tensor(batch.lengths).cumsum(0).to(self._device) - 1
-        output = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, logits_to_keep=last_places_B)
-        self._add_tokens(begun, output.logits[0])
+        logits_BV = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, last_places_B)
+        self._add_tokens(begun, logits_BV)
         return self._release()
 
     def advance(self) -> list[tuple[int, list[int]]]:
@@ -173,10 +173,10 @@ class _Rows:
         token_ids_B = torch.tensor([row.token_ids[-1] for row in rows], device=self._device)
         layout = NextPositions(cache=self._cache, lengths_B=lengths_B, longest=max(row.length for row in rows))
         inputs_BH = self._lalm.decoder.get_input_embeddings()(token_ids_B)
-        output = self._lalm.read(inputs_BH, layout, lengths_B)
+        logits_BV = self._lalm.read(inputs_BH, layout, lengths_B, torch.arange(len(rows), device=self._device))
         for row in rows:
             row.length += 1
-        self._add_tokens(rows, output.logits[0])
+        self._add_tokens(rows, logits_BV)
         return self._release()
 
     def _add_tokens(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> None:

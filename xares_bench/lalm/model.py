@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -22,7 +22,9 @@ from xares_bench.core.errors import UsageError
 from xares_bench.lalm.attention import Layout, pack
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.decoder import let_read_packed, load_decoder, position_limit
+from xares_bench.lalm.llama import llama_layers
 from xares_bench.lalm.lora import merge_lora
+from xares_bench.lalm.operations import take
 from xares_bench.runtime.determinism import seeded
 
 WEIGHTS_FILE = "trained.safetensors"
@@ -47,6 +49,7 @@ class LALM(nn.Module):
         self.projector = nn.Linear(output_dim, embeddings.weight.shape[1])
         self.decoder = decoder
         self.reads_packed = reads_packed
+        self._layers = llama_layers(decoder) if reads_packed else None
         self._limit = position_limit(decoder)
         self._is_compiled = False
 
@@ -71,30 +74,36 @@ class LALM(nn.Module):
         predict = self._predict_packed if self.reads_packed else self._predict_padded
         return functional.cross_entropy(predict(batch).float(), batch.target_ids_T, reduction="sum")
 
-    def read(self, inputs_NH: torch.Tensor, layout: Layout, position_ids_N: torch.Tensor, **arguments: Any) -> Any:
-        """Return the decoder's output for packed sequences; only for decoders that can read them.
+    def read(
+        self, inputs_NH: torch.Tensor, layout: Layout, position_ids_N: torch.Tensor, places_T: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the logits `[T, V]` of packed sequences at some places; only for decoders that can read them.
 
         Args:
             inputs_NH: Input from `embed`.
             layout: Where sequences begin.
             position_ids_N: Number of each position in its sequence.
-            arguments: Further arguments of the decoder.
+            places_T: Places of the logits, all different.
         """
-        return self.decoder(
-            inputs_embeds=inputs_NH[None],
-            position_ids=position_ids_N[None],
-            use_cache=False,
-            layout=layout,
-            **arguments,
-        )
+        if self._layers is None or self._is_compiled:
+            output = self.decoder(
+                inputs_embeds=inputs_NH[None],
+                position_ids=position_ids_N[None],
+                use_cache=False,
+                layout=layout,
+                logits_to_keep=places_T,
+            )
+            return cast(torch.Tensor, output.logits[0])
+        hidden_TH = take(self._layers(inputs_NH, layout, position_ids_N), places_T)
+        output_layer: nn.Module = self.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, output_layer(hidden_TH))
 
     def _predict_packed(self, batch: Batch) -> torch.Tensor:
         """Return the logits `[T, V]` at the positions that predict a target."""
         multiple = _POSITIONS_COMPILED_FOR if self._is_compiled else 1
         packing = pack(batch.lengths, batch.text_ids_M.device, multiple=multiple)
         inputs_NH = functional.pad(self.embed(batch), (0, 0, 0, packing.num_fillers))
-        output = self.read(inputs_NH, packing, packing.position_ids_N, logits_to_keep=batch.predicting_places_T)
-        return cast(torch.Tensor, output.logits[0])
+        return self.read(inputs_NH, packing, packing.position_ids_N, batch.predicting_places_T)
 
     def _predict_padded(self, batch: Batch) -> torch.Tensor:
         """The same for sequences padded on the right: with causal attention no position sees the padding behind it."""
