@@ -46,6 +46,12 @@ def split(parts: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[tuple[t
     return list(zip(*(torch.split(part, list(lengths)) for part in parts), strict=True))
 
 
+def next_positions(cache: Cache, lengths: Sequence[int]) -> NextPositions:
+    return NextPositions(
+        cache=cache, rows_B=torch.arange(len(lengths)), lengths_B=torch.tensor(lengths), longest=max(lengths)
+    )
+
+
 def each_alone(lengths: Sequence[int], parts: Sequence[torch.Tensor], window: int | None) -> torch.Tensor:
     return torch.cat([written_out(*sequence, window=window) for sequence in split(parts, lengths)])
 
@@ -58,17 +64,17 @@ def test_packed_sequences_attend_as_each_does_alone(lengths: tuple[int, ...], wi
     torch.testing.assert_close(attended, each_alone(lengths, parts, window))
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, (8,), (16, 16)])
-def test_rounding_up_adds_positions_that_nobody_attends_to(lengths: tuple[int, ...]) -> None:
-    num_positions = sum(lengths)
-    packing = pack(lengths, CPU, multiple=16)
-    assert packing.num_fillers == -num_positions % 16
-    assert len(packing.position_ids_N) == num_positions + packing.num_fillers
-    assert packing.is_position_BL.shape == (len(lengths) + 1, 16)
-    parts = projections(num_positions + packing.num_fillers)
-    attended = packing.attend(LAYER, *parts, scale=None, window=None, dropout=0.0)
-    expected = each_alone(lengths, [part[:num_positions] for part in parts], None)
-    torch.testing.assert_close(attended[:num_positions], expected)
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("lengths", [LENGTHS, (8,), (8, 8)])
+def test_nobody_attends_to_the_padding_of_rows(lengths: tuple[int, ...], window: int | None) -> None:
+    packing = pack(lengths, CPU, row_length=8)
+    parts = projections(8 * len(lengths))
+    attended = packing.attend(LAYER, *parts, scale=None, window=window, dropout=0.0)
+    is_position_N = torch.cat([torch.arange(8) < length for length in lengths])
+    expected = each_alone(lengths, [part[is_position_N] for part in parts], window)
+    torch.testing.assert_close(attended[is_position_N], expected)
+    assert packing.position_ids_N[is_position_N].tolist() == [id for length in lengths for id in range(length)]
+    assert packing.position_ids_N.max() < max(lengths)
 
 
 def test_gradients_stay_within_their_sequence() -> None:
@@ -110,7 +116,7 @@ def test_sequences_that_are_continued_attend_as_if_they_were_read_at_once(window
     expected = [written_out(*sequence, window=window) for sequence in sequences]
     for more in range(num_more):
         lengths = [length + more for length in (3, *LENGTHS)]
-        layout = NextPositions(cache=cache, lengths_B=torch.tensor(lengths), longest=max(lengths))
+        layout = next_positions(cache, lengths)
         attended = read(layout, [slice(length, length + 1) for length in lengths])
         torch.testing.assert_close(
             attended, torch.stack([rows[length] for rows, length in zip(expected, lengths, strict=True)])
@@ -124,7 +130,7 @@ def test_a_moved_sequence_goes_on_in_its_new_row() -> None:
         LAYER, *(part[:7] for part in parts), scale=None, window=None, dropout=0.0
     )
     cache.move(1, 0, 4)
-    layout = NextPositions(cache=cache, lengths_B=torch.tensor([4]), longest=4)
+    layout = next_positions(cache, [4])
     attended = layout.attend(LAYER, *(part[7:] for part in parts), scale=None, window=None, dropout=0.0)
     torch.testing.assert_close(attended, written_out(*(part[3:] for part in parts), window=None)[-1:])
 

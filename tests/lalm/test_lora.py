@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.plain_lalm import save_decoder
 from xares_bench.config.catalogue import load_catalogue
+from xares_bench.lalm import lora
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.lora import LoRALinear, _dropped_places, merge_lora
 from xares_bench.lalm.model import build_lalm
@@ -60,6 +61,26 @@ def test_output_and_gradients_are_those_of_the_formula(base: str, dropout: float
     torch.manual_seed(1)
     mask = (~drawn_hits(x.numel(), dropout)).view(2, 7, 6).float() if dropout else 1.0
     expected = written_out(layer, x, mask, dropout)
+    torch.testing.assert_close(out, expected)
+    inputs = (x, layer.lora_A, layer.lora_B)
+    ours, theirs = (torch.autograd.grad((result * weights).sum(), inputs) for result in (out, expected))
+    for own, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, reference)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_with_the_dropout_of_a_gpu_they_are_those_of_the_formula(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "_draws_places", lambda device: False)
+    torch.manual_seed(0)
+    layer = adapted(BASES[base](), dropout=0.25).train()
+    x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 7, 5)
+    torch.manual_seed(1)
+    out = layer(x)
+    torch.manual_seed(1)
+    _, mask = torch.native_dropout(x.detach().reshape(-1, 6), 0.25, True)
+    assert 0.5 < mask.double().mean() < 1
+    expected = written_out(layer, x, mask.view(2, 7, 6), 0.25)
     torch.testing.assert_close(out, expected)
     inputs = (x, layer.lora_A, layer.lora_B)
     ours, theirs = (torch.autograd.grad((result * weights).sum(), inputs) for result in (out, expected))

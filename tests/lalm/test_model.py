@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.plain_lalm import Float64
+from tests.plain_lalm import Float64, save_decoder
 from xares_bench.config.recipe import Recipe
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
 from xares_bench.lalm.model import build_lalm
@@ -55,6 +55,46 @@ def test_loss_and_gradients_equal_a_plain_computation_sample_by_sample(
         assert value.grad is not None, name
         difference = (gradients[name] - value.grad).norm() / value.grad.norm()
         assert difference < 1e-9, (name, float(difference))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("gpt2", {"n_positions": 24}),  # fewer than the rows have
+        ("gemma3_text", {}),
+        ("trocr", {}),  # reads no packed sequences
+    ],
+)
+def test_padding_changes_neither_loss_nor_gradients(
+    family: str, changes: dict[str, Any], examples: list[Utterance], mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    lalm = build_lalm(save_decoder(tmp_path, family, **changes), 6, mini_recipe.training).double()
+    packed = collate(examples)
+    padded = packed.padded(8 if family == "trocr" else 64)
+    assert padded.num_positions > packed.num_positions
+    found = []
+    with Float64():
+        for batch in (packed, padded):
+            lalm.zero_grad()
+            loss = lalm(batch)
+            loss.backward()
+            found.append([loss, *(value.grad for value in lalm.parameters() if value.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_is_padded_on_a_gpu_only_and_not_for_a_decoder_that_counts_positions_itself(
+    decoder_folder: str, examples: list[Utterance], mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    batch = collate(examples)
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training)
+    assert lalm.place(batch, torch.device("cpu")).row_length is None
+    placed = lalm.place(batch, torch.device("meta"))
+    assert placed.row_length == 64
+    assert placed.frames_FD.device.type == "meta"
+    padded_anyway = build_lalm(save_decoder(tmp_path, "trocr"), 6, mini_recipe.training)
+    assert padded_anyway.place(batch, torch.device("meta")).row_length is None
 
 
 def test_only_adapters_and_projector_are_trained_with_lora(decoder_folder: str, mini_recipe: Recipe) -> None:

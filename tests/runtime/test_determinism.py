@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -80,3 +82,14 @@ def test_blocks_nest_and_leave_everything_as_it_was(outside: bool) -> None:
             raise ValueError("x")
         assert state() == (outside, False)
     assert state() == before
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_fresh_memory_is_filled_only_for_programs_that_may_read_it(required: bool) -> None:
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    with deterministic_algorithms(wanted=True, required=required):
+        assert settings.fill_uninitialized_memory == (not required)
+        if not required:
+            assert torch.empty(1000).isnan().all()
+    assert settings.fill_uninitialized_memory == before

@@ -62,18 +62,19 @@ class Packing:
     no mask, so that torch's fast kernels can be used.
 
     Attributes:
-        is_position_BL: True at positions and False at padding, in the sequences padded to `[B, L]`.
-        places_N: Index of each position in the sequences padded to `[B * L]`.
+        num_sequences: B.
+        longest: L.
+        places_N: Index of each position in the sequences padded to `[B * L]`; None: all sequences have L positions, so
+            unpacking is a reshape.
         position_ids_N: Number of each position in its sequence, from 0.
-        num_fillers: Number of positions at the end that belong to no sequence; they make N a round number.
         cache: Stores keys and values of the sequences; None: they are not needed later.
         rows: Rows of the cache for the sequences.
     """
 
-    is_position_BL: torch.Tensor
-    places_N: torch.Tensor
+    num_sequences: int
+    longest: int
+    places_N: torch.Tensor | None
     position_ids_N: torch.Tensor
-    num_fillers: int = 0
     cache: Cache | None = None
     rows: slice | None = None
 
@@ -112,29 +113,20 @@ class Packing:
 
     def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
         """Return `[N, ...]` as `[B, L, ...]`, padded on the right with zeros."""
-        num_sequences, length = self.is_position_BL.shape
-        if not self._is_full:
-            packed = spread(packed, self.places_N, num_sequences * length)
-        return packed.view(num_sequences, length, *packed.shape[1:])
+        if self.places_N is not None:
+            packed = spread(packed, self.places_N, self.num_sequences * self.longest)
+        return packed.view(self.num_sequences, self.longest, *packed.shape[1:])
 
     def packed(self, unpacked: torch.Tensor) -> torch.Tensor:
         """Return `[B, L, ...]` as `[N, ...]`, without the padding."""
         unpacked = unpacked.flatten(0, 1)
-        if not self._is_full:
-            unpacked = take(unpacked, self.places_N)
-        return unpacked
-
-    @property
-    def _is_full(self) -> bool:
-        """Whether all sequences have the same length, so that unpacking is a reshape."""
-        return self.places_N.numel() == self.is_position_BL.numel()
+        return unpacked if self.places_N is None else take(unpacked, self.places_N)
 
     def _window_mask(self, window: int | None) -> torch.Tensor | None:
         """True where a position attends to another; None if causal attention is enough."""
-        length = self.is_position_BL.shape[1]
-        if window is None or window >= length:
+        if window is None or window >= self.longest:
             return None
-        ones_LL = torch.ones(length, length, dtype=torch.bool, device=self.places_N.device)
+        ones_LL = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.position_ids_N.device)
         return ones_LL.tril().triu(1 - window)
 
 
@@ -160,12 +152,16 @@ class Cache:
         value_SKCD[rows, :, :num_kept] = value_BLKD.transpose(1, 2)
 
     def append(
-        self, layer: nn.Module, lengths_B: torch.Tensor, key_BKD: torch.Tensor, value_BKD: torch.Tensor
+        self,
+        layer: nn.Module,
+        rows_B: torch.Tensor,
+        lengths_B: torch.Tensor,
+        key_BKD: torch.Tensor,
+        value_BKD: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one more position of each sequence in the first rows; return these rows, `[B, K, C, D]`."""
-        num_rows = len(lengths_B)
+        num_rows = len(rows_B)
         key_SKCD, value_SKCD = self._layer(layer, key_BKD[:, None])
-        rows_B = torch.arange(num_rows, device=lengths_B.device)
         key_SKCD[rows_B, :, lengths_B] = key_BKD
         value_SKCD[rows_B, :, lengths_B] = value_BKD
         return key_SKCD[:num_rows], value_SKCD[:num_rows]
@@ -190,11 +186,13 @@ class NextPositions:
 
     Attributes:
         cache: Has the positions before.
+        rows_B: Numbers of the rows, from 0.
         lengths_B: Number of these positions.
         longest: The largest of `lengths_B`.
     """
 
     cache: Cache
+    rows_B: torch.Tensor
     lengths_B: torch.Tensor
     longest: int
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
@@ -211,7 +209,7 @@ class NextPositions:
         dropout: float,
     ) -> torch.Tensor:
         """See `Layout.attend`; N is B."""
-        key_BKCD, value_BKCD = self.cache.append(layer, self.lengths_B, key_NKD, value_NKD)
+        key_BKCD, value_BKCD = self.cache.append(layer, self.rows_B, self.lengths_B, key_NKD, value_NKD)
         num_positions = self.longest + 1
         # The G query heads that share a key head become G queries of that head, so nothing is repeated.
         attended_BKGD = functional.scaled_dot_product_attention(
@@ -252,30 +250,32 @@ def pack(
     lengths: Sequence[int],
     device: torch.device,
     *,
-    multiple: int = 1,
+    row_length: int | None = None,
     cache: Cache | None = None,
     rows: slice | None = None,
 ) -> Packing:
-    """Return the layout of whole sequences of these lengths.
+    """Return the layout of whole sequences.
 
     Args:
         lengths: Number of positions of every sequence.
         device: Device of the layout's tensors.
-        multiple: Round N and L up to a multiple of this, so that few shapes occur; the fillers form one more sequence.
+        row_length: Every sequence is padded on the right to so many positions; None: there is no padding.
         cache: See `Packing`.
         rows: See `Packing`.
     """
-    num_fillers = -sum(lengths) % multiple
-    if multiple > 1:
-        lengths = (*lengths, num_fillers)
-    longest = -(-max(lengths) // multiple) * multiple
-    is_position_BL = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    places_N = is_position_BL.flatten().nonzero().squeeze(1)
+    longest = row_length or max(lengths)
+    ids_L = torch.arange(longest)
+    is_position_BL = ids_L < torch.tensor(lengths)[:, None]
+    # Of padding it does not matter, but a decoder may have a table of positions that ends early.
+    ids_BL = ids_L * is_position_BL
+    is_full = row_length is not None or bool(is_position_BL.all())
+    places_N = None if is_full else is_position_BL.flatten().nonzero().squeeze(1)
+    ids_N = ids_BL.flatten() if places_N is None else ids_BL.flatten()[places_N]
     return Packing(
-        is_position_BL=is_position_BL.to(device),
-        places_N=places_N.to(device),
-        position_ids_N=(places_N % longest).to(device),
-        num_fillers=num_fillers,
+        num_sequences=len(lengths),
+        longest=longest,
+        places_N=None if places_N is None else places_N.to(device),
+        position_ids_N=ids_N.to(device),
         cache=cache,
         rows=rows,
     )

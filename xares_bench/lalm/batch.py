@@ -1,4 +1,4 @@
-"""Batches: sequences of features and tokens, packed one behind the other, without padding.
+"""Batches: sequences of features and tokens, packed one behind the other.
 
 A sequence is `[audio frames][prompt tokens][target tokens][EOS]`.
 
@@ -41,10 +41,10 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Sequences one behind the other, without padding. A place is an index into their concatenation.
+    """Sequences one behind the other. A place is an index into their concatenation.
 
     Attributes:
-        lengths: Number of positions of every sequence.
+        lengths: Number of positions of every sequence, without padding.
         frames_FD: Audio features of all sequences.
         frame_places_F: Places of the features.
         text_ids_M: Tokens of prompts and targets of all sequences.
@@ -52,6 +52,7 @@ class Batch:
         target_ids_T: The tokens to predict: targets and EOS.
         predicting_places_T: The places that predict them, each one before its token.
         num_targets: Number of tokens that the loss is averaged over; for one process's share, those of the whole batch.
+        row_length: Every sequence is padded on the right to so many positions; None: there is no padding.
     """
 
     lengths: tuple[int, ...]
@@ -62,6 +63,31 @@ class Batch:
     target_ids_T: torch.Tensor
     predicting_places_T: torch.Tensor
     num_targets: int
+    row_length: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions of all sequences, with padding."""
+        return sum(self.lengths) if self.row_length is None else len(self.lengths) * self.row_length
+
+    def padded(self, multiple: int) -> Batch:
+        """Return the same sequences padded to one length, a multiple of a number, so that few shapes occur."""
+        assert self.row_length is None
+        row_length = -(-max(self.lengths) // multiple) * multiple
+        ends = torch.tensor(self.lengths).cumsum(0)
+        # By how much the positions of a sequence move.
+        moves = torch.arange(len(ends)) * row_length - torch.cat([ends.new_zeros(1), ends[:-1]])
+
+        def moved(places: torch.Tensor) -> torch.Tensor:
+            return places + moves[torch.bucketize(places, ends, right=True)]
+
+        return dataclasses.replace(
+            self,
+            frame_places_F=moved(self.frame_places_F),
+            text_places_M=moved(self.text_places_M),
+            predicting_places_T=moved(self.predicting_places_T),
+            row_length=row_length,
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""

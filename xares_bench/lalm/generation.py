@@ -171,9 +171,11 @@ class _Rows:
         rows = self.in_use
         lengths_B = torch.tensor([row.length for row in rows], device=self._device)
         token_ids_B = torch.tensor([row.token_ids[-1] for row in rows], device=self._device)
-        layout = NextPositions(cache=self._cache, lengths_B=lengths_B, longest=max(row.length for row in rows))
+        rows_B = torch.arange(len(rows), device=self._device)
+        longest = max(row.length for row in rows)
+        layout = NextPositions(cache=self._cache, rows_B=rows_B, lengths_B=lengths_B, longest=longest)
         inputs_BH = self._lalm.decoder.get_input_embeddings()(token_ids_B)
-        logits_BV = self._lalm.read(inputs_BH, layout, lengths_B, torch.arange(len(rows), device=self._device))
+        logits_BV = self._lalm.read(inputs_BH, layout, lengths_B, rows_B)
         for row in rows:
             row.length += 1
         self._add_tokens(rows, logits_BV)

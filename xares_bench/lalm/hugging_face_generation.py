@@ -84,7 +84,7 @@ def _generate_batch(
     # `unpacked` pads on the right, so the sequences are reversed before and after.
     packing = pack(batch.lengths[::-1], device)
     inputs_BLH = packing.unpacked(lalm.embed(batch).flip(0)).flip(0, 1)
-    mask_BL = packing.unpacked(torch.ones_like(packing.places_N)).flip(0, 1)
+    mask_BL = packing.unpacked(torch.ones_like(packing.position_ids_N)).flip(0, 1)
     decoder: Any = lalm.decoder
     token_ids: torch.Tensor = decoder.generate(
         inputs_embeds=inputs_BLH,

@@ -2,7 +2,8 @@
 
 A layer computes `base(x) + alpha / rank * dropout(x) A^T B^T`, with A initialised as in peft and B zero. Mathematics
 and distributions are peft's, at about half the cost: forward and backward pass of a layer are one autograd function, no
-gradient of a frozen weight is computed, and dropout draws a few random places instead of a random number per value.
+gradient of a frozen weight is computed, and on a CPU dropout draws a few random places instead of a random number per
+value.
 
 Shapes: N positions, I inputs and O outputs of a layer, R rank.
 """
@@ -47,7 +48,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output `[..., O]` for `[..., I]`."""
         dropout = self._dropout if self.training else 0.0
-        if self._can_fuse and _is_full_precision(x, self.base.weight) and not _is_traced_or_cast():
+        if self._can_fuse and _is_full_precision(x, self.base.weight) and not _is_traced_or_cast(x.device.type):
             out: torch.Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
                 x, _weight(self.base), self.base.bias, self.lora_A, self.lora_B, self._scale, dropout
             )
@@ -97,16 +98,14 @@ def _linear_layers(decoder: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Line
 
 
 def _is_full_precision(*tensors: torch.Tensor) -> bool:
-    """Whether all tensors are on the CPU in float32, or all in float64, which tests use for comparisons."""
-    return {(tensor.device.type, tensor.dtype) for tensor in tensors} in _FUSED
+    """Whether all tensors are in float32, or all in float64, which tests use for comparisons."""
+    return {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
 
 
-_FUSED = ({("cpu", torch.float32)}, {("cpu", torch.float64)})
-
-
-def _is_traced_or_cast() -> bool:
+def _is_traced_or_cast(device: str) -> bool:
     """Whether torch.compile traces the operations, or autocast chooses their precision."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.compiler.is_compiling() or is_cast
 
 
 def _weight(layer: nn.Linear | Conv1D) -> torch.Tensor:
@@ -130,12 +129,8 @@ class _AdaptedLinear(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
-        kept_NI, dropped = x_NI, None
-        if dropout:
-            dropped = _dropped_places(x_NI.numel(), dropout)
-            kept_NI = x_NI.clone(memory_format=torch.contiguous_format)
-            kept_NI.view(-1).index_fill_(0, dropped, 0)
-        ctx.scale = scale / (1 - dropout)
+        kept_NI, dropped, factor = _drop(x_NI, dropout) if dropout else (x_NI, None, 1.0)
+        ctx.scale, ctx.dropout = scale * factor, dropout
         low_NR = (kept_NI @ a_RI.T).mul_(ctx.scale)
         out_NO = functional.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T)
         ctx.save_for_backward(weight_OI, a_RI, b_OR, kept_NI, low_NR, dropped)
@@ -150,10 +145,37 @@ class _AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x_NI = grad_low_NR @ a_RI
             if dropped is not None:
-                grad_x_NI.view(-1).index_fill_(0, dropped, 0)
+                grad_x_NI = _drop_again(grad_x_NI, dropped, ctx.dropout)
             grad_x = grad_x_NI.addmm_(grad_NO, weight_OI).view(*grad.shape[:-1], -1)
-        # For B the transposed product, which reads its longer matrix in the order of memory.
-        return grad_x, None, None, grad_low_NR.T @ kept_NI, (low_NR.T @ grad_NO).T, None, None
+        # A CPU is faster at the transposed product, which reads its longer matrix in the order of memory. On a GPU that
+        # would cost a copy.
+        grad_b_OR = (low_NR.T @ grad_NO).T if grad.device.type == "cpu" else grad_NO.T @ low_NR
+        return grad_x, None, None, grad_low_NR.T @ kept_NI, grad_b_OR, None, None
+
+
+def _draws_places(device: torch.device) -> bool:
+    """Whether to draw places to drop. A GPU draws a number per value as fast, and need not wait."""
+    return device.type == "cpu"
+
+
+def _drop(x_NI: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return a copy with values dropped, what was dropped, for `_drop_again`, and a factor that the copy lacks."""
+    if not _draws_places(x_NI.device):
+        kept_NI, is_kept_NI = torch.native_dropout(x_NI, dropout, True)
+        return kept_NI, is_kept_NI, 1.0
+    places = _dropped_places(x_NI.numel(), dropout)
+    kept_NI = x_NI.clone(memory_format=torch.contiguous_format)
+    kept_NI.view(-1).index_fill_(0, places, 0)
+    return kept_NI, places, 1 / (1 - dropout)
+
+
+def _drop_again(grad_NI: torch.Tensor, dropped: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Return the gradient of what `_drop` got for the gradient of its copy, with the same factor missing."""
+    if dropped.dtype == torch.bool:
+        grad_x_NI: torch.Tensor = torch.ops.aten.native_dropout_backward(grad_NI, dropped, 1 / (1 - dropout))
+        return grad_x_NI
+    grad_NI.view(-1).index_fill_(0, dropped, 0)
+    return grad_NI
 
 
 def _dropped_places(num_places: int, dropout: float) -> torch.Tensor:

@@ -29,8 +29,8 @@ from xares_bench.runtime.determinism import seeded
 
 WEIGHTS_FILE = "trained.safetensors"
 
-# Compiled steps have a multiple of this number of positions, so that few different shapes are compiled.
-_POSITIONS_COMPILED_FOR = 64
+# Sequences are padded to a multiple of this number of positions where few shapes are wanted.
+_PADDED_TO = 64
 
 
 class LALM(nn.Module):
@@ -53,6 +53,15 @@ class LALM(nn.Module):
         self._limit = position_limit(decoder)
         self._is_compiled = False
 
+    def place(self, batch: Batch, device: torch.device) -> Batch:
+        """Return a batch on a device, padded where that is faster.
+
+        A GPU computes padding in less time than it takes to start the operations that do without it. Compiled layers
+        are compiled for each shape that occurs. A decoder that counts positions itself may have none for padding.
+        """
+        is_padded = self.reads_packed and (self._is_compiled or device.type != "cpu")
+        return (batch.padded(_PADDED_TO) if is_padded else batch).to(device)
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """Return the decoder's input `[N, H]`: projected features for audio, token embeddings for text.
 
@@ -62,7 +71,7 @@ class LALM(nn.Module):
         self.check_length(max(batch.lengths))
         embeddings_MH: torch.Tensor = self.decoder.get_input_embeddings()(batch.text_ids_M)
         projected_FH = self.projector(batch.frames_FD.to(self.projector.weight.dtype)).to(embeddings_MH.dtype)
-        inputs_NH = embeddings_MH.new_empty(sum(batch.lengths), embeddings_MH.shape[1])
+        inputs_NH = embeddings_MH.new_zeros(batch.num_positions, embeddings_MH.shape[1])
         inputs_NH = inputs_NH.index_copy(0, batch.frame_places_F, projected_FH)
         return inputs_NH.index_copy(0, batch.text_places_M, embeddings_MH)
 
@@ -100,14 +109,12 @@ class LALM(nn.Module):
 
     def _predict_packed(self, batch: Batch) -> torch.Tensor:
         """Return the logits `[T, V]` at the positions that predict a target."""
-        multiple = _POSITIONS_COMPILED_FOR if self._is_compiled else 1
-        packing = pack(batch.lengths, batch.text_ids_M.device, multiple=multiple)
-        inputs_NH = functional.pad(self.embed(batch), (0, 0, 0, packing.num_fillers))
-        return self.read(inputs_NH, packing, packing.position_ids_N, batch.predicting_places_T)
+        packing = pack(batch.lengths, batch.text_ids_M.device, row_length=batch.row_length)
+        return self.read(self.embed(batch), packing, packing.position_ids_N, batch.predicting_places_T)
 
     def _predict_padded(self, batch: Batch) -> torch.Tensor:
         """The same for sequences padded on the right: with causal attention no position sees the padding behind it."""
-        packing = pack(batch.lengths, batch.text_ids_M.device)
+        packing = pack(batch.lengths, batch.text_ids_M.device, row_length=batch.row_length)
         output = self.decoder(inputs_embeds=packing.unpacked(self.embed(batch)), use_cache=False)
         logits_NV = packing.packed(output.logits)
         return logits_NV[batch.predicting_places_T]

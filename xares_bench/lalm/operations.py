@@ -124,10 +124,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, signed_sin = ctx.saved_tensors
-        return _rotated(grad, cos, -signed_sin), None, None
+        return _rotated(grad, cos, signed_sin, back=True), None, None
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+def _rotated(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor, *, back: bool = False) -> torch.Tensor:
     x = x.to(cos.dtype)  # which autocast may have made a half
-    # Not `addcmul`, which rounds once less than the formula does.
-    return (x * cos).add_(x.roll(x.shape[-1] // 2, -1).mul_(signed_sin))
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    sign = -1 if back else 1
+    if x.device.type != "cpu":
+        return (x * cos).addcmul_(swapped, signed_sin, value=sign)
+    # `addcmul` rounds once less than the formula does.
+    return (x * cos).add_(swapped.mul_(signed_sin), alpha=sign)

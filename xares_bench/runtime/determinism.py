@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,13 +74,17 @@ def deterministic_algorithms(*, wanted: bool, required: bool) -> Iterator[None]:
     Args:
         wanted: Whether to use them.
         required: Whether an operation without a deterministic algorithm is an error. If not, torch warns and uses the
-            algorithm it has.
+            algorithm it has, and fills fresh memory, which a program that reads it before writing to it would need.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled_before = memory.fill_uninitialized_memory
     if wanted:
         _fix_workspaces()
     torch.use_deterministic_algorithms(wanted, warn_only=not required)
+    memory.fill_uninitialized_memory = not required
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled_before

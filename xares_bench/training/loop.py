@@ -87,7 +87,7 @@ def train(
         if start is not None:
             state.restore(start)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
-            batch = batch.to(accelerator.device)
+            batch = lalm.place(batch, accelerator.device)
             with end_session_on_error(accelerator), _explain_out_of_memory(description, step + 1, batch):
                 loss = _step(model, batch, optimizer, schedule, accelerator, recipe.max_grad_norm)
                 # Together, so that all processes end after the same step, whichever of them a signal has reached.
