@@ -25,6 +25,7 @@ _FREE = {
     "aten.empty_like.default",
     "aten.new_empty.default",
     "aten.new_empty_strided.default",
+    "aten._unsafe_view.default",
 }
 
 
