@@ -275,3 +275,14 @@ def test_models_that_judge_captions_are_fetched_with_their_test_sets(machine: Ma
     assert status == 2
     assert len(errors) == 1
     assert str(machine.folder) in errors[0]
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+    """As `| head -1` is, here before the first line."""
+    run = write_finished_run(tmp_path / "runs" / "one", {"gtzan": [("clip", "rock", "rock")]})
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "xares_bench", "compare", str(run), str(run)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=REPOSITORY)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -72,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with usage_errors_of_paths():
             options.do(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has had enough. Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("xares_bench: interrupted; run the same command again to resume\n")
         return 130

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.shard_factory import FORMATS, encode, shard_at, tone, write_members
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import DataError
-from xares_bench.datasets import inventory
+from xares_bench.core.errors import DataError, OutOfMemory
+from xares_bench.datasets import inventory, shards
 from xares_bench.datasets.audio import read_audio
 from xares_bench.datasets.inventory import Inventories, Inventory, Stopped
 from xares_bench.datasets.shards import read_samples
@@ -83,7 +83,7 @@ def test_clips_are_read_until_one_of_their_suffix_can_be(
         tried.append(suffix)
         return read_audio(data, suffix)
 
-    monkeypatch.setattr(inventory, "read_audio", read)
+    monkeypatch.setattr(shards, "read_audio", read)
     bad, cut, label = b"<html>", WAV[:30], '{"label": "x"}'
     members = members_of((bad, label), (WAV, "{}"), (cut, label), (WAV, label), (cut, label), (b"", label))
     members += [("f.flac", bad), ("f.json", label.encode())]
@@ -93,12 +93,28 @@ def test_clips_are_read_until_one_of_their_suffix_can_be(
     assert found.named[0][1].startswith("unreadable audio")
 
 
+def test_too_little_memory_for_a_clip_ends_the_walk_with_its_name(
+    tmp_path: Path, inventories: Callable[..., Inventories], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes neither a sample unusable nor a shard damaged: that would depend on the machine."""
+
+    def fail(data: bytes, suffix: str) -> None:
+        raise MemoryError
+
+    shard = shard_at(write_members(tmp_path / "s.tar", members_of((WAV, '{"label": "x"}'))))
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "read_audio", fail)
+        with pytest.raises(OutOfMemory, match=r"s\.tar: k0: too little memory to read this clip"):
+            inventories().of(shard, SPLIT)
+    assert inventories().of(shard, SPLIT).unusable == ()
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_of_whole_clips_only_the_first_is_read(
     tmp_path: Path, inventories: Callable[..., Inventories], monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     tried: list[bytes] = []
-    monkeypatch.setattr(inventory, "read_audio", lambda data, suffix: tried.append(data))
+    monkeypatch.setattr(shards, "read_audio", lambda data, suffix: tried.append(data))
     audio = encode(tone(0.1, rate_hz=48_000), suffix, rate_hz=48_000)
     members = [
         member

@@ -9,7 +9,7 @@ import torch
 
 from tests.shard_factory import encode, tone
 from xares_bench.config.encoder_spec import parse_encoder_spec
-from xares_bench.core.errors import DataError, EncoderError
+from xares_bench.core.errors import EncoderError, OutOfMemory
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, read_clip
@@ -113,7 +113,7 @@ def test_too_little_memory_names_the_clip(place: str, monkeypatch: pytest.Monkey
     assert isinstance(read_clip(sample, "s.tar", None, "seed"), AudioClip)
     monkeypatch.setattr(place, fail)
     with pytest.raises(
-        DataError, match=r"^s\.tar: deep/clip: too little memory to read this clip \(\d+ bytes of \.wav"
+        OutOfMemory, match=r"^s\.tar: deep/clip: too little memory to read this clip \(\d+ bytes of \.wav"
     ):
         read_clip(sample, "s.tar", None, "seed")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tests.conftest import MakeClips
 from xares_bench.config.catalogue import Dataset, Split
 from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
+from xares_bench.datasets.targets import NO_TARGETS, Targets
 from xares_bench.features.encoding import Clip
 from xares_bench.features.rows import SampleCount, read_clip_batches
 from xares_bench.scores.records import DroppedSample
@@ -75,6 +77,31 @@ def test_more_unusable_samples_than_allowed_are_an_error_that_names_some() -> No
     counted.dropped += counted.dropped * 2
     with pytest.raises(DataError, match="6 of 100"):
         counted.check(complete=False)
+
+
+def test_the_first_samples_are_no_error_if_the_others_may_be_usable() -> None:
+    """Of a tar with one sample, for example."""
+    for targets, is_unusable in ((Targets(corrupt=("???",)), False), (NO_TARGETS, True)):
+        counted = sample_count(0.01)
+        counted.add(DroppedSample(shard="s.tar", clip="c", reason="of no use"), targets)
+        assert bool(counted.dropped) == is_unusable
+        counted.check(complete=False)
+        with pytest.raises(
+            DataError, match="mine: (none of 1 samples has a usable target|1 of 1 samples are unusable)"
+        ):
+            counted.check(complete=True)
+
+
+def test_counts_go_through_json_whatever_was_counted() -> None:
+    counted = sample_count()
+    counted.add(DroppedSample(shard="s.tar", clip="c", reason="silent"), NO_TARGETS)
+    counted.add(DroppedSample(shard="s.tar", clip="d", reason="corrupt"), Targets(corrupt=("???",)))
+    for key in ("text", "caption", "text"):
+        counted.add(object(), Targets(texts=("x",), fallback_key=key))
+    again = sample_count().continued(json.loads(json.dumps(counted.to_json())))
+    assert again == counted
+    again.add(object(), Targets(texts=("x",), fallback_key="text"))
+    assert again.fallbacks == {"text": 3, "caption": 1}
 
 
 def test_no_sample_at_all_is_an_error_at_the_end_only() -> None:

@@ -112,3 +112,17 @@ def test_the_home_is_expanded_in_every_option_with_a_path(monkeypatch: pytest.Mo
     assert options.plan.data_home == tmp_path / "data"
     assert options.plan.mix.datasets[0].train is not None
     assert options.plan.mix.datasets[0].train.shards == (str(tmp_path / "one.tar"),)
+
+
+def test_a_listing_needs_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=f"{tmp_path}/file is a file, expected a folder"):
+        read(f"--runs-dir={tmp_path}/file")
+    assert read("--collect-only", f"--runs-dir={tmp_path}/file").plan.runs_folder == tmp_path / "file"
+
+
+def test_a_runs_folder_may_end_in_any_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read("--runs-dir=with=").plan.runs_folder == tmp_path / "with="
+    with pytest.raises(UsageError, match="--runs-dir=: found nothing, expected a folder"):
+        read("--runs-dir=")

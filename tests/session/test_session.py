@@ -44,6 +44,17 @@ def test_a_task_counts_among_the_gated_tests_only_when_it_is_complete(open_sessi
     assert session.num_gated == len(session.plan.tasks["task2"]) + 1
 
 
+def test_a_session_that_continues_a_run_is_gated_with_all_of_its_tests(open_session: OpenSession) -> None:
+    session = open_session()
+    task2 = session.plan.tasks["task2"]
+    session.select(set(), {"task2"}, [*task2, "gtzan"])  # only the overall score failed
+    assert session.num_gated == len(task2) + 1 + 1
+    session.select({"clotho"}, set(), [*task2])
+    assert session.num_gated == len(task2) + 1
+    session.select({"gtzan"}, set(), [*task2])
+    assert session.num_gated == 1, "what was selected last is another run"
+
+
 def test_a_baseline_without_a_selected_dataset_is_refused_before_a_suite_is_made(open_session: OpenSession) -> None:
     session = open_session(baseline=baseline(esc_50=0.5))
     with pytest.raises(BaselineError, match="no score for gtzan"):

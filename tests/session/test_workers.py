@@ -72,6 +72,18 @@ def test_only_failures_that_no_test_has_had_are_late(report_of: ReportOf) -> Non
     assert outcomes.late({"gtzan": "gtzan lost", "esc-50": "esc-50 lost"}) == ["esc-50 lost"]
 
 
+def test_a_worker_without_the_shared_folder_shows_what_it_finds(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One on another machine, for example."""
+    worker = pytester.parseconfig()
+    inputs: dict[str, str] = {}
+    share_shown_lines(pytester.parseconfig(), inputs)
+    worker.workerinput = dict.fromkeys(inputs, str(tmp_path / "elsewhere"))  # type: ignore[attr-defined]
+    say_at_once(worker, "alone")
+    assert capsys.readouterr().err == "xares-bench: alone\n"
+
+
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
 def test_a_number_of_a_launcher_that_is_none_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read = {"RANK": rank, "WORLD_SIZE": num_processes}[name]

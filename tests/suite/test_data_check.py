@@ -121,6 +121,11 @@ def test_with_a_limit_only_the_first_samples_count(make_suite: MakeSuite, tmp_pa
     (tmp_path / "test_1.tar").write_bytes(b"PK\x03\x04")
     assert "test_1.tar: a zip archive" in lines_of(make_suite)[0]
     assert "1 of 2 samples are unusable" in lines_of(make_suite, limit=2)[0]
+    write_shard(tmp_path / "test_0.tar", [("bad", tone(0.2), {}), GOOD, ("worse", tone(0.2), {})])
+    (line,) = lines_of(make_suite, limit=2)
+    assert "bad of" in line
+    assert "worse of" not in line, "it is not used"
+    write_shard(tmp_path / "test_0.tar", [GOOD, ("bad", tone(0.2), {})])
     assert lines_of(make_suite, limit=1) == []
     assert "a zip archive" in lines_of(make_suite, "max_dropped_share=0.5", limit=3)[0]
 

@@ -15,8 +15,8 @@ More keys, all optional: `prob` and `repo_id` beside a training dataset's `promp
 lists.
 
 Paths may contain braces, globs, environment variables and a `~` at the beginning; relative ones start at the current
-directory. With `repo_id` they are paths inside a
-dataset repository on the hub. The files of a repository are not listed, so globs are refused there.
+directory. With `repo_id` they are paths inside a dataset repository on the hub. The files of a repository are not
+listed, so globs are refused there.
 """
 
 from __future__ import annotations
@@ -222,6 +222,8 @@ def _matches(pattern: str) -> Iterator[Path]:
     """Yield what a glob matches; `**` follows no links, of which /proc and others have some that lead to the root."""
     beginning = _beginning(pattern)
     parts = [part if part == "**" else part.replace("**", "*") for part in Path(pattern).parts[len(beginning.parts) :]]
+    if parts[-1] == "**":
+        parts.append("*")  # until Python 3.13, `**` alone matches folders only
     wants_hidden = any(part.startswith(".") for part in parts)
     for match in beginning.glob(str(Path(*parts))):
         if wants_hidden or not any(part.startswith(".") for part in match.relative_to(beginning).parts):

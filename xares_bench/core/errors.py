@@ -22,6 +22,7 @@ Every message says what was found, what was expected and what to do. Programming
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 from xares_bench.core.text import writable
@@ -39,20 +40,33 @@ class UsageError(XaresError):
     """A command line, a specification or a YAML file is wrong; nothing was started."""
 
 
+_ERRORS_OF_PATHS = frozenset(
+    {
+        *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL),
+    }
+)
+
+
 @contextlib.contextmanager
 def usage_errors_of_paths() -> Iterator[None]:
     """Turn what a system says of a path that a user names into a usage error: too long, not permitted, not a folder.
 
     Raises:
-        UsageError: The block raised an `OSError`, or met a path with a NUL character.
+        UsageError: The block met such a path, or one with a NUL character.
+        DiskError: It met another error of a file, such as a full disk.
     """
     try:
         yield
     except XaresError:
         raise
     except OSError as cause:
+        is_of_path = cause.errno in _ERRORS_OF_PATHS
+        if cause.filename is None and not is_of_path:
+            raise
         name = cause.filename if cause.filename is not None else "a path"
-        raise UsageError(f"{name}: {cause.strerror or cause}; check the path") from cause
+        problem = f"{name}: {cause.strerror or cause}"
+        raise (UsageError(f"{problem}; check the path") if is_of_path else DiskError(problem)) from cause
     except ValueError as cause:
         if "null byte" not in str(cause):
             raise

@@ -53,7 +53,7 @@ def acquire(lock: FileLock, what: str, check: Callable[[], None] = lambda: None)
             now_s = time.monotonic()
             if now_s >= said_at_s:
                 _say(
-                    f"xares-bench: waiting since {now_s - start_s:.0f} s while another process {what} "
+                    f"xares-bench: has waited {now_s - start_s:.0f} s for another process, which {what} "
                     f"(it holds {lock.lock_file})"
                 )
                 said_at_s = now_s + _SAID_AGAIN_AFTER_S

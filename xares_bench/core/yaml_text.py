@@ -1,4 +1,4 @@
-"""YAML text to values, by rules that leave no word open: keys are text and unique, numbers are decimal.
+"""YAML text to values, by rules that leave no word open: keys are text and unique, no number is octal or base 60.
 
 PyYAML follows YAML 1.1, where `no:` is the key false, `010` is 8, `1:30` is 90 and `1e-1` is text.
 """
@@ -62,7 +62,7 @@ def dump_yaml(value: object) -> str:
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]  # the base is chosen at run time
-    """PyYAML's safe loader, but keys are text and unique, numbers are decimal, and merges cannot fill the memory."""
+    """PyYAML's safe loader, but keys are text and unique, and merges cannot fill the memory."""
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Check keys and numbers, then build the document."""
@@ -107,7 +107,7 @@ def _check_depth(text: str) -> None:
 
 
 def _check_words(root: yaml.Node) -> None:
-    """Refuse keys that are repeated or not text, and numbers that are not decimal, anywhere in a document."""
+    """Refuse keys that are repeated or not text, and octal and base-60 numbers, anywhere in a document."""
     nodes, seen = [root], {id(root)}
     for node in nodes:  # grows in the loop: recursion could overflow the stack
         children: list[yaml.Node] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import threading
@@ -25,8 +26,8 @@ from xares_bench.core.locks import acquire
 from xares_bench.core.parsing import parse_json
 from xares_bench.core.progress import Advance
 from xares_bench.core.store import write_atomically
-from xares_bench.datasets.audio import missing_extra, read_audio
-from xares_bench.datasets.shards import Sample, Shard, read_samples, unreadable
+from xares_bench.datasets.audio import missing_extra
+from xares_bench.datasets.shards import Sample, Shard, read_audio_of, read_samples, unreadable
 from xares_bench.datasets.targets import targets_of
 
 # Modules whose code an inventory depends on. A test compares the list with what these modules import
@@ -152,7 +153,7 @@ class Inventories:
             OSError: The file cannot be read.
         """
         file = _DigestedFile(opened, self._count_bytes)
-        counts = [_Count(split, self._audio_problem) for split in splits]
+        counts = [_Count(split, functools.partial(self._audio_problem, shard)) for split in splits]
         damage: str | None = None
         try:
             for sample in read_samples(shard, cast(BinaryIO, file)):
@@ -164,12 +165,15 @@ class Inventories:
             damage = str(error).removeprefix(f"{shard.path}: ")  # the same content may lie elsewhere, too
         return file.digest(), [count.inventory(damage) for count in counts]
 
-    def _audio_problem(self, sample: Sample) -> str | None:
-        """Why the audio of a sample cannot be read; None: it can."""
-        assert sample.audio is not None
+    def _audio_problem(self, shard: Shard, sample: Sample) -> str | None:
+        """Why the audio of a sample cannot be read; None: it can.
+
+        Raises:
+            OutOfMemory: There is too little memory to read it.
+        """
         with self._reading_audio:  # one at a time: a clip may take a gigabyte
             try:
-                read_audio(sample.audio, sample.suffix)
+                read_audio_of(sample, shard.name)
             except ValueError as cause:
                 return str(cause)
         return None

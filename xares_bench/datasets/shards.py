@@ -20,16 +20,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import HeaderError, ReadError
-from typing import IO, Any, BinaryIO, Self, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from xares_bench.config.catalogue import Split
 from xares_bench.core.digests import file_digest
-from xares_bench.core.errors import DataError
+from xares_bench.core.errors import DataError, OutOfMemory
 from xares_bench.core.file_kinds import path_problem, what_instead
 from xares_bench.core.parsing import parse_json
-from xares_bench.datasets.audio import AUDIO_SUFFIXES
+from xares_bench.datasets.audio import AUDIO_SUFFIXES, read_audio
 from xares_bench.hub import DataHome
 from xares_bench.hub.digest_cache import DigestCache
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MANIFEST_NAME = "manifest.json"
 # Limits on members of a shard: far above those of any published shard, and small enough to be read into memory.
@@ -88,6 +92,29 @@ class Sample:
     suffix: str = ""
     fields: Mapping[str, Any]
     problem: str | None = None
+
+
+def read_audio_of(sample: Sample, shard: str) -> NDArray[np.float32]:
+    """The waveform of a usable sample of a shard; see `audio.read_audio`.
+
+    Raises:
+        ValueError: The audio cannot be read.
+        OutOfMemory: There is too little memory for it. That makes no sample unusable: the score would depend on the
+            machine's memory.
+    """
+    assert sample.audio is not None
+    try:
+        return read_audio(sample.audio, sample.suffix)
+    except ValueError:
+        raise
+    except MemoryError:
+        raise OutOfMemory(
+            f"{shard}: {sample.key}: too little memory to read this clip ({len(sample.audio)} bytes of "
+            f".{sample.suffix}); read fewer clips at a time (num_workers, num_training_workers), or free memory"
+        ) from None
+    except Exception as cause:
+        cause.add_note(f"This happened while the audio of {sample.key} of {shard} was read.")
+        raise
 
 
 class ShardFolder:

@@ -39,32 +39,12 @@ def targets_of(fields: Mapping[str, Any], split: Split) -> Targets:
     Raises:
         ValueError: There is none.
     """
-    key, texts = _find(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
+    key, texts = find_targets(fields, tuple(dict.fromkeys((*split.target_keys, *FALLBACK_TARGET_KEYS))))
     return Targets(
         texts=tuple(text for text in texts if not is_corrupt(text)),
         corrupt=tuple(text for text in texts if is_corrupt(text)),
         fallback_key=None if key in split.target_keys else key,
     )
-
-
-def find_targets(fields: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets of a clip, under the first of the keys that counts, corrupt ones included.
-
-    A key counts if it holds a text, also an empty one, a number, true or false, or a list with something in it: several
-    targets. A key with null, an empty list or an object is passed over, and so is NaN, which tables write where they
-    have no value.
-
-    >>> find_targets({"num_speakers": 0}, ("label", "num_speakers"))
-    ('0',)
-    >>> find_targets({"label": None, "labels": True}, ("label", "labels"))
-    ('True',)
-    >>> find_targets({"captions": ["a dog", "barking"]}, ("captions",))
-    ('a dog', 'barking')
-
-    Raises:
-        ValueError: None of the keys counts, or the first that does holds something that cannot be a target.
-    """
-    return _find(fields, keys)[1]
 
 
 def is_corrupt(text: str) -> bool:
@@ -81,8 +61,23 @@ def is_corrupt(text: str) -> bool:
     return num_marks > 3 or 2 * num_others > len(text) or (len(text) > 10 and len(set(text)) < 4)
 
 
-def _find(fields: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """The first key that counts, and its targets."""
+def find_targets(fields: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The first of the keys that counts, and the targets that it holds, corrupt ones included.
+
+    A key counts if it holds a text, also an empty one, a number, true or false, or a list with something in it: several
+    targets. A key with null, an empty list or an object is passed over, and so is NaN, which tables write where they
+    have no value.
+
+    >>> find_targets({"num_speakers": 0}, ("label", "num_speakers"))
+    ('num_speakers', ('0',))
+    >>> find_targets({"label": None, "labels": True}, ("label", "labels"))
+    ('labels', ('True',))
+    >>> find_targets({"captions": ["a dog", "barking"]}, ("captions",))
+    ('captions', ('a dog', 'barking'))
+
+    Raises:
+        ValueError: None of the keys counts, or the first that does holds something that cannot be a target.
+    """
     for key in keys:
         value = fields.get(key)
         if _counts(value):

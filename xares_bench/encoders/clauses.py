@@ -33,7 +33,7 @@ CLAUSES: Mapping[str, str] = MappingProxyType(
         "repeatable": "The same input gives the same features twice.",
         "others": "A clip's features do not depend on other clips of equal length in the same batch.",
         "padding": "A padded clip has the features of the clip alone (a finding that decides how clips are batched).",
-        "padding-long": "So have clips of 30 s and 1 s beside one of 61 s (a finding, too).",
+        "padding-long": "Padded beside one of 61 s, so have clips of 30 s and 1 s (a finding, like that of `padding`).",
     }
 )
 """What each clause demands, by name, in the order of the checks."""

@@ -8,6 +8,7 @@ Shapes: B clips, S samples, T frames, D = output_dim.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from xares_bench.encoders.identity import identified
 from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder, refuse_stuck
 from xares_bench.encoders.shortest_clip import shortest_clip
 from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.variables import keyed_variables
 
 # Modules whose code a cached report depends on. A test compares the list with what these modules import
 # (`tests/suite/test_keys.py`).
@@ -387,5 +389,6 @@ def _report_key(encoder: FrozenEncoder) -> str:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "code": code_digest(*(f"xares_bench.{name}" for name in CONTRACT_MODULES)),
             "libraries": library_versions(("numpy", "torch")),
+            "variables": keyed_variables(os.environ),
         }
     )

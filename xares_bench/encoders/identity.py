@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from xares_bench.core.digests import code_digest, digest_of
 from xares_bench.core.store import Entry, Store, write_atomically
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import seeded
+from xares_bench.runtime.variables import keyed_variables
 
 KIND = "behaviours"
 _SAMPLE_RATE_HZ = 16_000
@@ -128,6 +130,7 @@ def _key(encoder: FrozenEncoder, number: int) -> str:
             "structure": encoder.fingerprint,
             "device": encoder.device.type,
             "number": number,
+            "variables": keyed_variables(os.environ),
             "code": code_digest("xares_bench.encoders.identity", "xares_bench.encoders.loading"),
         }
     )

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 
 from xares_bench.core.digests import digest_of
-from xares_bench.core.errors import DataError, EncoderError, UsageError
-from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop, read_audio
-from xares_bench.datasets.shards import Sample
+from xares_bench.core.errors import EncoderError, UsageError
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop
+from xares_bench.datasets.shards import Sample, read_audio_of
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
 from xares_bench.runtime.memory import split_on_out_of_memory
@@ -207,23 +207,14 @@ def read_clip(
         min_samples: Audio of fewer samples is too short for the encoder.
 
     Raises:
-        DataError: There is too little memory to read it.
+        OutOfMemory: There is too little memory to read it.
     """
     if sample.audio is None:
         return DroppedSample(shard=shard, clip=sample.key, reason=sample.problem or "no audio")
     try:
-        waveform = read_audio(sample.audio, sample.suffix)
+        waveform = read_audio_of(sample, shard)
     except ValueError as cause:
         return DroppedSample(shard=shard, clip=sample.key, reason=str(cause))
-    except MemoryError:
-        # Not a dropped clip: the score would depend on the machine's memory.
-        raise DataError(
-            f"{shard}: {sample.key}: too little memory to read this clip ({len(sample.audio)} bytes of "
-            f".{sample.suffix}); read fewer clips at a time (num_workers, num_training_workers), or free memory"
-        ) from None
-    except Exception as cause:
-        cause.add_note(f"This happened while the audio of {sample.key} of {shard} was read.")
-        raise
     num_samples = len(waveform)
     if max_audio_s is not None:
         waveform = crop(waveform, max_audio_s, seed)

@@ -94,7 +94,8 @@ class SampleCount:
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values; `continued` reads them back."""
-        counts = dataclasses.asdict(self)
+        # `asdict` makes another counter of the pairs of a `Counter`.
+        counts = {**dataclasses.asdict(self), "fallbacks": dict(self.fallbacks)}
         return {name: counts[name] for name in counts if name not in ("dataset", "max_dropped_share")}
 
     def continued(self, counts: Mapping[str, Any]) -> SampleCount:
@@ -107,7 +108,7 @@ class SampleCount:
 
         Args:
             complete: Whether all samples were read. If not, the share is an estimate from the first ones, and may
-                exceed the allowed one by three standard deviations of a Poisson count.
+                exceed the allowed one by three standard deviations of a Poisson count and one sample.
 
         Raises:
             DataError: There is no sample, or too many are unusable.
@@ -115,7 +116,7 @@ class SampleCount:
         if self.num_samples == 0 and complete:
             raise DataError(f"{self.dataset}: its shards contain no samples; restore them, or pass another --data-home")
         num_unusable = len(self.dropped) + len(self.without_target)
-        if self.without_target and num_unusable == self.num_samples:
+        if complete and self.without_target and num_unusable == self.num_samples:
             first = self.without_target[0]
             raise DataError(
                 f"{self.dataset}: none of {self.num_samples} samples has a usable target, e.g. {first.clip} of "
@@ -155,8 +156,8 @@ def check_dropped(
     """
     allowed = max_dropped_share * num_samples
     if not complete:
-        allowed += 3 * allowed**0.5
-    if num_dropped > allowed or (num_dropped == num_samples and num_samples):
+        allowed += 3 * allowed**0.5 + 1
+    if num_dropped > allowed or (complete and num_dropped == num_samples > 0):
         named = "; ".join(f"{sample.clip} of {sample.shard}: {sample.reason}" for sample in dropped[:3])
         more = "; ..." if num_dropped > 3 else ""
         advice = "fix the shards, or allow more with --set max_dropped_share=SHARE"

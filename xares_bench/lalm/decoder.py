@@ -137,7 +137,7 @@ def let_read_packed(model: PreTrainedModel) -> bool:
     `LALM.check_length` allows: what positions mean may depend on the largest one that is read.
 
     Raises:
-        UsageError: It does. Padding would not help.
+        UsageError: The first sequence is read in another way where the second one is far; padding would not help.
     """
     register_packed_attention()
     before = model.config._attn_implementation

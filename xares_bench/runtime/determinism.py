@@ -74,7 +74,7 @@ def deterministic_algorithms(*, wanted: bool, required: bool) -> Iterator[None]:
     Args:
         wanted: Whether to use them.
         required: Whether an operation without a deterministic algorithm is an error. If not, torch warns and uses the
-            algorithm it has, and fills fresh memory, which a program that reads it before writing to it would need.
+            algorithm it has, and fills fresh memory, for operations that read it before they write to it.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic

@@ -50,13 +50,15 @@ def open_accelerator(tracker: str | None = None) -> Accelerator:
     try:
         accelerator = Accelerator(log_with=tracker, project_dir=None if tracker is None else ".")
         torch.ones(1, device=accelerator.device).item()
-    except (
-        Exception
-    ) as error:  # whatever it raises for a variable that it cannot read, and torch for a device that it does not have
+    except Exception as error:
+        # Whatever it raises for a variable that it cannot read, and torch for a device that it does not have.
         message = " ".join(str(error).split())
         if f"{precision} mixed precision" in message:
             raise UsageError(f"{advice}; {message}") from error
-        raise UsageError(f"accelerate cannot start ({message}); it reads {_variables_of_launchers()}") from error
+        variables = _variables_of_launchers()
+        raise UsageError(
+            f"accelerate cannot start ({message})" + (f"; it reads {variables}" if variables else "")
+        ) from error
     # Some versions of accelerate accept fp16 without a GPU, compute in float32 and still report fp16.
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UsageError(f"{advice}; fp16 needs a GPU, found the device {accelerator.device}")
@@ -64,9 +66,9 @@ def open_accelerator(tracker: str | None = None) -> Accelerator:
 
 
 def _variables_of_launchers() -> str:
-    """What accelerate reads of the environment, in one line."""
+    """What accelerate reads of the environment, in one line; empty if nothing is there."""
     names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in _LAUNCHER]
-    return ", ".join(f"{name}={os.environ[name]}" for name in names) or "none of its environment variables"
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
 
 
 def why_no_gpu() -> str:

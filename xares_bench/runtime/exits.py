@@ -7,7 +7,8 @@ makes it at another time ends the process with a status of failure; once the ses
 The functions are replaced when the user's code runs first, and stay replaced, because a thread or an exit handler of
 the user may come at any time; from then on ctypes does not give out the C library's either. Code in C that calls `exit`
 or `quick_exit` meets a handler that ends the process with a status of failure, unless Python has come to its own end.
-Child processes that are forked end as they like. Code in C that calls `_exit` cannot be seen from here.
+A process that the user's code forks may end as it likes, and ends where that code ends. Code in C that calls `_exit`
+cannot be seen from here.
 """
 
 from __future__ import annotations

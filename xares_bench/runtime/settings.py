@@ -1,7 +1,7 @@
 """The settings of a process, as far as they can be read and written: those of Python, numpy and the operating system.
 
-A setting whose value is None has no value that
-could be written, for example because a library is not loaded or because this platform does not have it.
+A setting whose value is None has no value that could be written, for example because a library is not loaded or because
+this platform does not have it.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def _texts(section: Section, key: str) -> dict[str, str]:
     if not section.has(key):
         return {}
     texts = section.section(key)
-    return {str(name): texts.text(name) for name in texts.values}
+    return {name: texts.text(name) for name in texts.values}
 
 
 def check_comparable(baseline: Baseline, *, preset: str, datasets: Iterable[str]) -> None:
@@ -206,7 +206,7 @@ def _at_least_zero(section: Section, key: str) -> float | None:
 
 
 def _read_score(section: Section, file: Path) -> BaselineScore:
-    """Read one dataset's score of schema 2."""
+    """Read one dataset's score of schema 2 or 3."""
     known = ("score", "interval", "deviation", "spread", "seeds", "seed_scores", "weight", "rows", "clips", "clip_sums")
     section.only(*known)
     score = _share(section, "score")

@@ -52,7 +52,7 @@ def differences(baseline: Mapping[str, str], run: Mapping[str, str]) -> list[str
         elif name.startswith(_TEST_DATA):
             data.append(name.removeprefix(_TEST_DATA))
         else:
-            found.append(f"{name} {there}, this run {here}")
+            found.append(f"{name} {_in_words(there)}, this run {_in_words(here)}")
     found += [f"mix {there}, this run {here}, for {_listed(names)}" for (there, here), names in mixes.items()]
     return found + ([f"other test data for {_listed(data)}"] if data else [])
 
@@ -65,6 +65,11 @@ def untold(baseline: Mapping[str, str], run: Mapping[str, str]) -> str:
         'decoder, mix of gtzan'
     """
     return _listed(name for name in run if name not in baseline)
+
+
+def _in_words(value: str) -> str:
+    """Return a value of a recipe; it has none where every mix has its own, such as its number of steps."""
+    return "of the mix" if value == str(None) else value
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -49,8 +49,6 @@ def check_folder(folder: Path, option: str) -> None:
     Raises:
         UsageError: It is a file, or below one, or not writable.
     """
-    if option.endswith("="):
-        raise UsageError(f"{option}: found nothing, expected a folder")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(f"{option}: {existing} is a file, expected a folder; choose another folder")
@@ -121,7 +119,10 @@ def read_options(option: argparse.Namespace) -> Options:
         checkpoint_steps=option.xares_checkpoint_steps,
         runs_dir=option.xares_runs_dir,
     )
-    check_folder(plan.runs_folder, f"--runs-dir={option.xares_runs_dir}")
+    if option.xares_runs_dir == "":
+        raise UsageError("--runs-dir=: found nothing, expected a folder")
+    if not option.collectonly:  # a listing writes nothing
+        check_folder(plan.runs_folder, f"--runs-dir={option.xares_runs_dir}")
     if plan.data_home.exists() and not plan.data_home.is_dir():
         raise UsageError(f"{plan.data_home} is a file, expected the folder of the data; choose another --data-home")
     if option.xares_strict_baseline and option.xares_baseline is None:

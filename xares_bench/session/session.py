@@ -108,8 +108,8 @@ class BenchSession:
 
     @functools.cached_property
     def _facts(self) -> dict[str, str]:
-        """What the selected scores depend on besides the encoder."""
-        mixes = {name: self.plan.mix_for(name).name for name in self.selected}
+        """What the scores of the run depend on besides the encoder."""
+        mixes = {name: self.plan.mix_for(name).name for name in self.run_datasets}
         return facts_of(self.run, mixes) if mixes else {}
 
     # Before the tests.
@@ -127,8 +127,10 @@ class BenchSession:
         is_continued = {*datasets} <= {*others}
         others = [name for name in others if is_continued and name in known and self.plan.covers(name)]
         self.run_datasets = tuple(name for name in known if name in datasets or name in others)
-        complete = [task for task in tasks if {*self.plan.tasks[task]} <= {*self.selected}]
-        self.num_gated = len(self.selected) + len(complete)
+        # A session that continues a run is one with it: the others' tests were gated before.
+        gated = {*tasks, *(self.plan.tasks if others else ())}
+        complete = [task for task in gated if {*self.plan.tasks[task]} <= {*self.run_datasets}]
+        self.num_gated = len(self.run_datasets) + len(complete)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is fetched or trained.
@@ -139,10 +141,12 @@ class BenchSession:
         """
         if self.baseline is not None:
             check_comparable(self.baseline, preset=self.plan.catalogue.preset.name, datasets=self.selected)
-        if self.selected and self.suite.contract.failure is None:
+        if self.suite.contract.failure is not None:
+            return
+        if self.selected:
             self.suite.check(self.selected)
-            if self.options.is_strict:
-                self._check_strictly()
+        if self.run_datasets and self.options.is_strict:
+            self._check_strictly()
 
     def _check_strictly(self) -> None:
         """Refuse a baseline that was measured with something else, or that does not tell with what."""

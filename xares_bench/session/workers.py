@@ -180,6 +180,8 @@ def say_at_once(config: pytest.Config, line: str) -> None:
             (Path(worker.workerinput[_SHOWN]) / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
         except FileExistsError:
             return
+        except OSError:
+            pass  # of a worker elsewhere, which shares no folder with the others
     if reporter is None:
         sys.stderr.write(f"xares-bench: {line}\n")
         return
@@ -190,8 +192,7 @@ def say_at_once(config: pytest.Config, line: str) -> None:
 def leave_reports_to_the_first(config: pytest.Config, log: Path) -> None:
     """Send what this process prints to a file, and leave the files of pytest's own options to the first process."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout = log.open(
-        "w", buffering=1, encoding="utf-8", errors="backslashreplace"
-    )  # the terminal reporter, which is made next, writes there
+    # The terminal reporter, which is made next, writes there.
+    sys.stdout = log.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
     for option in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave"):
         setattr(config.option, option, None)

@@ -34,7 +34,7 @@ _NUM_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class NeededSplit:
     """A split of a dataset that is needed.
 
     Attributes:
@@ -64,16 +64,18 @@ class DataCheck:
     shards: ShardSource
     inventories: Inventories
 
-    def digest(self, parts: Iterable[Part], progress: Progress) -> None:
+    def digest(self, parts: Iterable[NeededSplit], progress: Progress) -> None:
         """Digest the local shards whose digests are not cached; they are walked in the same pass.
 
         What goes wrong is left to whoever needs the shard.
         """
-        sizes: dict[Split, int] = {}  # of one shard each
+        splits: dict[str, Split] = {}  # by shard: the walk is one for all datasets that have it
+        sizes: dict[Split, int] = {}
         for part in parts:
             if part.repository is None:
                 for name, size_bytes in self.shards.unread(part.split).items():
-                    sizes[dataclasses.replace(part.split, shards=(name,))] = size_bytes
+                    split = splits.setdefault(name, dataclasses.replace(part.split, shards=(name,)))
+                    sizes[split] = size_bytes
 
         def locate(split: Split) -> None:
             try:
@@ -83,13 +85,13 @@ class DataCheck:
 
         self._on_threads(locate, sizes, progress)
 
-    def problems(self, parts: Sequence[Part], progress: Progress) -> dict[Part, DataError]:
+    def problems(self, parts: Sequence[NeededSplit], progress: Progress) -> dict[NeededSplit, DataError]:
         """Why splits could not be used to their end.
 
         With a limit, only the shards that hold the first samples are walked.
         """
-        found: dict[Part, DataError] = {}
-        located: dict[Part, tuple[Shard, ...]] = {}
+        found: dict[NeededSplit, DataError] = {}
+        located: dict[NeededSplit, tuple[Shard, ...]] = {}
         for part in parts:
             try:
                 located[part] = self.shards.locate(part.split, part.repository)
@@ -117,7 +119,7 @@ class DataCheck:
                 found[part] = error
         return found
 
-    def _check(self, part: Part, shards: Sequence[Shard]) -> None:
+    def _check(self, part: NeededSplit, shards: Sequence[Shard]) -> None:
         """Raise if a split could not be used to its end.
 
         Raises:
@@ -146,8 +148,9 @@ class DataCheck:
             part.name,
             [
                 DroppedSample(shard=shard.name, clip=key, reason=reason)
-                for shard, inventory, _ in needed
-                for key, reason in inventory.named
+                for shard, inventory, number in needed
+                for index, (key, reason) in zip(inventory.unusable, inventory.named, strict=False)
+                if index < number
             ],
             num_dropped=num_dropped,
             num_samples=num_samples,
@@ -162,7 +165,7 @@ class DataCheck:
         if not part.is_training and all(number == inventory.num_samples for _, inventory, number in needed):
             _check_metric(self.plan.dataset(part.name), [inventory.targets for _, inventory, _ in needed])
 
-    def _needed(self, part: Part, shards: Sequence[Shard]) -> list[tuple[Shard, Inventory, int]]:
+    def _needed(self, part: NeededSplit, shards: Sequence[Shard]) -> list[tuple[Shard, Inventory, int]]:
         """The shards of a split that are used, with the numbers of samples that are used of each.
 
         Raises:
@@ -180,13 +183,13 @@ class DataCheck:
                 num_left -= number
         return needed
 
-    def shared(self, parts: Iterable[Part]) -> list[str]:
+    def shared(self, parts: Iterable[NeededSplit]) -> list[str]:
         """Say, in a line per pair of datasets, which tars are in training and in test, or twice in one of them.
 
         Tars are compared by their digests. One file that two datasets are trained on, for example with two prompts, is
         no surprise.
         """
-        places: dict[str, list[tuple[Part, str]]] = {}
+        places: dict[str, list[tuple[NeededSplit, str]]] = {}
         for part in dict.fromkeys(parts):
             try:
                 digests = self.shards.digests(part.split, part.repository)
@@ -194,8 +197,8 @@ class DataCheck:
                 continue  # a shard is missing
             for digest, name in zip(digests, part.split.shards, strict=True):
                 places.setdefault(digest, []).append((part, name))
-        pairs: Counter[tuple[Part, Part]] = Counter()
-        examples: dict[tuple[Part, Part], tuple[str, str]] = {}
+        pairs: Counter[tuple[NeededSplit, NeededSplit]] = Counter()
+        examples: dict[tuple[NeededSplit, NeededSplit], tuple[str, str]] = {}
         for found in places.values():
             for (part, name), (other, other_name) in combinations(found, 2):
                 if part.is_training and other.is_training and name == other_name:
@@ -251,7 +254,7 @@ def _check_metric(dataset: Dataset, targets: Sequence[tuple[str, ...] | None]) -
         raise DataError(f"{dataset.name}: {cause}") from None
 
 
-def _sharing(pair: tuple[Part, Part], names: tuple[str, str], num_tars: int) -> str:
+def _sharing(pair: tuple[NeededSplit, NeededSplit], names: tuple[str, str], num_tars: int) -> str:
     """Say that two splits, or one of them twice, have tars in common."""
     first, second = sorted(pair, key=lambda part: not part.is_training)
     number = "the same tar is" if num_tars == 1 else f"{num_tars} tars are the same"

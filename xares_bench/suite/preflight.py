@@ -19,7 +19,7 @@ from xares_bench.features.disk_budget import KIND as FEATURES
 from xares_bench.features.feature_store import FeatureStore
 from xares_bench.hub import DataHome, Survey
 from xares_bench.metrics.registry import check_available, metric_identity
-from xares_bench.suite.data_check import DataCheck, Part
+from xares_bench.suite.data_check import DataCheck, NeededSplit
 from xares_bench.suite.keys import Keys
 from xares_bench.training.checkpoints import Checkpoints
 
@@ -222,11 +222,11 @@ class Preflight:
         except DataError:
             return False  # a shard is missing, so there is no key; computing the result will fail with this error
 
-    def _splits(self, names: Sequence[str]) -> list[Part]:
+    def _splits(self, names: Sequence[str]) -> list[NeededSplit]:
         """Return all splits that these datasets need for training and evaluation."""
         return _splits_of(self._mixes(names), map(self.plan.dataset, names))
 
-    def _unfinished(self, names: Sequence[str]) -> list[Part]:
+    def _unfinished(self, names: Sequence[str]) -> list[NeededSplit]:
         """Return the splits that are needed for results that are not cached."""
         unscored = (self.plan.dataset(name) for name in names if not self._has_score(name))
         return _splits_of(self._untrained(names), unscored)
@@ -235,7 +235,7 @@ class Preflight:
         """Return the mixes of these datasets whose LALMs are not cached."""
         return [mix for mix in self._mixes(names) if not self._has_lalm(mix)]
 
-    def _survey(self, splits: Iterable[Part]) -> Survey | None:
+    def _survey(self, splits: Iterable[NeededSplit]) -> Survey | None:
         wanted: dict[str, list[str]] = {}
         for part in splits:
             if part.repository is not None:
@@ -243,12 +243,12 @@ class Preflight:
         return self.home.survey(wanted) if wanted else None
 
 
-def _splits_of(mixes: Iterable[Mix], evaluated: Iterable[Dataset]) -> list[Part]:
+def _splits_of(mixes: Iterable[Mix], evaluated: Iterable[Dataset]) -> list[NeededSplit]:
     """Return the training splits of mixes and the test splits of datasets, each once."""
     pairs = [(dataset, dataset.train, True) for mix in mixes for dataset in mix.datasets]
     pairs.extend((dataset, dataset.eval, False) for dataset in evaluated)
     parts = (
-        Part(name=dataset.name, split=split, is_training=is_training, repository=dataset.repository)
+        NeededSplit(name=dataset.name, split=split, is_training=is_training, repository=dataset.repository)
         for dataset, split, is_training in pairs
         if split is not None
     )
