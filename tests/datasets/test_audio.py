@@ -289,9 +289,13 @@ def test_a_crop_depends_on_the_key_alone() -> None:
     assert np.mean(starts) == pytest.approx(16_000, abs=2_500)
 
 
-def test_one_sample_too_many_has_two_windows() -> None:
-    ramp = np.arange(8_001, dtype=np.float32)
-    assert {float(crop(ramp, 0.5, f"clip_{number}")[0]) for number in range(50)} == {0.0, 1.0}
+def test_a_clip_that_is_too_long_by_a_frame_is_cropped_at_its_end() -> None:
+    ramp = np.arange(8_641, dtype=np.float32)
+    for num_samples in (8_001, 8_640):
+        windows = [crop(ramp[:num_samples], 0.5, f"clip_{number}") for number in range(50)]
+        assert {(float(window[0]), len(window)) for window in windows} == {(0.0, 8_000)}
+    starts = {float(crop(ramp, 0.5, f"clip_{number}")[0]) for number in range(5_000)}
+    assert (min(starts), max(starts)) == (0.0, 641.0), "longer by one sample more, all windows are possible"
 
 
 def test_a_crop_is_the_same_in_another_process() -> None:

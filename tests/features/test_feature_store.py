@@ -227,6 +227,24 @@ def test_a_window_of_a_long_clip_is_another_one_at_every_pass_and_never_cached(
     assert entry.manifest["files"]["00000.safetensors"]["size_bytes"] < 30 * 2 * 4 + 200, "30 frames and a header"
 
 
+def test_a_clip_of_30_013_s_is_encoded_once_and_one_of_31_s_has_a_new_window_at_every_pass(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    ramp = np.linspace(0, 0.9, 31 * 16_000, dtype=np.float32)
+    clips = [("gtzan", ramp[: round(30.013 * 16_000)], {"label": "x"}), ("longer", ramp, {"label": "x"})]
+    shard = shard_at(write_shard(tmp_path / "a.tar", clips))
+    features = FeatureStore(Store(root=tmp_path / "store"), ClipEncoder(encoder=encoder, honours_mask=False))
+    passes = [pass_over(features, shard, max_audio_s=30.0, seed=f"pass {number}") for number in range(3)]
+    gtzan = [clip for clip, _ in passes if isinstance(clip, Clip)]
+    assert [(clip.duration_s, clip.num_frames) for clip in gtzan] == [(30.0, 3000)] * 3, "as long as the reference's"
+    assert [isinstance(clip.features, StoredFrames) for clip in gtzan] == [False, True, True]
+    assert len({digest_of_frames([clip]) for clip in gtzan}) == 1
+    windows = [window for _, window in passes if isinstance(window, AudioClip)]
+    assert all(window.duration_s == 30.0 and window.is_window for window in windows)
+    assert len({float(window.waveform[0]) for window in windows}) == 3
+    assert len(calls(encoder)) == 1, "the windows are encoded with the batch that uses them"
+
+
 def test_a_cached_shard_is_opened_again_only_for_windows(encoder: FrozenEncoder, tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.4])
     features = FeatureStore(Store(root=tmp_path / "store"), ClipEncoder(encoder=encoder, honours_mask=False))

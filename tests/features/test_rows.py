@@ -87,7 +87,7 @@ def test_the_first_samples_are_no_error_if_the_others_may_be_usable() -> None:
         assert bool(counted.dropped) == is_unusable
         counted.check(complete=False)
         with pytest.raises(
-            DataError, match="mine: (none of 1 samples has a usable target|1 of 1 samples are unusable)"
+            DataError, match=r"mine: (none of 1 samples has a usable target|1 of 1 samples are unusable)"
         ):
             counted.check(complete=True)
 

@@ -5,51 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.conftest import MakeClips
-from tests.launches import META, Launches, pretend_kernels_of_a_gpu
-from tests.plain_lalm import save_decoder
-from xares_bench.config.catalogue import load_catalogue
-from xares_bench.lalm.attention import Cache, NextPositions
-from xares_bench.lalm.batch import Utterance, collate
-from xares_bench.lalm.model import LALM, build_lalm
+from benchmarks.gpu_machine import Machine
+from benchmarks.launches import count_step, count_token, machine_with
 
 # Operations that wait until the GPU has computed a value or a shape.
 WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
 
 
-@pytest.fixture
-def lalm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LALM:
-    """As many layers and heads as SmolLM2-135M has, all of them narrow, with the published recipe's LoRA."""
-    sizes = {"num_hidden_layers": 30, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}
-    made = build_lalm(save_decoder(tmp_path, "llama", **sizes), 6, load_catalogue("full").preset.recipe.training)
-    pretend_kernels_of_a_gpu(monkeypatch)
-    return made
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """With as many layers as SmolLM2-135M has."""
+    return machine_with(30, tmp_path_factory.mktemp("machine"))
 
 
-def test_a_training_step_starts_at_most_3700_kernels(lalm: LALM, make_clips: MakeClips) -> None:
-    """Of clips of different lengths, forward and backward; torch clips gradients and updates weights in a few dozen."""
-    clips = make_clips([7, 2, 12, 5], output_dim=6)
-    batch = collate([Utterance(clip=clip, prompt_ids=(5, 6), target_ids=(7, 8, 1)) for clip in clips])
-    lalm.to(META).train()
-    placed = lalm.place(batch, META)
-    with Launches() as launches:
-        loss = lalm(placed) / placed.num_targets
-        loss.backward()
-    assert launches.number <= 3700, launches
+def test_a_training_step_starts_at_most_3600_kernels_and_waits_for_none(machine: Machine) -> None:
+    launches = count_step(machine)
+    assert launches.number <= 3600, launches
     assert not launches.by_name.keys() & WAITING
 
 
-def test_a_token_starts_at_most_680_kernels(lalm: LALM) -> None:
-    lalm.merge_lora()
-    lalm.to(META).eval()
-    rows_B, lengths_B = torch.arange(3, device=META), torch.tensor([3, 5, 4], device=META)
-    layout = NextPositions(cache=Cache(num_rows=4, num_positions=20), rows_B=rows_B, lengths_B=lengths_B, longest=5)
-    with torch.inference_mode():
-        inputs_BH = torch.zeros(3, 36, device=META)
-        lalm.read(inputs_BH, layout, lengths_B, rows_B)  # makes the cache
-        with Launches() as launches:
-            lalm.read(inputs_BH, layout, lengths_B, rows_B)
+def test_a_token_starts_at_most_680_kernels_and_waits_for_none(machine: Machine) -> None:
+    launches = count_token(machine)
     assert launches.number <= 680, launches
     assert not launches.by_name.keys() & WAITING
+
+
+def test_they_grow_with_the_layers(tmp_path: Path) -> None:
+    machines = [machine_with(num_layers, tmp_path / str(num_layers)) for num_layers in (1, 2, 3)]
+    for count in (count_step, count_token):
+        one, two, three = (count(machine).number for machine in machines)
+        assert three - two == two - one > 10

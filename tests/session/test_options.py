@@ -15,6 +15,7 @@ from xares_bench.session.options import Options, check_given_once, read_options
 def read(*arguments: str) -> Options:
     parser = pytest.Parser(_ispytest=True)
     plugin.pytest_addoption(parser)
+    parser.addoption("--collect-only", dest="collectonly", action="store_true")  # pytest's own
     return read_options(parser.parse([*arguments], namespace=argparse.Namespace()))
 
 

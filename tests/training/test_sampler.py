@@ -20,7 +20,7 @@ from xares_bench.core.store import Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.disk_budget import FeatureBudget
-from xares_bench.features.encoding import AudioClip, ClipEncoder
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames
 from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import SampleCount
 from xares_bench.training.sampler import Draw, TrainingData, draws
@@ -218,6 +218,18 @@ def test_long_recordings_are_cropped_to_another_window_at_every_pass(tmp_path: P
     assert all(len(waveform) == 8000 for waveform in waveforms[0])
     assert len({float(waveform[0]) for waveform in waveforms[0]}) == 6
     assert [float(w[0]) for w in waveforms[0]] == [float(w[0]) for w in waveforms[1]]
+
+
+def test_a_recording_longer_by_a_frame_is_encoded_in_the_first_pass_only(
+    tmp_path: Path, features: FeatureStore
+) -> None:
+    ramp = np.linspace(0, 1, 8_000 + 208, dtype=np.float32)  # 13 ms, as GTZAN's beside 30 s
+    shards = {"a": [shard_at(write_shard(tmp_path / "a.tar", [("ramp", ramp, {"label": "x"})]))]}
+    mix = make_mix("mix", [dataset("a")], [1], steps=1)
+    clips = [draw.clip for draw in take(training_data(mix, shards, max_audio_s=0.5), features, 6)]
+    assert all(isinstance(clip, Clip) and clip.duration_s == 0.5 for clip in clips)
+    assert isinstance(clips[-1], Clip)
+    assert isinstance(clips[-1].features, StoredFrames)
 
 
 def test_a_limit_draws_the_same_first_samples_at_every_pass(tmp_path: Path, features: FeatureStore) -> None:

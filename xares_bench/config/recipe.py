@@ -40,7 +40,8 @@ class TrainingRecipe:
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters, times 1 / rank.
         lora_dropout: Dropout before the adapters.
-        max_audio_s: Longer training clips are cropped to a random window of this many seconds.
+        max_audio_s: Longer training clips are cropped to a random window of this many seconds (to the first, if
+            they are longer by 40 ms or less).
         shuffle_buffer: Size of the shuffle buffer, in rows.
         sort_window: Number of rows that are sorted by length, longest first, before they are batched.
         deterministic: Use deterministic algorithms.

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError
-from xares_bench.datasets.audio import SAMPLE_RATE_HZ, crop
+from xares_bench.datasets.audio import SAMPLE_RATE_HZ, SMALL_EXCESS_SAMPLES, crop
 from xares_bench.datasets.shards import Sample, read_audio_of
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.runtime.determinism import deterministic_algorithms, seeded
@@ -82,7 +82,7 @@ class AudioClip:
         shard: Name of the shard.
         fields: The sample's JSON object.
         waveform: `[S]`, float32.
-        is_window: Whether it was cropped from a longer clip.
+        is_window: Whether it is one of many windows of a longer clip, so that another seed gives another one.
     """
 
     key: str
@@ -203,7 +203,7 @@ def read_clip(
         sample: A sample of the shard.
         shard: Name of the shard.
         max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
-        seed: Decides where the window lies.
+        seed: Decides where the window lies, if that is more than a frame's choice (`crop`).
         min_samples: Audio of fewer samples is too short for the encoder.
 
     Raises:
@@ -222,5 +222,5 @@ def read_clip(
         found_ms, least_ms = (1000 * length / SAMPLE_RATE_HZ for length in (len(waveform), min_samples))
         reason = f"audio of {found_ms:.4g} ms; the encoder takes clips of {least_ms:.4g} ms and more"
         return DroppedSample(shard=shard, clip=sample.key, reason=reason)
-    is_window = len(waveform) < num_samples
+    is_window = num_samples - len(waveform) > SMALL_EXCESS_SAMPLES
     return AudioClip(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)

@@ -165,7 +165,8 @@ class FeatureStore:
         Args:
             shard: The shard.
             max_audio_s: Longer clips are cropped to a window of this many seconds; None: never. Every pass draws
-                another window, so features of windows are never cached: they would not be used again.
+                another window, so features of windows are never cached: they would not be used again. A clip that is
+                longer by no more than a frame has one window, which is cached like a clip.
             max_clips: Only this many samples; None: all.
             seed: Decides where windows lie, with the sample's name and the shard's, or the digest of a user's own.
             cache: Whether to cache what is computed.
