@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from xares_bench.core.errors import DataError
 from xares_bench.hub import client
+from xares_bench.hub.http_library import http_library
 from xares_bench.hub.lock import FileInfo, Repository
 
 DATA = bytes(range(250)) * 4
-REQUEST = httpx2.Request("GET", "http://hub/file")
+HTTP = http_library()
+REQUEST = HTTP.Request("GET", "http://hub/file")
 
 
 def refusal(status: int, **headers: str) -> HfHubHTTPError:
-    return HfHubHTTPError("no", response=httpx2.Response(status, headers=headers, request=REQUEST))
+    return HfHubHTTPError("no", response=HTTP.Response(status, headers=headers, request=REQUEST))
 
 
 def failing(*causes: Exception) -> Callable[[], str]:
@@ -41,8 +43,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_temporary_failures_are_retried() -> None:
     causes = (
-        httpx2.ConnectError("refused"),
-        httpx2.ReadTimeout("slow"),
+        HTTP.ConnectError("refused"),
+        HTTP.ReadTimeout("slow"),
         refusal(503),
         refusal(429, **{"Retry-After": "0"}),
     )
@@ -50,7 +52,7 @@ def test_temporary_failures_are_retried() -> None:
 
 
 @pytest.mark.parametrize(
-    "cause", [refusal(404), refusal(403), httpx2.ProxyError("no"), OfflineModeIsEnabled("no")], ids=repr
+    "cause", [refusal(404), refusal(403), HTTP.ProxyError("no"), OfflineModeIsEnabled("no")], ids=repr
 )
 def test_final_failures_are_not_retried(cause: Exception) -> None:
     with pytest.raises(DataError, match=r"^the list: ") as caught:
@@ -84,7 +86,7 @@ def test_a_wait_of_hours_is_not_waited_for() -> None:
 def test_a_response_says_where_its_bytes_belong(
     status: int, headers: dict[str, str], extent: tuple[int, int | None]
 ) -> None:
-    assert client._extent(httpx2.Response(status, headers=headers)) == extent
+    assert client._extent(status, HTTP.Response(status, headers=headers).headers) == extent
 
 
 @pytest.mark.parametrize("num_present", [0, 1, 400, 1000, 1001])
@@ -93,13 +95,13 @@ def test_a_transfer_requests_only_the_missing_bytes(
 ) -> None:
     ranges: list[str | None] = []
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
+    def answer(request: Any) -> Any:
         ranges.append(request.headers.get("Range"))
         start = int((ranges[-1] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         headers = {"Content-Range": f"bytes {start}-999/1000"} if start else {}
-        return httpx2.Response(206 if start else 200, content=DATA[start:], headers=headers)
+        return HTTP.Response(206 if start else 200, content=DATA[start:], headers=headers)
 
-    session = httpx2.Client(transport=httpx2.MockTransport(answer))
+    session = HTTP.Client(transport=HTTP.MockTransport(answer))
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
     part = tmp_path / "file.part"
     part.write_bytes((DATA + b"?")[:num_present])

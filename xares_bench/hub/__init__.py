@@ -5,6 +5,7 @@ models        the files of a decoder
 pins          the commit of every repository and the digests of its files, from the lock file or the hub
 survey        how many files and bytes are needed, and how many are there
 client        requests to the hub: retries, waiting, resumed transfers
+http_library  the HTTP library of the installed huggingface_hub
 lock          reads and writes the lock file
 digest_cache  cached digests of large files
 """

@@ -15,14 +15,12 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from xares_bench.core.errors import DataError
 from xares_bench.core.progress import Advance
+from xares_bench.hub.http_library import http_library
 from xares_bench.hub.lock import FileInfo, Repository
-
-if TYPE_CHECKING:
-    import httpx2
 
 T = TypeVar("T")
 
@@ -163,7 +161,6 @@ def download(
         Stopped: `stop` was set.
         OSError: The bytes cannot be written.
     """
-    import httpx2
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(repository.name, path, repo_type=repository.kind, revision=commit)
@@ -176,7 +173,7 @@ def download(
     while _size(part) != info.size_bytes:
         try:
             _receive(url, what, info.size_bytes, part, advance, stop)
-            cause: Exception = httpx2.RemoteProtocolError("the connection ended before the file did")
+            cause: Exception = http_library().RemoteProtocolError("the connection ended before the file did")
         except _failures() as error:
             cause = error
         if _size(part) == info.size_bytes:
@@ -203,7 +200,7 @@ def _receive(url: str, what: str, size_bytes: int, part: Path, advance: Advance,
             _discard(part, advance)
             return
         hf_raise_for_status(response)
-        start, announced_bytes = _extent(response)
+        start, announced_bytes = _extent(response.status_code, response.headers)
         if announced_bytes is not None and announced_bytes != size_bytes:
             raise _wrong_size(what, announced_bytes, size_bytes)
         if start != num_present:  # the server ignored the range, or sent another one
@@ -222,15 +219,15 @@ def _receive(url: str, what: str, size_bytes: int, part: Path, advance: Advance,
                 advance(len(chunk))
 
 
-def _extent(response: httpx2.Response) -> tuple[int, int | None]:
+def _extent(status: int, headers: Mapping[str, str]) -> tuple[int, int | None]:
     """Offset of the first byte of a response, and the size of the whole file if the response states it."""
-    if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
         if match is None:
             return -1, None
         return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length", "")
-    plain = response.headers.get("Content-Encoding", "identity") == "identity"
+    length = headers.get("Content-Length", "")
+    plain = headers.get("Content-Encoding", "identity") == "identity"
     return 0, int(length) if plain and length.isdecimal() else None
 
 
@@ -282,7 +279,6 @@ class _Patience:
 
 def explain(cause: BaseException, what: str) -> str:
     """One line about a failed request: what happened, and what to do."""
-    import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         FileMetadataError,
@@ -316,7 +312,7 @@ def explain(cause: BaseException, what: str) -> str:
     if isinstance(cause, FileMetadataError):
         return f"{what}: {hub} does not answer like a hub; check HF_ENDPOINT and the proxy"
     reason = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, httpx2.TimeoutException):
+    if isinstance(cause, http_library().TimeoutException):
         reason = f"no data for {_timeout_s()} seconds; set HF_HUB_DOWNLOAD_TIMEOUT to wait longer"
     return (
         f"{what}: {hub} cannot be reached, or the connection broke ({reason}); check network, proxy and HF_ENDPOINT "
@@ -326,20 +322,19 @@ def explain(cause: BaseException, what: str) -> str:
 
 def _failures() -> tuple[type[Exception], ...]:
     """The exceptions that huggingface_hub raises when a request fails."""
-    import httpx2
     from huggingface_hub.errors import FileMetadataError, OfflineModeIsEnabled
 
-    return (httpx2.HTTPError, OfflineModeIsEnabled, FileMetadataError)
+    return (http_library().HTTPError, OfflineModeIsEnabled, FileMetadataError)
 
 
 def _is_transient(cause: Exception) -> bool:
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code in _TRANSIENT_STATUSES
-    final = (httpx2.ProxyError, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
-    return isinstance(cause, httpx2.TransportError) and not isinstance(cause, final)
+    http = http_library()
+    final = (http.ProxyError, http.UnsupportedProtocol, http.LocalProtocolError)
+    return isinstance(cause, http.TransportError) and not isinstance(cause, final)
 
 
 def _asked_wait_s(cause: Exception) -> float | None:
