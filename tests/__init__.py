@@ -7,3 +7,5 @@ from xares_bench.runtime.variables import shorten_waits
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tests run beside each other, and beside processes that they start. Before torch is imported, whose threads read it.
 shorten_waits(os.environ)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
