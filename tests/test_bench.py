@@ -81,6 +81,7 @@ def cached(result: pytest.RunResult) -> str:
     return ", ".join(line.partition("; ")[0] for line in lines)
 
 
+@pytest.mark.versions
 def test_the_whole_suite_trains_scores_and_reports(run: Run, pytester: pytest.Pytester) -> None:
     result = run(f"--encoder={ENCODER}", "--junitxml=junit.xml")
     assert result.ret == 0, result.stdout.str()

@@ -193,6 +193,7 @@ def test_junit_has_the_scores(run: Run, pytester: pytest.Pytester, damaged: str)
     assert "test_00.tar.gz: a text ('no tar'), expected a tar or tar.gz archive" in (failure.text or "")
 
 
+@pytest.mark.versions
 def test_benchmark_json_has_the_scores_and_what_they_took_when_computed(
     run: Run, pytester: pytest.Pytester, scores_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def test_a_wait_is_said_once_a_minute_and_ends_with_the_other(tmp_path: Path, li
     with acquire(FileLock(tmp_path / "a.lock"), "computes lalms/12"):
         pass
     (line,) = lines
-    assert line.startswith("xares-bench: waiting since 0 s while another process computes lalms/12 (it holds ")
+    assert line.startswith("xares-bench: has waited 0 s for another process, which computes lalms/12 (it holds ")
     assert str(tmp_path / "a.lock") in line
 
 
@@ -58,7 +58,7 @@ def test_an_entry_that_another_process_makes_is_waited_for_with_a_word(tmp_path:
     other.acquire()
     threading.Timer(0.4, other.release).start()
     store.obtain("lalms", "abc", lambda folder: {})
-    assert "another process computes lalms/abc" in lines[0]
+    assert "for another process, which computes lalms/abc" in lines[0]
 
 
 def test_without_a_terminal_of_a_session_the_line_goes_to_stderr(
@@ -70,4 +70,4 @@ def test_without_a_terminal_of_a_session_the_line_goes_to_stderr(
     threading.Timer(0.4, other.release).start()
     with acquire(FileLock(tmp_path / "a.lock"), "downloads x"):
         pass
-    assert "another process downloads x" in capsys.readouterr().err
+    assert "for another process, which downloads x" in capsys.readouterr().err

@@ -44,6 +44,7 @@ def assert_clip(waveform: Waveform) -> None:
     assert np.abs(waveform).max() <= 1
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("suffix", "at_least"), [("wav", 0.99999), ("flac", 0.99999), ("ogg", 0.99), ("opus", 0.99), ("mp3", 0.99)]
 )
@@ -223,6 +224,7 @@ def encode_with_av(waveform: Waveform, suffix: str, rate_hz: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("suffix", EXTRA_SUFFIXES)
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
 @pytest.mark.parametrize("num_channels", [1, 2])

@@ -182,6 +182,7 @@ def test_models_that_may_be_padded_are_called_once_for_a_batch(saved: Saved, kin
     assert batch_sizes == [3]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("layer", [None, 1, -1])
 def test_whisper_is_heard_in_windows_as_far_as_the_clip_goes(tmp_path: Path, layer: int | None) -> None:
     folder, clip = save_whisper(tmp_path, chunk_length=2), noise(5.01)

@@ -41,6 +41,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_FIRST_WAIT_S", 0.0)
 
 
+@pytest.mark.versions
 def test_temporary_failures_are_retried() -> None:
     causes = (
         HTTP.ConnectError("refused"),

@@ -72,6 +72,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
 # --- fetching and finding
 
 
+@pytest.mark.versions
 def test_what_is_missing_is_fetched_once_and_then_found_without_any_call(machine: Machine, hub: Hub) -> None:
     first = machine.run(SHARD, OTHER)
     assert first["summary"].startswith("2 files, 1.2 MB; 0 present, 2 to fetch (1.2 MB); ")
@@ -317,6 +318,7 @@ def test_digests_are_computed_as_the_caller_says(tmp_path: Path) -> None:
 # --- transfers that go wrong
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_a_transfer_cut_in_mid_file_goes_on_where_it_was_cut(machine: Machine, hub: Hub, reset: bool) -> None:
     hub.faults[LARGE] = [Fault(cut_after=200_000, reset=reset)] * 2

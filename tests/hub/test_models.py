@@ -59,6 +59,7 @@ def assert_whole(folder: str, files: set[str]) -> None:
         assert (Path(folder) / path).read_bytes() == FILES[path]
 
 
+@pytest.mark.versions
 def test_config_tokeniser_and_safetensors_are_fetched_once(machine: Machine, hub: Hub) -> None:
     first = machine.run(model=NAME)
     assert_whole(first["model"], NEEDED)

@@ -32,6 +32,7 @@ def gradients(lalm: LALM, batch: Any) -> dict[str, torch.Tensor]:
     return {name: value.grad.clone() for name, value in lalm.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
 @pytest.mark.parametrize("family", sorted(BUILT_LIKE_LLAMA))
 def test_loss_and_gradients_have_the_bits_of_transformers(

@@ -147,6 +147,7 @@ def test_a_merged_layer_gives_the_same(base: str) -> None:
     torch.testing.assert_close(model(x), expected)
 
 
+@pytest.mark.versions
 def test_a_fresh_addition_is_drawn_as_pefts_is() -> None:
     """A uniform within the same bounds, B zero."""
     torch.manual_seed(0)

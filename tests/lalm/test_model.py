@@ -97,6 +97,7 @@ def test_a_batch_is_padded_on_a_gpu_only_and_not_for_a_decoder_that_counts_posit
     assert padded_anyway.place(batch, torch.device("meta")).row_length is None
 
 
+@pytest.mark.versions
 def test_only_adapters_and_projector_are_trained_with_lora(decoder_folder: str, mini_recipe: Recipe) -> None:
     lalm = build_lalm(decoder_folder, 6, mini_recipe.replace({"adaptation": "lora"}).training)
     trained = {name for name, _ in lalm.trained_parameters()}
@@ -124,6 +125,7 @@ def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(
     assert not torch.equal(first.projector.weight, other.projector.weight)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
 def test_a_saved_lalm_comes_back_the_same(
     adaptation: str,

@@ -57,6 +57,7 @@ def test_chrf_equals_its_formula_and_sacrebleus_function(seed: int) -> None:
     )
 
 
+@pytest.mark.versions
 def test_chrf_docstring_states_the_signature_that_sacrebleu_reports() -> None:
     from sacrebleu.metrics.chrf import CHRF
 
@@ -86,6 +87,7 @@ def test_date_and_fense_need_models() -> None:
     assert MODEL_METRICS == ["DATE", "FENSE"]
 
 
+@pytest.mark.versions
 @pytest.mark.usefixtures("tiny_models")
 @pytest.mark.parametrize("name", MODEL_METRICS)
 def test_their_score_is_the_mean_of_its_rows(name: str) -> None:

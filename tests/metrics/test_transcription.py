@@ -64,6 +64,7 @@ def test_insertions_into_an_empty_reference_count(name: str) -> None:
     assert result.row_values == (0.0, 1.0, 1.0)
 
 
+@pytest.mark.versions
 def test_examples_in_docstrings() -> None:
     outcome = doctest.testmod(transcription)
     assert outcome.attempted > 0

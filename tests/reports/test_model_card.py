@@ -23,6 +23,7 @@ def read(given: Results) -> list[Any]:
     return found
 
 
+@pytest.mark.versions
 def test_the_hubs_library_reads_every_score() -> None:
     card = ModelCard(f"---\n{model_index_yaml(COMPLETE)}---\n\n# An encoder\n", ignore_metadata_errors=False)
     assert isinstance(card.data, ModelCardData)

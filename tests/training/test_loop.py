@@ -41,6 +41,7 @@ def test_training_learns_and_is_the_same_again(batch: Batch, decoder_folder: str
     assert not first.training
 
 
+@pytest.mark.versions
 def test_steps_equal_a_plain_loop(batch: Batch, decoder_folder: str, mini_recipe: Recipe) -> None:
     """The recipe written out: rate, weight decay, clipping and mean over targets, by textbook AdamW."""
     recipe = mini_recipe.replace({"warmup_steps": 2, "learning_rate": 0.01, "max_grad_norm": 0.5})
