@@ -32,7 +32,7 @@ def pins(name: str) -> dict[str, str]:
 
 def bounds() -> dict[str, str]:
     """The lower bound of every dependency of users; there are no others."""
-    found = {}
+    found: dict[str, str] = {}
     for requirement in USERS:
         (bound,) = requirement.specifier
         assert bound.operator == ">=", requirement
