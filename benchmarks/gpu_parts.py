@@ -67,7 +67,7 @@ def equality(machine: Machine) -> dict[str, Any]:
     for device in (torch.device("cpu"), machine.device):
         lalm = machine.lalm().to(device).eval()
         with deterministic_algorithms(wanted=True, required=True):
-            loss = lalm(batch.to(device)) / batch.num_targets
+            loss = lalm(lalm.place(batch, device)) / batch.num_targets
             loss.backward()
         losses.append(float(loss.detach()))
         grads = [value.grad for _, value in lalm.trained_parameters() if value.grad is not None]
@@ -239,7 +239,7 @@ def _step(
     batch = batch_of(frames)
 
     def loss() -> torch.Tensor:
-        found: torch.Tensor = lalm(batch.to(machine.device)) / batch.num_targets
+        found: torch.Tensor = lalm(lalm.place(batch, machine.device)) / batch.num_targets
         return found
 
     trained = [value for _, value in lalm.trained_parameters()]
