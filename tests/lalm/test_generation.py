@@ -47,6 +47,7 @@ def plain_greedy(lalm: LALM, frames_TD: torch.Tensor, prompt_ids: tuple[int, ...
     return said
 
 
+@pytest.mark.versions
 def test_texts_equal_plain_greedy_decoding_of_each_clip_alone(
     make_clips: MakeClips, decoder_folder: str, tokenizer: TextTokenizer, mini_recipe: Recipe
 ) -> None:
@@ -79,7 +80,7 @@ def lalm_that_ends_now_and_then(folder: Path, family: str, recipe: Recipe) -> LA
     return lalm
 
 
-@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.versions), "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_hundreds_of_texts_equal_those_of_transformers_generate_and_no_token_more_is_computed(
     family: str, make_clips: MakeClips, token_id_tokenizer: TextTokenizer, mini_recipe: Recipe, tmp_path: Path
 ) -> None:
