@@ -3,6 +3,7 @@
 device         device and precision from accelerate, experiment trackers, and what else can affect results
 determinism    random seeds and deterministic algorithms for the length of a block
 memory         smaller batches when memory runs out
+recording      work whose kernels a GPU starts as one (a CUDA graph)
 processes      what the processes of a launcher do together
 process_state  what the user's code may change of the process, kept apart from the session's
 settings       settings of the process: of Python, numpy and the operating system
