@@ -23,7 +23,7 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         """Record what runs on a CUDA device."""
         self.problem: str | None = None
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None
 
     def run(self, work: Callable[[], object]) -> None:
