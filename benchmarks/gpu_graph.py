@@ -31,7 +31,7 @@ def graph(machine: Machine) -> dict[str, Any]:
             places[row, :own] = torch.arange(num_frames, num_frames + own)
             places[row, own:length] = torch.arange(num_tokens, num_tokens + length - own)
             num_frames, num_tokens = num_frames + own, num_tokens + length - own
-            num_targets = batch.num_targets // len(frames)
+            num_targets = int(batch.num_targets) // len(frames)
             predicting.append(torch.arange(length - num_targets - 1, length - 1) + row * longest)
         places_P, predicting_T = places.flatten().to(machine.device), torch.cat(predicting).to(machine.device)
         trained = [value for value in model.parameters() if value.requires_grad]

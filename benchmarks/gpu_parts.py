@@ -104,7 +104,7 @@ def control(machine: Machine) -> dict[str, Any]:
         lengths_B1 = torch.tensor(frames, device=machine.device)[:, None]
         mask_BT = torch.arange(max(frames), device=machine.device) < lengths_B1
         mask_BL = torch.cat([mask_BT, torch.ones_like(text_BM, dtype=torch.bool)], dim=1).long()
-        num_targets = batch.num_targets // len(frames)
+        num_targets = int(batch.num_targets) // len(frames)
         labels_BL = torch.full_like(mask_BL, -100)
         labels_BL[:, -num_targets:] = text_BM[:, -num_targets:]
 

@@ -65,7 +65,7 @@ def loss_ours(lalm: LALM, pairs: Sequence[tuple[Sound, Clip]], tokenizer: TextTo
         target_ids = (*target_ids, tokenizer.eos_id)
         utterances.append(Utterance(clip=clip, prompt_ids=prompt_ids, target_ids=target_ids))
     batch = collate(utterances)
-    return float(lalm.eval()(batch)) / batch.num_targets
+    return float(lalm.eval()(batch) / batch.num_targets)
 
 
 def evaluate_ours(

@@ -34,7 +34,7 @@ def decoder_products(
     Forward with every weight at every position, and backward to its inputs; of the output layer only where a target is
     predicted. The weights are frozen, so that no gradient of theirs is needed.
     """
-    sizes = [(sum(batch.lengths), weight) for weight in weights] + [(batch.num_targets, output_OI)]
+    sizes = [(sum(batch.lengths), weight) for weight in weights] + [(int(batch.num_targets), output_OI)]
     pairs = [
         (torch.randn(num, weight.shape[1]), torch.randn(num, weight.shape[0]), weight.detach()) for num, weight in sizes
     ]

@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import MakeClips
 from xares_bench.features.encoding import Clip
-from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
+from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance, collate
 from xares_bench.training.dataloader import example_of
 from xares_bench.training.sampler import Draw
 
@@ -30,13 +30,42 @@ def test_a_sequence_is_audio_prompt_target_eos_without_holes(make_clips: MakeCli
     batch = collate(sequences)
     assert batch.lengths == (7, 4)
     # a a a ? a b EOS | a ? c EOS
-    assert batch.frame_places_F.tolist() == [0, 1, 2, 7]
-    assert batch.text_places_M.tolist() == [3, 4, 5, 6, 8, 9, 10]
+    # Frames are rows 0 to 3, tokens rows 4 to 10.
+    assert batch.sources_N.tolist() == [0, 1, 2, 4, 5, 6, 7, 3, 8, 9, 10]
+    assert batch.position_ids_N.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3]
     assert batch.text_ids_M.tolist() == [prompt, a, b, tokenizer.eos_id, prompt, c, tokenizer.eos_id]
     assert batch.predicting_places_T.tolist() == [3, 4, 5, 8, 9]
     assert batch.target_ids_T.tolist() == [a, b, tokenizer.eos_id, c, tokenizer.eos_id]
     assert batch.num_targets == 5
     assert torch.equal(batch.frames_FD, torch.cat([clip.frames() for clip in clips]))
+
+
+def test_a_padded_batch_has_the_same_sequences_in_shapes_that_do_not_depend_on_them(
+    make_clips: MakeClips, tokenizer: TextTokenizer
+) -> None:
+    clips = make_clips([3, 1])
+    batch = collate([example(tokenizer, clips[0], "ab", "?"), example(tokenizer, clips[1], "c", "?")])
+    padded = batch.padded(8)
+    assert padded.lengths == batch.lengths
+    assert padded.num_positions == 16
+    assert set(padded.shapes) == {(16, 6), (16,), (8,), ()}
+
+    def shown(which: Batch) -> list[str]:
+        frames = [f"frame {number}" for number in range(len(which.frames_FD))]
+        return [[*frames, *map(str, which.text_ids_M.tolist())][source] for source in which.sources_N]
+
+    assert shown(padded)[:7] + shown(padded)[8:12] == shown(batch)
+    assert [padded.position_ids_N[place] for place in (*range(7), *range(8, 12))] == batch.position_ids_N.tolist()
+    assert padded.position_ids_N.max() == 6
+    assert len(set(padded.sources_N.tolist())) == 16
+    assert len(set(padded.predicting_places_T.tolist())) == 8
+    assert padded.predicting_places_T[:5].tolist() == [3, 4, 5, 9, 10]
+    assert padded.target_ids_T.tolist() == [*batch.target_ids_T.tolist(), -100, -100, -100]
+    assert padded.num_targets == 5
+    other = collate([example(tokenizer, clips[1], "abcd", "??"), example(tokenizer, clips[1], "", "?")]).padded(8)
+    assert other.shapes == padded.shapes
+    padded.copy_(other)
+    assert all(torch.equal(value, other.tensors()[name]) for name, value in padded.tensors().items())
 
 
 def test_a_prompt_predicts_nothing_yet(make_clips: MakeClips, tokenizer: TextTokenizer) -> None:

@@ -250,7 +250,6 @@ def pack(
     lengths: Sequence[int],
     device: torch.device,
     *,
-    row_length: int | None = None,
     cache: Cache | None = None,
     rows: slice | None = None,
 ) -> Packing:
@@ -259,18 +258,14 @@ def pack(
     Args:
         lengths: Number of positions of every sequence.
         device: Device of the layout's tensors.
-        row_length: Every sequence is padded on the right to so many positions; None: there is no padding.
         cache: See `Packing`.
         rows: See `Packing`.
     """
-    longest = row_length or max(lengths)
+    longest = max(lengths)
     ids_L = torch.arange(longest)
     is_position_BL = ids_L < torch.tensor(lengths)[:, None]
-    # Of padding it does not matter, but a decoder may have a table of positions that ends early.
-    ids_BL = ids_L * is_position_BL
-    is_full = row_length is not None or bool(is_position_BL.all())
-    places_N = None if is_full else is_position_BL.flatten().nonzero().squeeze(1)
-    ids_N = ids_BL.flatten() if places_N is None else ids_BL.flatten()[places_N]
+    places_N = None if is_position_BL.all() else is_position_BL.flatten().nonzero().squeeze(1)
+    ids_N = ids_L.expand(len(lengths), -1)[is_position_BL]
     return Packing(
         num_sequences=len(lengths),
         longest=longest,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.errors import UsageError
-from xares_bench.lalm.attention import Layout, pack
+from xares_bench.lalm.attention import Layout, Packing, pack
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.decoder import let_read_packed, load_decoder, position_limit
 from xares_bench.lalm.llama import llama_layers
@@ -71,9 +71,7 @@ class LALM(nn.Module):
         self.check_length(max(batch.lengths))
         embeddings_MH: torch.Tensor = self.decoder.get_input_embeddings()(batch.text_ids_M)
         projected_FH = self.projector(batch.frames_FD.to(self.projector.weight.dtype)).to(embeddings_MH.dtype)
-        inputs_NH = embeddings_MH.new_zeros(batch.num_positions, embeddings_MH.shape[1])
-        inputs_NH = inputs_NH.index_copy(0, batch.frame_places_F, projected_FH)
-        return inputs_NH.index_copy(0, batch.text_places_M, embeddings_MH)
+        return take(torch.cat([projected_FH, embeddings_MH]), batch.sources_N)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the cross-entropy over targets and EOS, in nats.
@@ -109,12 +107,11 @@ class LALM(nn.Module):
 
     def _predict_packed(self, batch: Batch) -> torch.Tensor:
         """Return the logits `[T, V]` at the positions that predict a target."""
-        packing = pack(batch.lengths, batch.text_ids_M.device, row_length=batch.row_length)
-        return self.read(self.embed(batch), packing, packing.position_ids_N, batch.predicting_places_T)
+        return self.read(self.embed(batch), _packing(batch), batch.position_ids_N, batch.predicting_places_T)
 
     def _predict_padded(self, batch: Batch) -> torch.Tensor:
         """The same for sequences padded on the right: with causal attention no position sees the padding behind it."""
-        packing = pack(batch.lengths, batch.text_ids_M.device, row_length=batch.row_length)
+        packing = _packing(batch)
         output = self.decoder(inputs_embeds=packing.unpacked(self.embed(batch)), use_cache=False)
         logits_NV = packing.packed(output.logits)
         return logits_NV[batch.predicting_places_T]
@@ -198,6 +195,18 @@ def build_lalm(decoder: str, output_dim: int, recipe: TrainingRecipe) -> LALM:
     with seeded(recipe.seed, torch.device("cpu")):
         model = load_decoder(decoder, recipe)
         return LALM(model, output_dim, reads_packed=let_read_packed(model))
+
+
+def _packing(batch: Batch) -> Packing:
+    """Return the layout of a batch."""
+    if batch.row_length is None:
+        return pack(batch.lengths, batch.sources_N.device)
+    return Packing(
+        num_sequences=len(batch.lengths),
+        longest=batch.row_length,
+        places_N=None,
+        position_ids_N=batch.position_ids_N,
+    )
 
 
 def _cpu_compile_options() -> dict[str, int]:
