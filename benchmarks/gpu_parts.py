@@ -16,23 +16,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from benchmarks.gpu_graph import graph
 from benchmarks.gpu_machine import Machine, batch_of, peft_model, prompts_of, split_frames
 from benchmarks.sizes import REPOSITORY
 from xares_bench.core.progress import Progress
-from xares_bench.lalm.batch import TextTokenizer, Utterance
+from xares_bench.lalm.batch import Batch, TextTokenizer, Utterance
 from xares_bench.lalm.decoder import load_tokenizer
 from xares_bench.lalm.generation import generate
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms
+from xares_bench.training.loop import train
 
 
 def facts(machine: Machine) -> dict[str, Any]:
@@ -78,19 +79,21 @@ def equality(machine: Machine) -> dict[str, Any]:
 
 
 def step(machine: Machine) -> dict[str, Any]:
-    """A training step in float32, at three lengths, with deterministic algorithms and without."""
+    """A training step in float32 at three lengths: as it is, kernel by kernel, and without deterministic algorithms."""
+    kinds: dict[str, dict[str, Any]] = {
+        "CUDA graph": {},
+        "kernel by kernel": {"cuda_graphs": False},
+        "any algorithm": {"deterministic": False},
+    }
     return {
-        name: {
-            "deterministic" if wanted else "any algorithm": _step(machine, frames, deterministic=wanted)
-            for wanted in (True, False)
-        }
+        name: {kind: _training(machine, frames, **changes) for kind, changes in kinds.items()}
         for name, frames in machine.lengths.items()
     }
 
 
 def bf16(machine: Machine) -> dict[str, Any]:
-    """The same step, deterministic, in bfloat16."""
-    return {name: _step(machine, frames, autocast=torch.bfloat16) for name, frames in machine.lengths.items()}
+    """The same step in bfloat16."""
+    return {name: _training(machine, frames, precision="bf16") for name, frames in machine.lengths.items()}
 
 
 def control(machine: Machine) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def control(machine: Machine) -> dict[str, Any]:
             return found
 
         trained = [value for value in model.parameters() if value.requires_grad]
-        return _timed(machine, loss, trained, deterministic=True, autocast=None)
+        return _timed(machine, loss, trained)
 
     return {name: measured(frames) for name, frames in machine.lengths.items()}
 
@@ -141,7 +144,7 @@ def memory(machine: Machine) -> dict[str, Any]:
     if machine.device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(24e9 / torch.cuda.get_device_properties(0).total_memory)
     name, frames = list(machine.lengths.items())[-1]
-    return {name: _step(machine, frames)}
+    return {name: _training(machine, frames)}
 
 
 def twice(machine: Machine) -> dict[str, Any]:
@@ -231,44 +234,59 @@ def _generate(
     )
 
 
-def _step(
-    machine: Machine, frames: Sequence[int], *, deterministic: bool = True, autocast: torch.dtype | None = None
-) -> dict[str, Any]:
-    """A step of ours on one batch, as `training.loop` makes it."""
-    lalm = machine.lalm().to(machine.device).train()
+def _training(machine: Machine, frames: Sequence[int], *, precision: str = "no", **changes: Any) -> dict[str, Any]:
+    """A training of some steps on one batch: medians of a step, until all was given to the device and until it ended.
+
+    The device is waited for after each step, which the training itself does not do.
+    """
+    recipe = machine.recipe.replace(changes).training
+    lalm = machine.lalm()
     batch = batch_of(frames)
+    began, launched_s, whole_s = time.perf_counter(), [], []
 
-    def loss() -> torch.Tensor:
-        found: torch.Tensor = lalm(lalm.place(batch, machine.device)) / batch.num_targets
-        return found
+    def batches() -> Iterator[Batch]:
+        nonlocal began
+        while True:
+            launched_s.append(time.perf_counter() - began)
+            machine.wait()
+            whole_s.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            yield batch
 
-    trained = [value for _, value in lalm.trained_parameters()]
-    return _timed(machine, loss, trained, deterministic=deterministic, autocast=autocast)
+    if machine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with warnings.catch_warnings(record=True) as noted:
+        losses = train(
+            lalm,
+            batches(),
+            num_steps=3 if machine.is_tiny else 12,
+            recipe=recipe,
+            accelerator=Accelerator(mixed_precision=precision, cpu=machine.is_tiny),
+            progress=Progress(quiet=True),
+        )
+    # The first third warms up: kernels are loaded and recorded, memory is taken.
+    warm = len(whole_s) // 3
+    return {
+        "ms": round(statistics.median(whole_s[warm:]) * 1e3, 2),
+        "ms until launched": round(statistics.median(launched_s[warm:]) * 1e3, 2),
+        "peak GB": machine.peak_gb(),
+        "losses": [round(loss, 6) for loss in losses[-3:]],
+        **({"warnings": [str(one.message)[:300] for one in noted]} if noted else {}),
+    }
 
 
-def _timed(
-    machine: Machine,
-    loss_of: Callable[[], torch.Tensor],
-    trained: Sequence[nn.Parameter],
-    *,
-    deterministic: bool,
-    autocast: torch.dtype | None,
-) -> dict[str, Any]:
+def _timed(machine: Machine, loss_of: Callable[[], torch.Tensor], trained: Sequence[nn.Parameter]) -> dict[str, Any]:
     """Medians over steps: until the loss was read, and until everything was given to the device; peak memory."""
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     num_steps = 3 if machine.is_tiny else 12
     whole_s, launched_s = [], []
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    precision: AbstractContextManager[Any] = torch.autocast(
-        machine.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None
-    )
-    with deterministic_algorithms(wanted=deterministic, required=deterministic):
+    with deterministic_algorithms(wanted=True, required=True):
         for _ in range(num_steps):
             machine.wait()
             started = time.perf_counter()
-            with precision:
-                loss = loss_of()
+            loss = loss_of()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -296,7 +314,6 @@ _FUNCTIONS: dict[str, Callable[[Machine], dict[str, Any]]] = {
         step,
         bf16,
         control,
-        graph,
         generation,
         memory,
         twice,

@@ -176,7 +176,15 @@ def test_full_preset_is_the_published_recipe(full: Catalogue) -> None:
     values = full.preset.recipe.values()
     assert {key: values[key] for key in RECIPE} == RECIPE
     # What changes speed, disk and memory; and when data is refused.
-    ours = {"compile", "feature_dtype", "generation_batch_size", "generation_positions", "max_dropped_share", "steps"}
+    ours = {
+        "compile",
+        "cuda_graphs",
+        "feature_dtype",
+        "generation_batch_size",
+        "generation_positions",
+        "max_dropped_share",
+        "steps",
+    }
     assert set(values) - set(RECIPE) == ours
     assert values["steps"] is None
     assert full.preset.decoder == "HuggingFaceTB/SmolLM2-135M"

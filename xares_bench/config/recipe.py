@@ -46,6 +46,7 @@ class TrainingRecipe:
         sort_window: Number of rows that are sorted by length, longest first, before they are batched.
         deterministic: Use deterministic algorithms.
         compile: Compile the decoder's layers (torch.compile); worth it only in long trainings, and needs a compiler.
+        cuda_graphs: On a GPU, start the kernels of a training step together, as one CUDA graph.
         max_dropped_share: Largest share of unusable samples in a split; more are an error.
         feature_dtype: Type of features on disk and in use: `encoder`: the encoder's; `float16`: half the disk space.
     """
@@ -69,6 +70,7 @@ class TrainingRecipe:
     sort_window: int
     deterministic: bool
     compile: bool
+    cuda_graphs: bool
     max_dropped_share: float
     feature_dtype: FeatureDtype
 

@@ -60,7 +60,11 @@ class LALM(nn.Module):
         are compiled for each shape that occurs. A decoder that counts positions itself may have none for padding.
         """
         is_padded = self.reads_packed and (self._is_compiled or device.type != "cpu")
-        return (batch.padded(_PADDED_TO) if is_padded else batch).to(device)
+        return (self.padded(batch) if is_padded else batch).to(device)
+
+    def padded(self, batch: Batch) -> Batch:
+        """Return a batch padded so that few shapes occur."""
+        return batch.padded(_PADDED_TO)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Return the decoder's input `[N, H]`: projected features for audio, token embeddings for text.

@@ -55,10 +55,13 @@ _READING_MODULES = (
 )
 TRAINING_MODULES = (
     *_READING_MODULES,
+    "runtime.recording",
     "training.checkpoints",
     "training.dataloader",
     "training.loop",
+    "training.losses",
     "training.sampler",
+    "training.steps",
 )
 SCORING_MODULES = (
     *_READING_MODULES,

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from xares_bench.config.recipe import TrainingRecipe
 from xares_bench.core.errors import OutOfMemory, TrainingError
@@ -23,8 +22,11 @@ from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms, random_states, restore_random_states, seeded
 from xares_bench.runtime.memory import is_out_of_memory
 from xares_bench.runtime.processes import end_session_on_error, sum_over_processes
+from xares_bench.runtime.recording import Recorder
 from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.training.checkpoints import Checkpoint
+from xares_bench.training.losses import LossReader
+from xares_bench.training.steps import Steps, recorder_for
 
 # Distance between the seeds of two processes.
 _SEEDS_APART = 1_000_003
@@ -45,6 +47,7 @@ def train(
     start: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] | None = None,
     keep_every: int = 1000,
+    recorder: Recorder | None = None,
 ) -> list[float]:
     """Train a LALM in place, and leave it on the accelerator's device in eval mode.
 
@@ -59,6 +62,7 @@ def train(
         start: Checkpoint to resume from, or None.
         keep: Saves a checkpoint; called every `keep_every` steps, and on SIGINT and SIGTERM.
         keep_every: Number of steps between two checkpoints.
+        recorder: Records steps; None: as `recorder_for` decides.
 
     Returns:
         The loss of every step, in nats per token.
@@ -69,7 +73,6 @@ def train(
         KeyboardInterrupt: SIGINT or SIGTERM was received; the current step is finished and its checkpoint saved.
     """
     optimizer = _optimizer(lalm, recipe)
-    schedule = LambdaLR(optimizer, lambda step: _rate_share(step, recipe.warmup_steps, num_steps))
     losses: list[float] = [] if start is None else list(start.values["losses"])
     first = len(losses)
     num_clips, started = 0, time.perf_counter()
@@ -83,60 +86,46 @@ def train(
         defer_interrupts() as is_interrupted,
     ):
         optimizer = accelerator.prepare(optimizer)
-        state = _State(lalm=lalm, optimizer=optimizer, schedule=schedule, accelerator=accelerator)
+        steps = Steps(
+            lalm,
+            model,
+            optimizer,
+            recipe=recipe,
+            num_steps=num_steps,
+            accelerator=accelerator,
+            recorder=recorder or recorder_for(lalm, recipe, accelerator),
+        )
+        state = _State(lalm=lalm, optimizer=optimizer, steps=steps, accelerator=accelerator)
         if start is not None:
             state.restore(start)
+        reader = LossReader(accelerator.device)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
-            batch = lalm.place(batch, accelerator.device)
             with end_session_on_error(accelerator), _explain_out_of_memory(description, step + 1, batch):
-                loss = _step(model, batch, optimizer, schedule, accelerator, recipe.max_grad_norm)
-                # Together, so that all processes end after the same step, whichever of them a signal has reached.
-                loss_of_all, num_interrupted = sum_over_processes(accelerator, [loss, float(is_interrupted())])
-            losses.append(loss_of_all)
-            accelerator.log({f"loss/{description.replace(' ', '_')}": losses[-1]}, step=step + 1)
-            if not losses[-1] < float("inf"):
-                raise TrainingError(
-                    f"{description}: the loss is {losses[-1]} at step {step + 1} of {num_steps}; "
-                    "lower the learning rate (--set learning_rate=...) or check the encoder's features"
-                )
+                loss = steps(batch)
+                num_interrupted = float(is_interrupted())
+                if accelerator.num_processes > 1:
+                    # Together, so that all processes end after the same step, whichever of them a signal has reached.
+                    of_all, num_interrupted = sum_over_processes(accelerator, [float(loss), num_interrupted])
+                    loss = torch.tensor(of_all, dtype=torch.float64)
+            reader.send(loss)
+            is_due = num_interrupted > 0 or (step + 1) % keep_every == 0
+            for value in reader.received(all_of_them=is_due or step + 1 == num_steps):
+                losses.append(value)
+                accelerator.log({f"loss/{description.replace(' ', '_')}": value}, step=len(losses))
+                if not value < float("inf"):
+                    raise TrainingError(
+                        f"{description}: the loss is {value} at step {len(losses)} of {num_steps}; "
+                        "lower the learning rate (--set learning_rate=...) or check the encoder's features"
+                    )
             num_clips += len(batch.lengths)
             clips_per_s = num_clips / (time.perf_counter() - started)
-            advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s")
-            is_due = num_interrupted or (step + 1) % keep_every == 0
+            advance(note=f"loss {losses[-1]:.3f}, {clips_per_s:.0f} clips/s" if losses else "")
             if keep is not None and is_due and step + 1 < num_steps:
                 keep(state.checkpoint(losses))
             if num_interrupted:
                 raise KeyboardInterrupt(f"{description} was interrupted after step {step + 1} of {num_steps}")
     assert len(losses) == num_steps, "the batches ended early"
     return losses
-
-
-def _step(
-    model: Any, batch: Batch, optimizer: Any, schedule: LambdaLR, accelerator: Accelerator, max_grad_norm: float
-) -> float:
-    """Make one optimiser step; return this process's part of the loss."""
-    with accelerator.autocast():
-        loss = model(batch) / batch.num_targets
-    # `num_targets` counts the targets of the whole batch, so the losses of the processes add up to the batch's loss.
-    # But accelerate averages gradients over the processes.
-    accelerator.backward(loss * accelerator.num_processes)
-    # Also unscales gradients in fp16, which must happen before their norm is limited.
-    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    scale = _loss_scale(accelerator)
-    optimizer.step()
-    # In fp16 a step whose gradients overflow is skipped, and the scale lowered. The learning rate then stays, too.
-    if _loss_scale(accelerator) >= scale:
-        schedule.step()
-    optimizer.zero_grad()
-    return float(loss.detach())
-
-
-def _loss_scale(accelerator: Accelerator) -> float:
-    """Return the factor of the loss in fp16, or else 1.
-
-    accelerate's `optimizer_step_was_skipped` does not see the steps that a fused optimizer itself leaves out.
-    """
-    return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
 
 
 def _optimizer(lalm: LALM, recipe: TrainingRecipe) -> torch.optim.AdamW:
@@ -155,7 +144,7 @@ class _State:
 
     lalm: LALM
     optimizer: Any
-    schedule: LambdaLR
+    steps: Steps
     accelerator: Accelerator
 
     def checkpoint(self, losses: Sequence[float]) -> Checkpoint:
@@ -172,8 +161,10 @@ class _State:
             tensors={name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()},
             values={
                 "losses": list(losses),
-                "groups": optimizer["param_groups"],
-                "schedule": self.schedule.state_dict(),
+                "groups": [
+                    {**group, "lr": float(group["lr"]), "capturable": False} for group in optimizer["param_groups"]
+                ],
+                "num_updates": self.steps.num_updates,
                 "scaler": None if scaler is None else scaler.state_dict(),
             },
         )
@@ -190,7 +181,7 @@ class _State:
             for name, parameter in self.lalm.trained_parameters():
                 parameter.copy_(checkpoint.tensors[f"parameter.{name}"])
         self.optimizer.load_state_dict({"state": moments, "param_groups": checkpoint.values["groups"]})
-        self.schedule.load_state_dict(checkpoint.values["schedule"])
+        self.steps.num_updates = checkpoint.values["num_updates"]
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.values["scaler"])
         device, random = self.accelerator.device, f"random.{self.accelerator.process_index}"
@@ -216,13 +207,6 @@ def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterato
         ) from None
 
 
-def _rate_share(step: int, num_warmup: int, num_steps: int) -> float:
-    """Return the factor of the learning rate at a step, from 0: linear warm-up, then linear decay to 0."""
-    if step < num_warmup:
-        return step / num_warmup
-    return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
-
-
 @contextlib.contextmanager
 def _prepared(lalm: LALM, accelerator: Accelerator) -> Iterator[Any]:
     """Put a LALM into train mode on the accelerator's device; then into eval mode, without accelerate's changes."""
@@ -236,6 +220,7 @@ def _prepared(lalm: LALM, accelerator: Accelerator) -> Iterator[Any]:
         for name in set(vars(lalm)) - own:
             delattr(lalm, name)
         accelerator.free_memory()
+        lalm.zero_grad()
         lalm.eval()
 
 
