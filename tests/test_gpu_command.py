@@ -26,6 +26,9 @@ def test_every_part_leaves_a_line_with_its_figures(tmp_path: Path) -> None:
     assert equality["losses"][0] == equality["losses"][1]
     assert step["tiny"]["deterministic"]["loss"] == pytest.approx(step["tiny"]["any algorithm"]["loss"], rel=1e-3)
     assert generation["40 tokens, ms a clip"] > 0
+    assert generation["one by one"]["40 tokens, ms a clip"] > 0
+    assert not generation["recorded"]
+    assert generation["problems"] == []
 
 
 def test_a_part_that_fails_leaves_its_last_lines_and_stops_no_other(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.tape import TapeRecorder
-from xares_bench.runtime.recording import Recorded
+from xares_bench.runtime.recording import Recorded, Recorder, _stream
 
 
 def test_first_plain_then_recorded_then_repeated() -> None:
@@ -86,3 +86,11 @@ def test_an_error_of_the_work_itself_is_an_error() -> None:
     recorded = Recorded(work, TapeRecorder())
     with warnings.catch_warnings(), pytest.raises(ValueError, match="the work's own"):
         recorded()
+
+
+def test_recorders_of_a_device_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    _stream.cache_clear()
+    first, second, other = (Recorder(torch.device("cuda", index)) for index in (0, 0, 1))
+    _stream.cache_clear()
+    assert first._stream is second._stream is not other._stream

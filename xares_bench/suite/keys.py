@@ -64,6 +64,7 @@ SCORING_MODULES = (
     *_READING_MODULES,
     "lalm.generation",
     "lalm.hugging_face_generation",
+    "lalm.token_steps",
     "metrics.captioning",
     "metrics.captions.files",
     "metrics.captions.formulas",
@@ -72,6 +73,7 @@ SCORING_MODULES = (
     "metrics.parts",
     "metrics.registry",
     "metrics.transcription",
+    "runtime.recording",
     "scores.clip_sums",
     "scores.statistics",
 )
