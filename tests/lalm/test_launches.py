@@ -8,9 +8,7 @@ import pytest
 
 from benchmarks.gpu_machine import Machine
 from benchmarks.launches import count_step, count_token, machine_with
-
-# Operations that wait until the GPU has computed a value or a shape.
-WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
+from tests.tape import WAITING
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,9 @@ def prompts(make_clips: MakeClips) -> list[Utterance]:
     ]
 
 
-def lalm_of(family: str, folder: Path, recipe: Recipe) -> LALM:
+def lalm_of(family: str, folder: Path, recipe: Recipe, **changes: Any) -> LALM:
     """In float64, where rounding that depends on the number of rows decides nothing."""
-    return build_lalm(save_decoder(folder, family, vocab_size=40), 6, recipe.training).eval().double()
+    return build_lalm(save_decoder(folder, family, vocab_size=40, **changes), 6, recipe.training).eval().double()
 
 
 @pytest.fixture
@@ -84,6 +84,17 @@ def test_a_step_of_every_decoder_that_reads_packed_can_be_recorded_and_waits_for
     assert generated(lalm, prompts, recorder) == generated(lalm, prompts, None)
     assert recorder.problem is None
     assert (recorder.num_recorded, recorder.num_repeated) == (1, NUM_TOKENS - 2)
+
+
+def test_a_decoder_that_waits_for_a_value_is_not_recorded(
+    prompts: list[Utterance], mini_recipe: Recipe, tmp_path: Path
+) -> None:
+    """This rotary scaling asks in Python which position is the last."""
+    rotary = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0}
+    lalm = lalm_of("llama", tmp_path, mini_recipe, max_position_embeddings=40, rope_parameters=rotary)
+    expected = generated(lalm, prompts, None)
+    with pytest.warns(RuntimeWarning, match="waits for a value"):
+        assert generated(lalm, prompts, TapeRecorder()) == expected
 
 
 def test_texts_are_those_of_each_prompt_alone(lalm: LALM, prompts: list[Utterance]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,15 @@ def test_work_that_cannot_be_recorded_is_done_as_it_is_with_one_warning() -> Non
         expected.mul_(float(expected) + 1)
     assert torch.equal(total, expected)
     assert recorder.problem is not None
+
+
+@pytest.mark.parametrize("in_inference", [True, False])
+@pytest.mark.parametrize("wait", [float, bool, torch.Tensor.item, lambda x: x.tolist(), torch.nonzero])
+def test_work_that_waits_is_not_recorded_in_inference_either(wait: Callable[[Any], Any], in_inference: bool) -> None:
+    values = torch.ones(1)
+    waiting = Recorded(lambda: wait(values), TapeRecorder())
+    with torch.inference_mode(in_inference), pytest.warns(RuntimeWarning, match="waits for a value"):
+        _do([waiting, waiting])
 
 
 def _do(works: list[Recorded]) -> None:
