@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_machine import Machine, batch_of
 from xares_bench.lalm import attention
-from xares_bench.lalm.attention import Cache, NextPositions
+from xares_bench.lalm.attention import Cache
+from xares_bench.lalm.token_steps import Texts
 
 _NUM_LAYERS = 30
 META = torch.device("meta")
@@ -143,18 +144,16 @@ def count_step(machine: Machine) -> Launches:
 
 
 def count_token(machine: Machine) -> Launches:
-    """Count the next token of three texts."""
+    """Count all that the next token of three texts takes: reading the last, the repetition penalty, and the choice."""
     lalm = machine.lalm()
     lalm.merge_lora()
     lalm.to(META).eval()
-    rows_B, lengths_B = torch.arange(3, device=META), torch.tensor([3, 5, 4], device=META)
-    layout = NextPositions(cache=Cache(num_rows=4, num_positions=20), rows_B=rows_B, lengths_B=lengths_B, longest=5)
+    texts = Texts(lalm, Cache(num_rows=4, num_positions=20), machine.recipe.generation, META)
+    launches = Launches()
     with kernels_of_a_gpu(), torch.inference_mode():
-        inputs_BH = torch.zeros(3, lalm.projector.out_features, device=META)
-        lalm.read(inputs_BH, layout, lengths_B, rows_B)  # makes the cache
-        launches = Launches()
+        texts.step(3, 6)  # makes the cache
         with launches:
-            lalm.read(inputs_BH, layout, lengths_B, rows_B)
+            texts.step(3, 6)
     return launches
 
 

@@ -395,7 +395,7 @@ def parser(h100: H100) -> argparse.ArgumentParser:
     options.add_argument("--encoder-parameters", type=float, default=86e6)
     options.add_argument("--output-dim", type=int, default=768)
     options.add_argument("--launches", type=int, default=3600)
-    options.add_argument("--generation-launches", type=int, default=680)
+    options.add_argument("--generation-launches", type=int, default=690)
     options.add_argument("--us-per-launch", type=float, default=h100.us_per_launch)
     options.add_argument("--tflops", type=float, default=33.5)
     options.add_argument("--prompt-tokens", type=int, default=10)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,15 @@ from torch.utils._pytree import tree_leaves
 
 from xares_bench.runtime.recording import Recorder
 
-_WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
+# Operations that wait until a GPU has computed a value or a shape; some are seen under another name in inference mode.
+WAITING = {
+    "aten._local_scalar_dense.default",
+    "aten.item.default",
+    "aten.is_nonzero.default",
+    "aten.equal.default",
+    "aten.nonzero.default",
+    "aten.masked_select.default",
+}
 
 
 class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,7 +37,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if str(function) in _WAITING:
+        if str(function) in WAITING:
             raise RuntimeError(f"{function} cannot be recorded: it waits for a value")
         found = function(*args, **(kwargs or {}))
         self.notes.append((function, args, kwargs or {}, found))
@@ -54,7 +63,7 @@ class TapeRecorder(Recorder):
         tape = _Tape()
         # Recording does the work, as a CUDA graph's does not. So what it changes is put back.
         changed = _Before()
-        with changed, tape:
+        with changed, tape, patch.object(torch.Tensor, "tolist", _refuse_list):
             work()
         changed.put_back()
         self.num_recorded += 1
@@ -70,6 +79,11 @@ class TapeRecorder(Recorder):
                             target.copy_(value)
 
         return repeat
+
+
+def _refuse_list(tensor: torch.Tensor) -> None:
+    """In place of a function that is no operation."""
+    raise RuntimeError("tolist cannot be recorded: it waits for a value")
 
 
 def _tensors(found: Any) -> list[torch.Tensor]:

@@ -29,6 +29,9 @@ def test_every_part_leaves_a_line_with_its_figures(tmp_path: Path) -> None:
         assert kind["losses"] == pytest.approx(expected, rel=1e-3)
         assert "warnings" not in kind
     assert generation["40 tokens, ms a clip"] > 0
+    assert generation["kernel by kernel"]["40 tokens, ms a clip"] > 0
+    assert not generation["recorded"]
+    assert generation["problems"] == []
 
 
 def test_a_part_that_fails_leaves_its_last_lines_and_stops_no_other(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def split(parts: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[tuple[t
 
 def next_positions(cache: Cache, lengths: Sequence[int]) -> NextPositions:
     return NextPositions(
-        cache=cache, rows_B=torch.arange(len(lengths)), lengths_B=torch.tensor(lengths), longest=max(lengths)
+        cache=cache, rows_B=torch.arange(len(lengths)), lengths_B=torch.tensor(lengths), num_positions=max(lengths) + 1
     )
 
 

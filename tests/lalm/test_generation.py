@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, 
 
 from tests.conftest import MakeClips
 from tests.plain_lalm import Float64, TokenIdTokenizer, save_decoder
+from tests.tape import TapeRecorder
 from xares_bench.config.recipe import GenerationRecipe, Recipe
-from xares_bench.core.errors import UsageError
+from xares_bench.core.errors import ShortageWarning, UsageError
 from xares_bench.core.progress import Progress
+from xares_bench.lalm import generation, token_steps
 from xares_bench.lalm.attention import Cache
 from xares_bench.lalm.batch import TextTokenizer, Utterance
 from xares_bench.lalm.generation import generate
@@ -23,7 +27,9 @@ from xares_bench.lalm.model import LALM, build_lalm
 
 CPU = torch.device("cpu")
 NUM_TEXTS = 400
-RECIPE = GenerationRecipe(repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200)
+RECIPE = GenerationRecipe(
+    repetition_penalty=1.05, max_new_tokens=12, generation_batch_size=3, generation_positions=200, cuda_graphs=True
+)
 
 
 @pytest.fixture
@@ -93,7 +99,7 @@ def test_hundreds_of_texts_equal_those_of_transformers_generate_and_no_token_mor
         for clip in clips
     ]
     recipe = GenerationRecipe(
-        repetition_penalty=1.5, max_new_tokens=30, generation_batch_size=24, generation_positions=900
+        repetition_penalty=1.5, max_new_tokens=30, generation_batch_size=24, generation_positions=900, cuda_graphs=True
     )
     computed: list[int] = []
     output_layer = lalm.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -119,6 +125,122 @@ def test_hundreds_of_texts_equal_those_of_transformers_generate_and_no_token_mor
     assert sum(computed) == sum(min(length + 1, 30) for length in lengths), "tokens, and the EOS of what ended"
 
 
+MakeRecorder = Callable[[], TapeRecorder]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, MakeRecorder | None], None]:
+    """Lets generation look for ends after so many tokens, and record for every cache with a recorder that is made."""
+
+    def set_to(tokens_at_once: int, make_recorder: MakeRecorder | None) -> None:
+        monkeypatch.setattr(generation, "_tokens_at_once", lambda device: tokens_at_once)
+        monkeypatch.setattr(generation, "_recorder", lambda recipe, device: make_recorder() if make_recorder else None)
+        monkeypatch.setattr(token_steps, "_FEWEST_POSITIONS", 8)  # so that shapes change
+
+    return set_to
+
+
+def random_prompts(make_clips: MakeClips, number: int) -> list[Utterance]:
+    rng = random.Random(1)
+    clips = make_clips([rng.randint(1, 40) for _ in range(number)])
+    return [
+        Utterance(clip=clip, prompt_ids=tuple(rng.choices(range(3, 40), k=rng.randint(1, 5))), target_ids=())
+        for clip in clips
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_texts_depend_neither_on_when_ends_are_looked_for_nor_on_recording(
+    family: str,
+    as_on_a_gpu: Callable[[int, MakeRecorder | None], None],
+    make_clips: MakeClips,
+    token_id_tokenizer: TextTokenizer,
+    mini_recipe: Recipe,
+    tmp_path: Path,
+) -> None:
+    """Rows go on behind their end, are moved, and are used again; more rows are computed than have texts."""
+    lalm = lalm_that_ends_now_and_then(tmp_path, family, mini_recipe)
+    prompts = random_prompts(make_clips, 40)
+    recorders: list[TapeRecorder] = []
+
+    def make_recorder() -> TapeRecorder:
+        recorders.append(TapeRecorder())
+        return recorders[-1]
+
+    def texts(max_new_tokens: int = 20) -> list[str]:
+        recipe = GenerationRecipe(
+            repetition_penalty=1.5,
+            max_new_tokens=max_new_tokens,
+            generation_batch_size=9,
+            generation_positions=500,
+            cuda_graphs=True,
+        )
+        with Float64():
+            return generate(lalm, prompts, tokenizer=token_id_tokenizer, recipe=recipe, device=CPU, progress=Progress())
+
+    # The end is a token that about half of the texts have, by this decoder's choice.
+    occurrences = Counter(token for text in texts() for token in set(text.split()))
+    token_id_tokenizer.eos_id = int(min(occurrences, key=lambda token: (abs(occurrences[token] - 20), token)))
+    expected = texts()
+    lengths = [len(text.split()) for text in expected]
+    assert lengths.count(20) > 3, "nothing runs to the limit"
+    assert len(set(lengths)) > 3, "hardly anything ends early"
+    as_on_a_gpu(2, None)
+    assert texts() == expected
+    for tokens_at_once in (1, 8):
+        recorders.clear()
+        as_on_a_gpu(tokens_at_once, make_recorder)
+        assert texts() == expected
+        assert all(recorder.problem is None for recorder in recorders)
+        assert len(recorders) > 1, "all clips share one cache"
+        num_recorded = sum(recorder.num_recorded for recorder in recorders)
+        assert num_recorded > len(recorders), "one shape a cache"
+        assert sum(recorder.num_repeated for recorder in recorders) > 3 * num_recorded
+    for max_new_tokens in (1, 5):
+        assert texts(max_new_tokens) == [" ".join(text.split()[:max_new_tokens]) for text in expected]
+
+
+@pytest.mark.parametrize("num_without_memory", [0, 1])
+def test_texts_are_the_same_where_nothing_can_be_recorded(
+    num_without_memory: int,
+    as_on_a_gpu: Callable[[int, MakeRecorder | None], None],
+    make_clips: MakeClips,
+    decoder_folder: str,
+    tokenizer: TextTokenizer,
+    mini_recipe: Recipe,
+) -> None:
+    """Whether recording itself fails, or there is no memory for the first cache's steps, recorded or not."""
+    lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval().double()
+    prompts = random_prompts(make_clips, 20)
+    recorders: list[TapeRecorder] = []
+
+    class Failing(TapeRecorder):
+        def __init__(self) -> None:
+            super().__init__()
+            recorders.append(self)
+            self.has_memory = len(recorders) > num_without_memory
+
+        def run(self, work: Callable[[], object]) -> None:
+            if self.problem is not None and not self.has_memory:
+                raise MemoryError
+            super().run(work)
+
+        def record(self, work: Callable[[], object]) -> Callable[[], None]:
+            raise RuntimeError("operation not permitted when stream is capturing") if self.has_memory else MemoryError
+
+    def texts() -> list[str]:
+        with Float64():
+            return generate(lalm, prompts, tokenizer=tokenizer, recipe=RECIPE, device=CPU, progress=Progress())
+
+    expected = texts()
+    as_on_a_gpu(4, Failing)
+    with pytest.warns() as noted:
+        assert texts() == expected
+    assert sum(issubclass(one.category, ShortageWarning) for one in noted) == num_without_memory
+    assert any("cannot be recorded as a CUDA graph" in str(one.message) for one in noted)
+    assert len(recorders) > num_without_memory
+
+
 def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
     make_clips: MakeClips,
     decoder_folder: str,
@@ -136,7 +258,7 @@ def test_the_cache_holds_no_more_positions_than_the_recipe_allows(
     monkeypatch.setattr("xares_bench.lalm.generation.Cache", record)
     lalm = build_lalm(decoder_folder, 6, mini_recipe.training).eval()
     prompts = [tokenizer.prompt(clip, "say") for clip in make_clips([300, 80, 70, *range(30, 1, -1)])]
-    recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200)
+    recipe = dataclasses.replace(RECIPE, generation_batch_size=8, generation_positions=200, cuda_graphs=True)
     texts = generate(lalm, prompts, tokenizer=tokenizer, recipe=recipe, device=CPU, progress=Progress())
     assert len(texts) == len(prompts)
     assert caches[0] == (1, 300 + 3 + RECIPE.max_new_tokens)

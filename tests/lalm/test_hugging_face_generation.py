@@ -13,7 +13,7 @@ from tests.plain_lalm import save_decoder
 from xares_bench.config.recipe import Recipe
 from xares_bench.lalm import hugging_face_generation as module
 from xares_bench.lalm.batch import TextTokenizer
-from xares_bench.lalm.hugging_face_generation import _batches, _until, generate_padded
+from xares_bench.lalm.hugging_face_generation import _batches, generate_padded, until
 from xares_bench.lalm.model import build_lalm
 
 CPU = torch.device("cpu")
@@ -56,5 +56,5 @@ def test_nothing_is_generated_for_no_prompts(
 
 
 def test_tokens_end_before_eos() -> None:
-    assert _until([5, 6, 1, 1], 1) == [5, 6]
-    assert _until([5, 6], 1) == [5, 6]
+    assert until([5, 6, 1, 1], 1) == [5, 6]
+    assert until([5, 6], 1) == [5, 6]

@@ -8,9 +8,7 @@ import pytest
 
 from benchmarks.gpu_machine import Machine
 from benchmarks.launches import count_step, count_token, machine_with
-
-# Operations that wait until the GPU has computed a value or a shape.
-WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
+from tests.tape import WAITING
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +23,9 @@ def test_a_training_step_starts_at_most_3600_kernels_and_waits_for_none(machine:
     assert not launches.by_name.keys() & WAITING
 
 
-def test_a_token_starts_at_most_680_kernels_and_waits_for_none(machine: Machine) -> None:
+def test_a_token_starts_at_most_700_kernels_and_waits_for_none(machine: Machine) -> None:
     launches = count_token(machine)
-    assert launches.number <= 680, launches
+    assert launches.number <= 700, launches
     assert not launches.by_name.keys() & WAITING
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.tape import TapeRecorder
-from xares_bench.runtime.recording import Recorded
+from xares_bench.runtime.recording import Recorded, Recorder, _stream
 
 
 def test_first_plain_then_recorded_then_repeated() -> None:
@@ -74,6 +76,15 @@ def test_work_that_cannot_be_recorded_is_done_as_it_is_with_one_warning() -> Non
     assert recorder.problem is not None
 
 
+@pytest.mark.parametrize("in_inference", [True, False])
+@pytest.mark.parametrize("wait", [float, bool, torch.Tensor.item, lambda x: x.tolist(), torch.nonzero])
+def test_work_that_waits_is_not_recorded_in_inference_either(wait: Callable[[Any], Any], in_inference: bool) -> None:
+    values = torch.ones(1)
+    waiting = Recorded(lambda: wait(values), TapeRecorder())
+    with torch.inference_mode(in_inference), pytest.warns(RuntimeWarning, match="waits for a value"):
+        _do([waiting, waiting])
+
+
 def _do(works: list[Recorded]) -> None:
     for work in works:
         work()
@@ -86,3 +97,11 @@ def test_an_error_of_the_work_itself_is_an_error() -> None:
     recorded = Recorded(work, TapeRecorder())
     with warnings.catch_warnings(), pytest.raises(ValueError, match="the work's own"):
         recorded()
+
+
+def test_recorders_of_a_device_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    _stream.cache_clear()
+    first, second, other = (Recorder(torch.device("cuda", index)) for index in (0, 0, 1))
+    _stream.cache_clear()
+    assert first._stream is second._stream is not other._stream

@@ -49,6 +49,7 @@ IN_THE_KEY_OF_FEATURES = {
 ONLY_SCORES = {
     "lalm.generation": "used after the training",
     "lalm.hugging_face_generation": "used after the training",
+    "lalm.token_steps": "used after the training",
     "metrics.": "used after the training",
     "scores.clip_sums": "used after the training",
     "scores.statistics": "used after the training",

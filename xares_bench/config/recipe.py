@@ -84,17 +84,22 @@ class GenerationRecipe:
         max_new_tokens: Maximal number of tokens per clip.
         generation_batch_size: Maximal number of clips in a batch.
         generation_positions: Maximal number of positions in the cache of a batch; a longer clip is a batch of its own.
+        cuda_graphs: On a GPU, start the kernels of a token together, as one CUDA graph.
     """
 
     repetition_penalty: float
     max_new_tokens: int
     generation_batch_size: int
     generation_positions: int
+    cuda_graphs: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All hyper-parameters, in two groups: trained LALMs depend on the first only, scores on both."""
+    """All hyper-parameters, in two groups: trained LALMs depend on the first only, scores on both.
+
+    `cuda_graphs` is in both.
+    """
 
     training: TrainingRecipe
     generation: GenerationRecipe
@@ -118,7 +123,8 @@ def read_recipe(section: Section) -> Recipe:
     Raises:
         UsageError: Of the section's type: a value is missing, unknown, of the wrong type or out of range.
     """
-    section.only(*(field.name for part in (TrainingRecipe, GenerationRecipe) for field in dataclasses.fields(part)))
+    names = (field.name for part in (TrainingRecipe, GenerationRecipe) for field in dataclasses.fields(part))
+    section.only(*dict.fromkeys(names))
     return Recipe(
         training=TrainingRecipe(**_read_values(section, TrainingRecipe)),
         generation=GenerationRecipe(**_read_values(section, GenerationRecipe)),

@@ -8,5 +8,6 @@ llama                    the layers of decoders that are built like Llama, in fe
 operations               their differentiable operations: RMSNorm, rotary positions, taking and spreading positions
 lora                     LoRA: trained additions to the decoder's linear layers
 generation               greedy generation for many clips; finished rows make room for the next clips
+token_steps              the next token of every text: tensors alone, recorded on a GPU
 hugging_face_generation  the same by transformers, for decoders that cannot read packed sequences
 """

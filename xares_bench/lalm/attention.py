@@ -188,13 +188,14 @@ class NextPositions:
         cache: Has the positions before.
         rows_B: Numbers of the rows, from 0.
         lengths_B: Number of these positions.
-        longest: The largest of `lengths_B`.
+        num_positions: Positions of every row that are attended to, masked behind its sequence; no sequence, with the
+            new position, has more.
     """
 
     cache: Cache
     rows_B: torch.Tensor
     lengths_B: torch.Tensor
-    longest: int
+    num_positions: int
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def attend(
@@ -210,22 +211,21 @@ class NextPositions:
     ) -> torch.Tensor:
         """See `Layout.attend`; N is B."""
         key_BKCD, value_BKCD = self.cache.append(layer, self.rows_B, self.lengths_B, key_NKD, value_NKD)
-        num_positions = self.longest + 1
         # The G query heads that share a key head become G queries of that head, so nothing is repeated.
         attended_BKGD = functional.scaled_dot_product_attention(
             query_NHD.view(len(query_NHD), key_NKD.shape[1], -1, query_NHD.shape[2]),
-            key_BKCD[:, :, :num_positions],
-            value_BKCD[:, :, :num_positions],
-            attn_mask=self._mask(num_positions, window),
+            key_BKCD[:, :, : self.num_positions],
+            value_BKCD[:, :, : self.num_positions],
+            attn_mask=self._mask(window),
             dropout_p=dropout,
             scale=scale,
         )
         return attended_BKGD.flatten(1, 2)
 
-    def _mask(self, num_positions: int, window: int | None) -> torch.Tensor:
+    def _mask(self, window: int | None) -> torch.Tensor:
         """True at the positions of a row's sequence, `[B, 1, 1, num_positions]`; computed once for all layers."""
         if window not in self._masks:
-            positions = torch.arange(num_positions, device=self.lengths_B.device)
+            positions = torch.arange(self.num_positions, device=self.lengths_B.device)
             last_B1 = self.lengths_B[:, None]
             mask_BL = positions <= last_B1
             if window is not None:

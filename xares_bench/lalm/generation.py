@@ -3,25 +3,29 @@
 Clips of similar length are decoded together, each in one row of a cache of keys and values. A finished row makes room
 for the next clip, so a text without an end does not hold up the others.
 
-Shapes: B rows in use, V vocabulary.
+The tokens, and how far each text is, stay on the device. The host only looks which texts have ended: on a CPU after
+every token, on a GPU, which would wait for it, after a few.
+
+Shapes: B sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from xares_bench.config.recipe import GenerationRecipe
 from xares_bench.core.errors import OutOfMemory
 from xares_bench.core.progress import Progress
-from xares_bench.lalm.attention import Cache, NextPositions, pack
+from xares_bench.lalm.attention import Cache, pack
 from xares_bench.lalm.batch import TextTokenizer, Utterance, collate
-from xares_bench.lalm.hugging_face_generation import generate_padded
+from xares_bench.lalm.hugging_face_generation import generate_padded, until
 from xares_bench.lalm.model import LALM
+from xares_bench.lalm.token_steps import Texts, TokenSteps
 from xares_bench.runtime.memory import is_out_of_memory, prepare_smaller_batches
+from xares_bench.runtime.recording import Recorder
 
 # Maximal number of prompt positions that are read at once.
 _MAX_POSITIONS_READ = 4096
@@ -126,13 +130,16 @@ class _Row:
         index: Index of its prompt.
         prompt: The prompt that it continues.
         length: Number of positions that the decoder has read.
-        token_ids: Generated tokens; the decoder has not read the last one yet.
     """
 
     index: int
     prompt: Utterance
     length: int
-    token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of generated tokens; the decoder has not read the last one yet."""
+        return self.length - self.prompt.num_positions + 1
 
 
 class _Rows:
@@ -146,65 +153,61 @@ class _Rows:
         self._eos_id = tokenizer.eos_id
         self._max_new_tokens = recipe.max_new_tokens
         self._device = device
-        self._cache = cache
-        self._penalise = RepetitionPenaltyLogitsProcessor(recipe.repetition_penalty)
+        self._texts = Texts(lalm, cache, recipe, device)
+        self._step = TokenSteps(self._texts, _recorder(recipe, device))
 
     @property
     def num_free(self) -> int:
         """Number of rows without a clip."""
-        return self._cache.num_rows - len(self.in_use)
+        return self._texts.cache.num_rows - len(self.in_use)
 
     def begin(self, prompts: Sequence[tuple[int, Utterance]]) -> list[tuple[int, list[int]]]:
         """Read prompts into free rows and generate their first tokens; return the texts that end with it."""
-        first = len(self.in_use)
-        begun = [_Row(index=index, prompt=prompt, length=prompt.num_positions) for index, prompt in prompts]
-        self.in_use.extend(begun)
+        rows = slice(len(self.in_use), len(self.in_use) + len(prompts))
+        self.in_use.extend(_Row(index=index, prompt=prompt, length=prompt.num_positions) for index, prompt in prompts)
         batch = collate([prompt for _, prompt in prompts]).to(self._device)
-        packing = pack(batch.lengths, self._device, cache=self._cache, rows=slice(first, first + len(prompts)))
+        packing = pack(batch.lengths, self._device, cache=self._texts.cache, rows=rows)
         last_places_B = torch.tensor(batch.lengths).cumsum(0).to(self._device) - 1
-        logits_BV = self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, last_places_B)
-        self._add_tokens(begun, logits_BV)
+        self._texts.begin(
+            rows, self._lalm.read(self._lalm.embed(batch), packing, packing.position_ids_N, last_places_B)
+        )
         return self._release()
 
     def advance(self) -> list[tuple[int, list[int]]]:
-        """Generate the next token of every row in use; return the texts that end with it."""
+        """Generate the next tokens of every row in use; return the texts that end with one of them."""
         rows = self.in_use
-        lengths_B = torch.tensor([row.length for row in rows], device=self._device)
-        token_ids_B = torch.tensor([row.token_ids[-1] for row in rows], device=self._device)
-        rows_B = torch.arange(len(rows), device=self._device)
-        longest = max(row.length for row in rows)
-        layout = NextPositions(cache=self._cache, rows_B=rows_B, lengths_B=lengths_B, longest=longest)
-        inputs_BH = self._lalm.decoder.get_input_embeddings()(token_ids_B)
-        logits_BV = self._lalm.read(inputs_BH, layout, lengths_B, rows_B)
-        for row in rows:
-            row.length += 1
-        self._add_tokens(rows, logits_BV)
+        self._texts.locate([row.length for row in rows], [row.num_tokens for row in rows])
+        for _ in range(min(_tokens_at_once(self._device), *(self._max_new_tokens - row.num_tokens for row in rows))):
+            self._step(len(rows), max(row.length for row in rows) + 1)
+            for row in rows:
+                row.length += 1
         return self._release()
-
-    def _add_tokens(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> None:
-        """Add the most likely token to every row."""
-        longest = max(len(row.token_ids) for row in rows)
-        if longest:
-            # The penalty takes a rectangle. A token that occurs twice is penalised once, so shorter texts are filled up
-            # with one of their own tokens.
-            filled = [row.token_ids + row.token_ids[:1] * (longest - len(row.token_ids)) for row in rows]
-            logits_BV = self._penalise(torch.tensor(filled, device=self._device), logits_BV.float())
-        for row, token_id in zip(rows, logits_BV.float().argmax(dim=-1).tolist(), strict=True):
-            row.token_ids.append(token_id)
 
     def _release(self) -> list[tuple[int, list[int]]]:
         """Remove finished texts from their rows and return them; the last row moves into each gap."""
         ended: list[tuple[int, list[int]]] = []
+        have_eos = self._texts.have(self._eos_id, len(self.in_use))
         for place in reversed(range(len(self.in_use))):
             row = self.in_use[place]
-            if row.token_ids[-1] == self._eos_id:
-                ended.append((row.index, row.token_ids[:-1]))
-            elif len(row.token_ids) == self._max_new_tokens:
-                ended.append((row.index, row.token_ids))
-            else:
+            if not have_eos[place] and row.num_tokens < self._max_new_tokens:
                 continue
+            ended.append((row.index, until(self._texts.tokens(place, row.num_tokens), self._eos_id)))
             last = self.in_use.pop()
             if last is not row:
-                self._cache.move(len(self.in_use), place, last.length)
+                self._texts.move(len(self.in_use), place, last.length)
                 self.in_use[place] = last
         return ended
+
+
+def _tokens_at_once(device: torch.device) -> int:
+    """Number of tokens that are generated before the next look at which texts have ended.
+
+    A GPU waits while the host looks; a CPU does not, and tokens behind an end cost it time. More than a few would cost
+    a GPU time, too: most texts are short.
+    """
+    return 1 if device.type == "cpu" else 4
+
+
+def _recorder(recipe: GenerationRecipe, device: torch.device) -> Recorder | None:
+    """Return a recorder for the tokens of one cache: the memory that recordings share ends with the last of them."""
+    return Recorder(device) if recipe.cuda_graphs and device.type == "cuda" else None

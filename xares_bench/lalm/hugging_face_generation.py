@@ -99,8 +99,9 @@ def _generate_batch(
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
     )
-    return [_until(row, tokenizer.eos_id) for row in token_ids.tolist()]
+    return [until(row, tokenizer.eos_id) for row in token_ids.tolist()]
 
 
-def _until(token_ids: list[int], eos_id: int) -> list[int]:
+def until(token_ids: list[int], eos_id: int) -> list[int]:
+    """Return the tokens before EOS; all, if it is not among them."""
     return token_ids[: token_ids.index(eos_id)] if eos_id in token_ids else token_ids

@@ -6,6 +6,7 @@ has the same shapes every time, and waits for nothing that the GPU computes.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         """Record what runs on a CUDA device."""
         self.problem: str | None = None
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _stream(device)
         self._pool: Any = None
 
     def run(self, work: Callable[[], object]) -> None:
@@ -71,3 +72,9 @@ class Recorded:
             return
         self._recorder.run(self._work)
         self._is_warm = True
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return one stream for all recorders of a device: cuBLAS keeps memory for every stream that ever used it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -67,6 +67,7 @@ SCORING_MODULES = (
     *_READING_MODULES,
     "lalm.generation",
     "lalm.hugging_face_generation",
+    "lalm.token_steps",
     "metrics.captioning",
     "metrics.captions.files",
     "metrics.captions.formulas",
@@ -75,6 +76,7 @@ SCORING_MODULES = (
     "metrics.parts",
     "metrics.registry",
     "metrics.transcription",
+    "runtime.recording",
     "scores.clip_sums",
     "scores.statistics",
 )
