@@ -390,7 +390,8 @@ def test_positions_count_from_the_first_audio_frame_in_training_and_in_generatio
     used: list[torch.Tensor] = []
 
     def record(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        used.append(keywords["position_ids"] if "position_ids" in keywords else arguments[-1])
+        positions = keywords["position_ids"] if "position_ids" in keywords else arguments[-1]
+        used.append(positions.clone())  # in generation they are counted on in place
 
     module.register_forward_pre_hook(record, with_kwargs=True)
     lalm(collate(utterances))
