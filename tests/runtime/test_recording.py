@@ -90,6 +90,28 @@ def _do(works: list[Recorded]) -> None:
         work()
 
 
+def test_after_a_problem_nothing_is_repeated_and_the_first_cause_is_named() -> None:
+    class FailsLater(TapeRecorder):
+        def record(self, work: Callable[[], object]) -> Callable[[], None]:
+            if self.num_recorded:
+                try:
+                    raise ValueError("the cause")
+                finally:
+                    raise RuntimeError("what follows from it")
+            return super().record(work)
+
+    total, recorder = torch.zeros(1), FailsLater()
+    first, second = (Recorded(lambda: total.add_(1), recorder) for _ in range(2))
+    _do([first, first, first])
+    assert recorder.num_repeated == 2
+    second()
+    with pytest.warns(RuntimeWarning, match="ValueError: the cause"):
+        second()
+    _do([first, second])
+    assert recorder.num_repeated == 2
+    assert float(total) == 7
+
+
 def test_an_error_of_the_work_itself_is_an_error() -> None:
     def work() -> None:
         raise ValueError("the work's own")

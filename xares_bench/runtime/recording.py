@@ -37,9 +37,14 @@ class Recorder:
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """Return what repeats the work; it is not done here."""
         graph = torch.cuda.CUDAGraph()
-        # Threads that read audio may go on: only this thread's calls are checked.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        before = torch.cuda.current_stream(self._stream.device)
+        try:
+            # Threads that read audio may go on: only this thread's calls are checked.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except BaseException:
+            _leave_recording(before)
+            raise
         self._pool = graph.pool()
         return graph.replay
 
@@ -60,18 +65,32 @@ class Recorded:
             try:
                 self._repeat = self._recorder.record(self._work)
             except Exception as error:
-                self._recorder.problem = f"{type(error).__name__}: {error}"
+                cause = _first_cause(error)
+                self._recorder.problem = f"{type(cause).__name__}: {cause}"
                 warnings.warn(
                     f"kernels are started one by one, which is slower: they cannot be recorded as a CUDA graph "
                     f"({self._recorder.problem})",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        if self._repeat is not None:
+        # After a problem nothing is repeated: earlier recordings would draw the random numbers that others draw.
+        if self._repeat is not None and self._recorder.problem is None:
             self._repeat()
             return
         self._recorder.run(self._work)
         self._is_warm = True
+
+
+def _leave_recording(stream: torch.cuda.Stream) -> None:
+    """Undo what torch leaves behind if a recording fails: its stream, and a generator that goes on as in a recording."""
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[stream.device_index]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error that came first: the end of a recording that failed fails, too."""
+    return error if error.__context__ is None else _first_cause(error.__context__)
 
 
 @functools.cache
