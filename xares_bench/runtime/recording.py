@@ -82,7 +82,7 @@ class Recorded:
 
 
 def _leave_recording(stream: torch.cuda.Stream) -> None:
-    """Undo what torch leaves behind if a recording fails: its stream, and a generator that goes on as in a recording."""
+    """Undo what torch leaves behind if a recording fails: its stream, and a generator that still counts for it."""
     torch.cuda.set_stream(stream)
     generator = torch.cuda.default_generators[stream.device_index]
     generator.graphsafe_set_state(generator.clone_state())
