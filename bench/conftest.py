@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from xares_bench.plugin import is_open
 from xares_bench.scores.records import ScoreRecord, overall_of
 from xares_bench.session.clock import ComputeClock
-from xares_bench.session.hooks import SESSION, open_session
+from xares_bench.session.hooks import SESSION
 from xares_bench.session.session import BenchSession
 
 if TYPE_CHECKING:
@@ -22,13 +23,29 @@ if TYPE_CHECKING:
 _CLOCK = ComputeClock()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Read the options as soon as the bench tests are named."""
-    config.stash[SESSION] = open_session(config)
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Refuse to start without the plugin."""
+    if not pluginmanager.has_plugin("session"):  # otherwise the collection has begun
+        _check_plugin(pluginmanager)
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """The same where the suite is named as a module, whose conftest.py is read last."""
+    _check_plugin(config.pluginmanager)
+
+
+def _check_plugin(pluginmanager: pytest.PytestPluginManager) -> None:
+    if not any(map(pluginmanager.has_plugin, ("xares_bench", "xares_bench.plugin"))):
+        raise pytest.UsageError(
+            "the plugin of xares-bench is not loaded; leave out -p no:xares_bench, or, where plugins are not loaded by "
+            "themselves, add -p xares_bench.plugin -p pytest_benchmark.plugin"
+        )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Own datasets are listed only where there are some."""
+    """A folder above does not name the benchmark; own datasets are listed only where there are some."""
+    if not is_open(config):
+        return True
     return True if collection_path.name == "test_custom.py" and not config.stash[SESSION].plan.own_datasets else None
 
 

@@ -152,7 +152,7 @@ def test_another_decoder_and_another_revision_of_the_data(machine: Machine, hub:
 def test_wrong_usage_is_one_line_and_status_2(machine: Machine, hub: Hub, arguments: list[str], said: str) -> None:
     status, output, errors = download(machine, *arguments)
     assert (status, output, len(errors)) == (2, [], 1)
-    assert errors[0].startswith(f"xares_bench: {said}")
+    assert errors[0].startswith(f"xares-bench: {said}")
     assert hub.requests == []
 
 
@@ -163,7 +163,7 @@ def test_a_file_as_the_data_folder_is_refused_in_one_line(machine: Machine, hub:
     )
     assert (status, output) == (2, [])
     assert errors == [
-        f"xares_bench: {tmp_path / 'file'} is a file, expected the folder of the data; choose another --data-home"
+        f"xares-bench: {tmp_path / 'file'} is a file, expected the folder of the data; choose another --data-home"
     ]
     assert hub.requests == []
 

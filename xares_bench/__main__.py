@@ -1,7 +1,7 @@
-"""`python -m xares_bench`: what can be done without pytest.
+"""`xares-bench`, or `python -m xares_bench`: the suite from any folder, and what can be done without pytest.
 
-`download` fetches the data of the published benchmark, `compare` compares finished runs, `leaderboard` puts many of
-them on one page.
+With options alone it runs the suite. `download` fetches the data of the published benchmark, `compare` compares
+finished runs, `leaderboard` puts many of them on one page.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from xares_bench import __version__
 from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
 from xares_bench.core.errors import DataError, UsageError, XaresError, usage_errors_of_paths
 from xares_bench.core.parsing import did_you_mean, local_path
@@ -66,8 +68,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0 done, 1 something could not be downloaded or read, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    """Run a command; return the exit status: 0 done, 1 something could not be downloaded or read, 2 wrong usage.
+
+    The suite's exit status is pytest's.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
+        return _run_suite(given)
+    options = _parser().parse_args(given or ["--help"])
     restore = interrupt_on_end_signals()
     try:
         with usage_errors_of_paths():
@@ -78,19 +86,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("xares_bench: interrupted; run the same command again to resume\n")
+        sys.stderr.write("xares-bench: interrupted; run the same command again to resume\n")
         return 130
     except XaresError as cause:
-        sys.stderr.write(f"xares_bench: {cause}\n")
+        sys.stderr.write(f"xares-bench: {cause}\n")
         return 2 if isinstance(cause, UsageError) else 1
     finally:
         restore()
     return 0
 
 
+def _run_suite(arguments: Sequence[str]) -> int:
+    """Run the suite with options of the suite and of pytest; return pytest's exit status."""
+    import pytest
+
+    from xares_bench.session.command import pytest_arguments
+
+    try:
+        return int(pytest.main(pytest_arguments(arguments, os.environ)))
+    except UsageError as cause:
+        sys.stderr.write(f"xares-bench: {cause}\n")
+        return int(pytest.ExitCode.USAGE_ERROR)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m xares_bench", description="xares-bench without pytest.")
+    parser = _Parser(
+        prog="xares-bench",
+        usage="xares-bench OPTIONS | COMMAND ...",
+        description="Runs the suite with the given options, e.g. xares-bench --preset=mini --encoder=enc.py -k task1. "
+        "The options are those of the suite and of pytest: xares-bench --preset=mini --help lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"xares-bench {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    init = commands.add_parser(
+        "init",
+        help="write files to start from: an encoder, a workflow for CI, lines for .gitignore",
+        description="Writes encoder.py, .github/workflows/xares-bench.yml, and the lines that .gitignore lacks. Asks "
+        "before it replaces a file.",
+    )
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR", help="default: the current folder")
+    init.add_argument("--force", action="store_true", help="replace files without asking")
+    init.set_defaults(do=_init)
     download = commands.add_parser(
         "download",
         help="download shards and decoder of the published benchmark",
@@ -146,6 +182,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _init(options: argparse.Namespace) -> None:
+    from xares_bench.session.starter import write_starter
+
+    def may_replace(path: Path) -> bool:
+        if options.force:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError(f"{path} is there with other contents; move it, or replace it with --force")
+        return input(f"{path} is there with other contents. Replace it? [y/N] ").strip().lower() in ("y", "yes")
+
+    for line in write_starter(local_path(options.folder), may_replace):
+        _print(line)
+    _print("next: xares-bench --preset=mini --encoder=encoder.py")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
@@ -162,7 +213,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     folder = local_path(options.folder)
     runs, problems = read_runs(folder)
     for problem in problems:
-        sys.stderr.write(f"xares_bench: left out: {problem}\n")
+        sys.stderr.write(f"xares-bench: left out: {problem}\n")
     output = local_path(options.output) if options.output else folder / "leaderboard.html"
     write_atomically(output, leaderboard_html(runs))
     _print(f"{output}: {len(runs)} runs")

@@ -1,175 +1,124 @@
-"""The pytest plugin: command-line options, nothing else.
+"""The pytest plugin: where the benchmark is named on the command line, it adds the options and opens the session.
 
-pytest loads it in every run of the environment that it is installed in, so it imports nothing of the package.
-`bench/conftest.py` starts the rest, when the bench tests are collected.
+pytest loads this module in every run of the environment that it is installed in. In all other runs it does nothing and
+imports nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
-from collections.abc import Callable
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the benchmark: a list, as long as there are options."""
-    group = parser.getgroup("xares-bench", "xares-bench: does a language model understand sound through your encoder?")
-    add = group.addoption
-    add(
-        "--encoder",
-        dest="xares_encoder",
-        metavar="SPEC",
-        help="the encoder: FILE.py (its one class ending in Encoder), FILE.py::CLASS, package.module.CLASS, or "
-        "hf:NAME_OR_FOLDER[@REVISION] for an audio model of the hub",
-    )
-    add(
-        "--encoder-args",
-        dest="xares_encoder_args",
-        metavar="JSON",
-        help="keyword arguments of the encoder's constructor",
-    )
-    add(
-        "--preset",
-        dest="xares_preset",
-        default="full",
-        metavar="NAME",
-        help="data, decoder and recipe: full (the published benchmark) or mini (runs on a laptop); default: full",
-    )
-    add(
-        "--train",
-        dest="xares_train",
-        default="auto",
-        metavar="MIX",
-        help="what to train on: auto (one LALM per task, trained on that task's datasets), task1, task2, all, "
-        "the name of a dataset, or FILE.yaml; default: auto",
-    )
-    add("--eval", dest="xares_eval", metavar="FILE", help="also evaluate the datasets that a YAML file describes")
-    add(
-        "--decoder",
-        dest="xares_decoder",
-        metavar="NAME",
-        help="another decoder: a causal language model, OWNER/NAME[@REVISION] on the hub or a folder",
-    )
-    add(
-        "--set",
-        dest="xares_set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a value of the recipe, e.g. --set learning_rate=0.001; repeatable",
-    )
-    add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, the same as --set seed=N")
-    add(
-        "--seeds",
-        dest="xares_seeds",
-        type=_count(1),
-        default=1,
-        metavar="N",
-        help="train N LALMs per mix, with N consecutive seeds, and report mean scores; default: 1",
-    )
-    add("--limit", dest="xares_limit", type=_count(1), metavar="N", help="use at most N clips per dataset and split")
-    add(
-        "--data-home",
-        dest="xares_data_home",
-        metavar="DIR",
-        help="folder of the shards, to which they are also downloaded; default: the preset's own folder, else "
-        "$XARES_DATA_HOME, else ./xares_data",
-    )
-    add(
-        "--data-revision",
-        dest="xares_data_revision",
-        action="append",
-        default=[],
-        metavar="[REPO@]REV",
-        help="commit, tag or branch of the data on the hub, for all repositories or for one; later runs use it, too; "
-        "repeatable",
-    )
-    add(
-        "--allow-cpu",
-        dest="xares_allow_cpu",
-        action="store_true",
-        help="allow a preset that is made for a GPU to train without one, however long it takes",
-    )
-    add(
-        "--feature-budget",
-        dest="xares_feature_budget",
-        type=_size,
-        metavar="SIZE",
-        help="disk space for cached features, e.g. 50GB, or 0 for none; default: half of the free space",
-    )
-    add(
-        "--checkpoint-steps",
-        dest="xares_checkpoint_steps",
-        type=_count(1),
-        default=500,
-        metavar="N",
-        help="save a checkpoint every N steps, and when the training is interrupted; the same command resumes from it; "
-        "default: 500",
-    )
-    add(
-        "--track",
-        dest="xares_track",
-        choices=("tensorboard", "wandb", "trackio"),
-        help="also send losses and scores to this tracker; needs its package; default: off",
-    )
-    add("--runs-dir", dest="xares_runs_dir", default="runs", metavar="DIR", help="folder for results; default: ./runs")
-    add(
-        "--baseline",
-        dest="xares_baseline",
-        metavar="NAME",
-        help="fail scores below this baseline: the name of a shipped one, or a file",
-    )
-    add(
-        "--tolerance",
-        dest="xares_tolerance",
-        type=_tolerance,
-        metavar="ci|NUMBER",
-        help="how far a score may be below the baseline: a fixed number, or ci for any loss that noise can explain or "
-        "that is at most 0.005 (ci:FLOOR for another floor); default: ci",
-    )
-    add(
-        "--strict-baseline",
-        dest="xares_strict_baseline",
-        action="store_true",
-        help="refuse a baseline that was measured with another or an unknown recipe, decoder, mix, data or version, "
-        "instead of only saying so",
-    )
-    add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
-    add("--force", dest="xares_force", action="store_true", help="allow --save-baseline to overwrite a file")
+# How the suite is named where it is installed: `pytest --pyargs xares_bench.bench`.
+SUITE = "xares_bench.bench"
+_SUITE_FILES = ("conftest.py", "test_encoder.py", "test_task1.py", "test_task2.py")
+_MARKERS = (
+    "encoder: the encoder's contract",
+    "task1: classification, 15 datasets",
+    "task2: understanding, 5 datasets",
+)
+_IS_NAMED = pytest.StashKey[bool]()
+_HOW_TO_NAME = "pytest --pyargs xares_bench.bench, pytest bench in a clone, or the command xares-bench"
 
 
-def _count(at_least: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers that refuses smaller ones."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, None, None]:
+    """Add the options if the benchmark is named: after those of other plugins, before those of conftest files."""
+    early_config.stash[_IS_NAMED] = _is_named(early_config)
+    if not early_config.stash[_IS_NAMED]:
+        result = yield
+        _refuse_options_alone(parser, args)
+        return result
+    from xares_bench.session.arguments import add_options
 
-    def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < at_least:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {at_least}")
-        return int(text)
-
-    return read
-
-
-def _size(text: str) -> int:
-    """Return the bytes of a size such as 50GB, 300MB or 0."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size, e.g. 50GB, 300MB or 0")
-    power = " KMGT".index(found[2].upper() or " ")
-    return round(float(f"{found[1]}e{3 * power}"))
-
-
-def _tolerance(text: str) -> tuple[bool, float | None]:
-    """Return whether noise decides, and the number that is given, if any."""
-    kind, _, number = text.partition(":") if text.startswith("ci") else ("", "", text)
-    if text == "ci":
-        return True, None
     try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf or kind not in ("", "ci"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected ci, ci:FLOOR or a number of at least 0, e.g. 0.02")
-    return kind == "ci", value
+        add_options(parser)
+        # Read again: without the options, their values were taken for paths.
+        namespace = copy.copy(early_config.option)
+        early_config.known_args_namespace = parser.parse_known_args(args, namespace=namespace)
+        return (yield)
+    except argparse.ArgumentError as error:
+        raise pytest.UsageError(_shared_option(error, early_config.pluginmanager)) from None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the session of the benchmark if it is named."""
+    if not config.stash.get(_IS_NAMED, False):
+        return
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    if not any(map(config.pluginmanager.has_plugin, ("benchmark", "pytest_benchmark.plugin"))):
+        raise pytest.UsageError(
+            "xares-bench needs the plugin pytest-benchmark; leave out -p no:benchmark, or load it with "
+            "-p pytest_benchmark.plugin"
+        )
+    from xares_bench.session.hooks import open_session
+
+    open_session(config)
+
+
+def is_open(config: pytest.Config) -> bool:
+    """Whether the benchmark was named, so that its tests can run."""
+    return config.stash.get(_IS_NAMED, False)
+
+
+def _is_named(config: pytest.Config) -> bool:
+    """Whether the command line names the suite, or a file of it, by its path or as a module."""
+    folder = config.invocation_params.dir
+    named: Sequence[str] = config.known_args_namespace.file_or_dir
+    if not named and folder == config.rootpath:
+        named = config.getini("testpaths")
+    return any(_names_suite(folder, str(name).partition("::")[0].partition("[")[0]) for name in named or ["."])
+
+
+def _names_suite(folder: Path, name: str) -> bool:
+    if name == SUITE or name.startswith(f"{SUITE}."):
+        return True
+    path = folder / name
+    if path.is_file():
+        path = path.parent
+    return all((path / file).is_file() for file in _SUITE_FILES)
+
+
+def _refuse_options_alone(parser: pytest.Parser, args: Iterable[str]) -> None:
+    """Refuse a run of other tests with --encoder, which could pass for a benchmark.
+
+    Raises:
+        pytest.UsageError: There is the option, and no plugin of the run has one of that name.
+    """
+    if not any(argument.partition("=")[0] == "--encoder" for argument in args):
+        return
+    _, unknown = parser.parse_known_and_unknown_args(list(args), namespace=argparse.Namespace())
+    if any(argument.partition("=")[0] == "--encoder" for argument in unknown):
+        raise pytest.UsageError(f"--encoder is an option of xares-bench, which is not named here; type {_HOW_TO_NAME}")
+
+
+def _shared_option(error: argparse.ArgumentError, manager: pytest.PytestPluginManager) -> str:
+    """Say whose option has a name that is ours, too."""
+    name = str(error.argument_name)
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    # Either they have added theirs last, and are on the way to the error, or they have it already.
+    owners = [str(path) for path in frames if path.name == "conftest.py"] or [
+        hook.plugin_name
+        for hook in manager.hook.pytest_addoption.get_hookimpls()
+        if f'"{name}"' in _source(hook.function).replace("'", '"')
+    ]
+    return (
+        f"{name} is an option of xares-bench and of {owners[0] if owners else 'another plugin'}; leave that one out "
+        "(-p no:NAME for a plugin), or use the command xares-bench, which reads no conftest.py of yours"
+    )
+
+
+def _source(function: Callable[..., object]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from xares_bench import plugin
 from xares_bench.core.errors import UsageError
+from xares_bench.session.arguments import add_options
 from xares_bench.session.options import Options, check_given_once, read_options
 
 
 def read(*arguments: str) -> Options:
     parser = pytest.Parser(_ispytest=True)
-    plugin.pytest_addoption(parser)
+    add_options(parser)
     parser.addoption("--collect-only", dest="collectonly", action="store_true")  # pytest's own
     return read_options(parser.parse([*arguments], namespace=argparse.Namespace()))
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from xares_bench.config.recipe import Recipe, read_recipe
 from xares_bench.core.errors import CatalogueError, UsageError
+from xares_bench.core.own_files import own_folder
 from xares_bench.core.parsing import Section, did_you_mean, read_yaml, shown
 from xares_bench.metrics.registry import check_metric
 
 DATA_FOLDER = Path(__file__).parent
-REPOSITORY_ROOT = Path(__file__).parent.parent.parent
 
 # A pattern with more paths is a typing error, which must not exhaust memory.
 _MAX_PATHS = 100_000
@@ -185,7 +185,7 @@ def load_catalogue(
             f"{did_you_mean(preset, presets.values)}"
         )
     section = presets.section(preset)
-    section.only("summary", "data", "decoder", "needs_gpu", "steps", "metrics", "alone", "recipe")
+    section.only("summary", "data", "decoder", "own_decoder", "needs_gpu", "steps", "metrics", "alone", "recipe")
     data = section.section("data")
     data.only("folder", "train", "eval")
     metrics = section.section("metrics")
@@ -246,17 +246,35 @@ def expand_braces(pattern: str) -> tuple[str, ...]:
 
 
 def _read_preset(name: str, section: Section, data: Section, steps: Section) -> Preset:
-    decoder = section.text("decoder")
+    if section.has("own_decoder") == section.has("decoder"):
+        section.fail("decoder", "expected either a name on the hub, or own_decoder with a folder of the package")
     recipe = section.section("recipe")
     return Preset(
         name=name,
         summary=section.text("summary"),
-        folder=REPOSITORY_ROOT / data.text("folder") if data.has("folder") else None,
-        decoder=str(REPOSITORY_ROOT / decoder) if (REPOSITORY_ROOT / decoder).is_dir() else decoder,
+        folder=_own_folder(name, data.text("folder")) if data.has("folder") else None,
+        decoder=section.text("decoder")
+        if section.has("decoder")
+        else str(_own_folder(name, section.text("own_decoder"))),
         recipe=read_recipe(recipe),
         steps={mix: steps.integer(mix, at_least=1) for mix in steps.values},
         needs_gpu=section.boolean("needs_gpu"),
     )
+
+
+def _own_folder(preset: str, name: str) -> Path:
+    """Return a folder of the package.
+
+    Raises:
+        UsageError: This installation lacks it.
+    """
+    folder = own_folder(name)
+    if folder is None:
+        raise UsageError(
+            f"--preset={preset}: {name}, which comes with xares-bench, is not in this installation "
+            f"({Path(__file__).parents[1]}); install xares-bench again, or run it from a clone"
+        )
+    return folder
 
 
 def _read_dataset(name: str, section: Section, data: Section, metrics: Section | None) -> Dataset:

@@ -20,6 +20,7 @@ from xares_bench.runtime.signals import (
     save_stderr,
 )
 from xares_bench.runtime.variables import shorten_waits
+from xares_bench.session.command import shown_command
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import check_given_once, read_options
 from xares_bench.session.selection import remember_datasets, remembered_datasets, runs_what_failed
@@ -39,8 +40,8 @@ from xares_bench.session.workers import (
 SESSION = pytest.StashKey[BenchSession]()
 
 
-def open_session(config: pytest.Config) -> BenchSession:
-    """Start the session of the bench tests, once, and register its hooks.
+def open_session(config: pytest.Config) -> None:
+    """Start the session of the bench tests and register its hooks.
 
     Raises:
         pytest.UsageError: An option, or a file that it names, is wrong.
@@ -74,7 +75,7 @@ def open_session(config: pytest.Config) -> BenchSession:
     if not any(argument.startswith("--benchmark-") for argument in _all_arguments(config)):
         config.option.benchmark_quiet = True
         config.option.benchmark_disable = config.getoption("dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ
-    return session
+    config.stash[SESSION] = session
 
 
 class BenchHooks:
@@ -162,7 +163,7 @@ class BenchHooks:
         self._status = lambda: session.exitstatus  # still open: other plugins may change it
         if is_helper(self._config) or self._config.option.collectonly:
             return
-        command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
+        command = shown_command([*map(str, self._config.invocation_params.args)])
         with defer_interrupts() as is_interrupted:  # an interruption must not cost the files
             self._ending = end_session(self._session, command)
         if not runs_what_failed(self._config):

@@ -15,9 +15,9 @@ import pytest
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import local_path
-from xares_bench.plugin import pytest_addoption
 from xares_bench.scores.baselines import Baseline, check_comparable, load_baseline
 from xares_bench.scores.new_baseline import check_new_baseline
+from xares_bench.session.arguments import add_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def check_given_once(arguments: Iterable[str]) -> None:
         UsageError: An option of ours is given twice.
     """
     ours = _Names()
-    pytest_addoption(cast(pytest.Parser, ours))
+    add_options(cast(pytest.Parser, ours))
     given: dict[str, str] = {}
     for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
         name = argument.partition("=")[0]
@@ -95,7 +95,7 @@ def check_given_once(arguments: Iterable[str]) -> None:
 
 
 def read_options(option: argparse.Namespace) -> Options:
-    """Check the options of `xares_bench.plugin`, alone and with each other, and read the files that they name.
+    """Check the options of `arguments`, alone and with each other, and read the files that they name.
 
     Raises:
         UsageError: An option, or a file that it names, is wrong.
