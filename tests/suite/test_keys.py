@@ -52,6 +52,7 @@ ONLY_SCORES = {
     "metrics.": "used after the training",
     "scores.clip_sums": "used after the training",
     "scores.statistics": "used after the training",
+    "suite.texts": "used after the training",
 }
 ONLY_TRAINS = {"training.": "in the key of the LALM"}
 SHOWN_BY_THE_PAGE = {

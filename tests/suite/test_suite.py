@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.encoders.conftest import PLAIN
 from tests.shard_factory import tone, write_shard
 from tests.suite.conftest import MakeSuite
 from xares_bench.core.errors import CacheWarning, DataError, EncoderError, UsageError, XaresError
+from xares_bench.suite.keys import Keys
 from xares_bench.suite.suite import Suite
 
 BROKEN = """
@@ -135,22 +137,41 @@ def test_more_processes_than_samples_in_a_batch_are_refused(
         suite.check(["mine"])
 
 
-def test_of_several_processes_each_evaluates_its_share_and_leaves_errors_to_the_tests(
-    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+def test_of_several_processes_each_begins_elsewhere_and_leaves_errors_to_the_tests(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = make_suite()
-    evaluated: list[str] = []
+    suite = make_suite(num_seeds=2)
+    done: list[str] = []
 
-    def evaluate(name: str) -> None:
-        evaluated.append(name)
+    def texts(name: str, seed: int) -> Any:
+        done.append(f"texts of {name}, {seed}")
         raise UsageError(name)
 
-    monkeypatch.setattr(suite, "evaluate", evaluate)
-    suite.evaluate_share(["a", "b", "c"])
-    assert evaluated == [], "alone, every test evaluates its own dataset"
-    monkeypatch.setattr(Suite, "num_processes", 2)
-    suite.evaluate_share(["a", "b", "c"])
-    assert evaluated == ["a", "c"]
+    def evaluate(name: str) -> None:
+        done.append(f"score of {name}")
+
+    monkeypatch.setattr(suite, "_texts", texts)
+    monkeypatch.setattr(suite, "_evaluate", evaluate)
+    one_of_many = SimpleNamespace(num_processes=1, process_index=1, is_main_process=False, mixed_precision="no")
+    monkeypatch.setattr(suite, "_accelerator", one_of_many)
+    suite.evaluate_share(["a", "b"])
+    assert done == [], "alone, every test evaluates its own dataset"
+    monkeypatch.setattr(Suite, "num_processes", 3)
+    monkeypatch.setattr(Keys, "score", lambda _, name, seed: f"{name} {seed}")
+    suite.evaluate_share(["a", "b", "c", "d", "e"])
+    order = ("b", "e", "c", "a", "d")
+    seeds = suite.plan.seeds
+    assert done == [f"texts of {name}, {seed}" for seed in seeds for name in order]
+    assert capsys.readouterr().err.splitlines() == [f"xares-bench: process 1 of 3: {name}: {name}" for name in order]
+    for name in order:
+        with pytest.raises(UsageError, match=f"^{name}$"):
+            suite.evaluate(name)
+    done.clear()
+    monkeypatch.setattr(
+        suite, "_texts", lambda name, _: SimpleNamespace(make_free=lambda: done.append(f"texts of {name}"))
+    )
+    suite.evaluate_share(["f", "g"])
+    assert done == ["texts of g", "texts of f"] * len(seeds) + ["score of g"]
 
 
 def test_nothing_is_opened_before_it_is_needed(make_suite: MakeSuite, tmp_path: Path) -> None:

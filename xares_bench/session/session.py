@@ -69,7 +69,7 @@ class BenchSession:
         """Trains and evaluates; importing it imports torch."""
         from xares_bench.suite.suite import Suite
 
-        return Suite(self.plan, Progress(self._uncaptured) if rank() == 0 else Progress(quiet=True))
+        return Suite(self.plan, Progress(self._uncaptured, quiet=rank() > 0))
 
     @functools.cached_property
     def gate(self) -> Gate:

@@ -74,6 +74,7 @@ SCORING_MODULES = (
     "metrics.transcription",
     "scores.clip_sums",
     "scores.statistics",
+    "suite.texts",
 )
 
 
