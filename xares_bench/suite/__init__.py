@@ -5,6 +5,7 @@ pipeline    trains the LALM of a mix, generates texts with it and scores them
 texts       the texts of a test set, stored part by part until it is scored
 preflight   what datasets need before their tests: checks, cached results, downloads
 data_check  walks the shards of datasets, and finds what is wrong with them
+seeds       one score from those of several training seeds
 manifest    what results.json says about a run
 keys        cache keys: digests of everything that a result depends on
 """

@@ -8,10 +8,8 @@ whole session that finds everything cached.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,6 @@ import torch
 
 from xares_bench.config.catalogue import Mix
 from xares_bench.config.plan import Plan
-from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.locks import announce_waits
 from xares_bench.core.progress import Progress, hush_transformers
@@ -41,11 +38,11 @@ from xares_bench.runtime.device import environment_of, open_accelerator, start_t
 from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
-from xares_bench.scores.statistics import interval_of
 from xares_bench.suite.data_check import DataCheck, splits_by_path
 from xares_bench.suite.keys import Keys
 from xares_bench.suite.manifest import run_manifest
 from xares_bench.suite.preflight import Preflight
+from xares_bench.suite.seeds import mean_over_seeds
 from xares_bench.suite.texts import PartTexts, TextStore, remove_texts
 
 if TYPE_CHECKING:
@@ -166,14 +163,29 @@ class Suite:
         """Download and check what these datasets need; see `Preflight.fetch`."""
         return self.preflight.fetch(names, self._progress)
 
-    def lalms(self, mix: Mix) -> list[Entry]:
+    def lalms(self, mix: Mix, others: Iterable[Mix] = ()) -> list[Entry]:
         """Return the LALMs of a mix, one per training seed; those that are not cached are trained now.
+
+        Sessions at once, such as xdist's workers, train different LALMs: while others are at those of the mix, this one
+        trains what it finds free.
+
+        Args:
+            mix: The mix.
+            others: Mixes whose LALMs are needed later.
 
         Raises:
             EncoderError: The encoder breaks its contract.
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
             UsageError: The decoder cannot be used.
         """
+        if self.num_processes == 1:  # processes of a launcher train every LALM together
+            for seed in self.plan.seeds:
+                self._train_if_free(mix, seed)
+            for other, seed in itertools.product(others, self.plan.seeds):
+                if all(self._store.find("lalms", self._keys.lalm(mix, own)) for own in self.plan.seeds):
+                    break
+                with contextlib.suppress(XaresError):  # left to its own tests, which run into it again
+                    self._train_if_free(other, seed)
         return [self._lalm(mix, seed) for seed in self.plan.seeds]
 
     def evaluate(self, name: str) -> ScoreRecord:
@@ -240,7 +252,7 @@ class Suite:
 
     def _evaluate(self, name: str) -> ScoreRecord:
         records = [self._score(name, seed) for seed in self.plan.seeds]
-        return records[0] if len(records) == 1 else self._mean(records)
+        return records[0] if len(records) == 1 else mean_over_seeds(records, self.clip_sums(name))
 
     def predictions_file(self, name: str) -> Path:
         """Return the file with an evaluated dataset's predictions, those of the first training seed."""
@@ -255,6 +267,15 @@ class Suite:
         entries = [self._store.find("scores", key) for key in self._keys.scores(name)]
         assert all(entries), name
         return [entry.folder for entry in entries if entry is not None]
+
+    def _train_if_free(self, mix: Mix, seed: int) -> None:
+        """Train a LALM, unless it is cached or another process is training it."""
+        key = self._keys.lalm(mix, seed)
+        unfinished = None if key in self._entries else self._store.begin("lalms", key, wait=False)
+        if unfinished is not None:
+            checkpoints = self.preflight.checkpoints(mix, seed)
+            self._entries[key] = unfinished.fill(lambda folder: self._pipeline.train(mix, seed, folder, checkpoints))
+            checkpoints.remove()
 
     def _lalm(self, mix: Mix, seed: int) -> Entry:
         key = self._keys.lalm(mix, seed)
@@ -301,25 +322,6 @@ class Suite:
             return self._pipeline.generate(dataset, lalm, parts[number], title)
 
         return TextStore(self._store, self._keys.score(name, seed), len(parts), make)
-
-    def _mean(self, records: Sequence[ScoreRecord]) -> ScoreRecord:
-        """Combine the records of one dataset over the training seeds."""
-        scores = tuple(record.score for record in records)
-        score = math.fsum(scores) / len(scores)
-        # From the clip sums of all seeds: the same clips are hard for all of them, so the interval of the mean does not
-        # follow from the intervals of the seeds.
-        interval = interval_of(self.clip_sums(records[0].dataset)) if math.isfinite(score) else None
-        return dataclasses.replace(
-            records[0],
-            score=score,
-            seed_scores=scores,
-            interval=None if interval is None else (interval.low, interval.high),
-            deviation=None if interval is None else interval.deviation,
-            features_s=math.fsum(record.features_s for record in records),
-            generation_s=math.fsum(record.generation_s for record in records),
-            key=digest_of([record.key for record in records]),
-            reused=all(record.reused for record in records),
-        )
 
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Describe the run that evaluates these datasets; equal runs have equal names."""
