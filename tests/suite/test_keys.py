@@ -40,6 +40,7 @@ IN_THE_KEY_OF_FEATURES = {
     "datasets.ogg": "in the key of the features",
     "datasets.part": "in the key of the features",
     "features.cached_shard": "in the key of the features",
+    "features.chunks": "in the key of the features",
     "features.encoding": "in the key of the features",
     "features.prefetch": "in the key of the features",
     "features.feature_store": "in the key of the features",

@@ -14,8 +14,8 @@ from xares_bench.core.errors import DataError, DataWarning
 from xares_bench.core.parsing import shown
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import NO_TARGETS, Targets, targets_of
+from xares_bench.features.chunks import Pending
 from xares_bench.features.encoding import Clip
-from xares_bench.features.feature_store import Pending
 from xares_bench.scores.records import DroppedSample
 
 

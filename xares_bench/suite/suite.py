@@ -361,7 +361,8 @@ class Suite:
 
     @functools.cached_property
     def _features(self) -> FeatureStore:
-        return FeatureStore(self._store, self._clips, FeatureBudget(self._store, self.plan.feature_bytes))
+        budget = FeatureBudget(self._store, self.plan.feature_bytes)
+        return FeatureStore(self._store, self._clips, budget, self.num_processes)
 
     @functools.cached_property
     def _keys(self) -> Keys:
