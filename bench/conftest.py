@@ -81,7 +81,7 @@ def lalms(bench: BenchSession, data: None, dataset: str) -> list[Entry]:
     if bench.suite.preflight.fails(dataset):
         return []  # nothing is trained for it; `evaluate` raises what is wrong
     mix = bench.plan.mix_for(dataset)
-    lalms = bench.suite.lalms(mix)
+    lalms = bench.suite.lalms(mix, bench.mixes)
     bench.suite.evaluate_share([name for name in bench.selected if bench.plan.mix_for(name) == mix])
     return lalms
 

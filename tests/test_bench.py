@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import struct
@@ -589,6 +590,95 @@ def test_scores_of_xdists_workers_reach_the_table(pytester: pytest.Pytester, sha
     assert json.loads(lalm.read_text())["mix"] == "task2"
     scores = (run_folder(result) / "scores.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in scores[1:]] == [*load_catalogue("mini").tasks["task2"], "Overall"]
+
+
+# Every training waits until as many are at it as AT_ONCE says: one that waits for another's end would never begin.
+TOGETHER = """
+import os, time
+from pathlib import Path
+from xares_bench.suite.pipeline import Pipeline
+
+train = Pipeline.train
+
+def train_together(self, mix, seed, *arguments):
+    folder = Path(os.environ["FOLDER"])
+    (folder / f"{mix.name} {seed}").touch()
+    until = time.monotonic() + 120
+    while len(list(folder.iterdir())) < int(os.environ["AT_ONCE"]):
+        assert time.monotonic() < until, "the others are not trained meanwhile"
+        time.sleep(0.05)
+    return train(self, mix, seed, *arguments)
+
+Pipeline.train = train_together
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "trainings"),
+    [(["-k", "task1 or task2"], ["task1 42", "task2 42"]), (["-k", "task2", "--seeds=2"], ["task2 42", "task2 43"])],
+    ids=["two mixes", "two seeds"],
+)
+def test_two_workers_train_two_lalms_at_once_with_the_bytes_of_one(
+    shared: Path, tmp_path: Path, options: list[str], trainings: list[str]
+) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    found: list[dict[str, bytes]] = []
+    for name, more, at_once in (("one", [], 1), ("two", ["-n", "2"], 2)):
+        started = tmp_path / f"started by {name}"
+        started.mkdir()
+        finished = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", REPOSITORY / "bench", "-p", "no:cacheprovider", "-p", "together"),
+                *("--preset=mini", f"--encoder={ENCODER}", f"--data-home={shared / 'data'}", *FEW_STEPS),
+                *(f"--runs-dir={tmp_path / name}", *options, *more),
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{tmp_path}:{REPOSITORY}",
+                "FOLDER": str(started),
+                "AT_ONCE": str(at_once),
+            },
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        output = finished.stdout + finished.stderr
+        assert finished.returncode == 0, output
+        assert ("trainings: up to 2 at once, one in each worker (-n 2), all on cpu" in output) == (name == "two")
+        assert output.count("recipe: steps=3") == 1
+        assert sorted(path.name for path in started.iterdir()) == trainings
+        patterns = ("store/lalms/*/trained.safetensors", "store/lalms/*/loss.tsv", "*/predictions/*", "*/clip_sums/*")
+        paths = [path for pattern in patterns for path in (tmp_path / name).glob(pattern)]
+        found.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in paths})
+    assert found[0] == found[1]
+    assert len([path for path in found[0] if path.endswith(".safetensors")]) == 2
+
+
+def test_with_workers_too_what_cannot_work_is_said_before_it_is_tried(shared: Path, tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                REPOSITORY / "bench",
+                "-p",
+                "no:cacheprovider",
+                "-n",
+                "2",
+                "-k",
+                "clotho",
+            ),
+            *("--preset=mini", f"--encoder={ENCODER}", f"--data-home={shared / 'data'}", f"--runs-dir={tmp_path}"),
+            *("--decoder=no/such-decoder", *FEW_STEPS),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert finished.returncode == 1
+    assert "not ready: " in finished.stderr
+    assert "no/such-decoder" in finished.stdout
 
 
 def test_tests_of_others_in_the_same_session_are_left_alone(run: Run, pytester: pytest.Pytester) -> None:

@@ -294,7 +294,7 @@ def test_a_worker_that_dies_is_an_error(pytester: pytest.Pytester, sessions: Ses
     encoder = encoder_that(
         tmp_path,
         "import os, signal",
-        "if 'mecat' in os.environ['PYTEST_CURRENT_TEST']:",
+        "if 'mecat' in os.environ.get('PYTEST_CURRENT_TEST', ''):",
         "    os.kill(os.getpid(), signal.SIGKILL)",
     )
     both = ("--train=task2", "-k", "clotho or mecat", "-n", "2")
@@ -478,5 +478,8 @@ def test_training_tries_no_smaller_batch(
         return output
 
     monkeypatch.setattr(lalm, "forward", forward)
-    with pytest.raises(OutOfMemory, match=r"training: RuntimeError at step 3, with 4 clips of \d+ positions"):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    with pytest.raises(
+        OutOfMemory, match=r"training: RuntimeError at step 3, with 4 clips of \d+ positions.* of -n 2 sh"
+    ):
         fit(lalm, iter([batch] * 9), mini_recipe, 9)

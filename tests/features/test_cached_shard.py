@@ -186,7 +186,7 @@ def test_a_shard_is_cached_although_all_of_a_chunk_is_unusable(
     useless: slice,
     num_threads: int,
 ) -> None:
-    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 2)
     names = [f"c{i}" for i in range(5)]
     members: list[tuple[str, bytes]] = []
     for number, name in enumerate(names):

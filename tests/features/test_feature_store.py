@@ -8,14 +8,18 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
@@ -25,9 +29,11 @@ from xares_bench.core.store import MANIFEST, Store
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 from xares_bench.features.cached_shard import SAMPLES_FILE
+from xares_bench.features.chunks import Pending
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames
-from xares_bench.features.feature_store import FeatureStore, Pending
+from xares_bench.features.feature_store import FeatureStore
+from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.scores.records import DroppedSample
 
 ENCODER = """
@@ -318,7 +324,7 @@ def test_half_precision_features_stay_half_precision(tmp_path: Path) -> None:
 def test_chunks_and_files_do_not_show(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = shard_of(tmp_path / "a.tar", [0.1, 0.2, 0.3, 0.1, 0.2])
     whole = read(Store(root=tmp_path / "a"), encoder, shard)
-    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 2)
     monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 200)
     _, chunked = (read(Store(root=tmp_path / "b"), encoder, shard) for _ in range(2))
     assert len({clip.features.file for clip in chunked.clips if isinstance(clip.features, StoredFrames)}) == 3
@@ -345,7 +351,7 @@ def test_the_encoder_stays_frozen(tmp_path: Path) -> None:
 @pytest.fixture
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of two clips, and a file as soon as there are frames."""
-    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 2)
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 2)
     monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 1)
 
 
@@ -474,7 +480,7 @@ import sys, time
 from pathlib import Path
 from tests.features.test_feature_store import digest_of_frames, shard_at
 from xares_bench.features.encoding import ClipEncoder
-from xares_bench.features import cached_shard, feature_store as module
+from xares_bench.features import cached_shard, chunks as module
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.encoders.loading import load_encoder
 from xares_bench.features.feature_store import FeatureStore
@@ -584,3 +590,215 @@ def test_a_shard_that_is_not_read_to_its_end_leaves_nothing_and_lets_others_in(
     assert features.budget.reserve(10_000), "nothing is reserved any more"
     assert not read(store, encoder, shard).reused
     assert read(store, encoder, shard).reused
+
+
+# Several processes of a launcher, which need the same shards at the same time.
+
+
+def sharing(root: Path, encoder: FrozenEncoder, num_processes: int = 3, max_bytes: int | None = None) -> FeatureStore:
+    store = Store(root=root)
+    clips = ClipEncoder(encoder=encoder, honours_mask=False)
+    return FeatureStore(store, clips, FeatureBudget(store, max_bytes), num_processes)
+
+
+def prepare(features: FeatureStore, shards: Sequence[Shard], max_clips: int | None = None) -> None:
+    features.prepare(shards[0], shards[1:], max_audio_s=0.25, max_clips=max_clips, num_threads=0)
+
+
+def is_cached(features: FeatureStore, shard: Shard, max_clips: int | None = None) -> bool:
+    return features.budget.use(features.key(shard, 0.25, max_clips)) is not None
+
+
+def claim_of(features: FeatureStore, root: Path, shard: Shard) -> FileLock:
+    file = root / "features" / "claims" / f"{features.key(shard, 0.25, None)}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shard]:
+    """Five shards of two chunks, each with a clip of which windows are taken and one that cannot be read."""
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 2)
+    made = []
+    for number in range(5):
+        clips: list[tuple[str, object, dict[str, object]]] = [
+            (f"clip-{i}", tone(0.1 * (1 + i), 200 + 70 * i + 11 * number), {"label": "x"}) for i in range(4)
+        ]
+        clips[1] = ("silent", b"no audio", {"label": "x"})
+        made.append(shard_at(write_shard(tmp_path / f"shard-{number}.tar", clips)))  # type: ignore[arg-type]
+    return made
+
+
+def same_pass(one: Sequence[object], other: Sequence[object]) -> bool:
+    def content(item: object) -> object:
+        if isinstance(item, Clip):
+            return item.key, item.duration_s, item.frames().numpy().tobytes()
+        return (item.key, item.waveform.tobytes()) if isinstance(item, AudioClip) else item
+
+    return list(map(content, one)) == list(map(content, other))
+
+
+def test_a_process_alone_prepares_nothing(encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]) -> None:
+    features = sharing(tmp_path / "store", encoder, 1)
+    prepare(features, shards)
+    assert not is_cached(features, shards[0])
+
+
+def test_what_was_prepared_has_the_bits_of_what_was_encoded_while_it_was_used(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    together, alone = sharing(tmp_path / "together", encoder), sharing(tmp_path / "alone", encoder, 1)
+    prepare(together, shards)
+    assert [is_cached(together, shard) for shard in shards] == [True, False, False, False, False], (
+        "nobody else is there"
+    )
+    first, second = (pass_over(features, shards[0], max_audio_s=0.25, seed="1") for features in (together, alone))
+    assert {type(item) for item in first} == {Clip, AudioClip, DroppedSample}
+    assert same_pass(first, second)
+    for features in (together, alone):
+        features.abandon_unfinished()
+    contents = [
+        {
+            path.name: path.read_bytes()
+            for path in (tmp_path / name).glob(f"features/{together.key(shards[0], 0.25, None)}/*")
+            if path.name != MANIFEST
+        }
+        for name in ("together", "alone")
+    ]
+    assert contents[0] == contents[1]
+    assert SAMPLES_FILE in contents[0]
+
+
+def test_while_another_encodes_a_shard_the_next_ones_are_and_then_it_is_waited_for(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    features, other = (sharing(tmp_path / "store", encoder) for _ in range(2))
+    with claim_of(features, tmp_path / "store", shards[0]), claim_of(features, tmp_path / "store", shards[1]):
+        thread = threading.Thread(target=prepare, args=(features, shards))
+        thread.start()
+        while not is_cached(other, shards[2]):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert thread.is_alive()
+        list(other.resolve(other.open(shards[0], max_audio_s=0.25, max_clips=None, seed=""), lambda item: item, 0))
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [is_cached(other, shard) for shard in shards] == [True, False, True, False, False], "two in advance at most"
+
+
+def test_a_shard_whose_process_was_killed_is_encoded_by_the_next(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    features = sharing(tmp_path / "store", encoder)
+    with claim_of(features, tmp_path / "store", shards[0]):
+        thread = threading.Thread(target=prepare, args=(features, shards[:1]))
+        thread.start()
+        time.sleep(0.3)
+        assert thread.is_alive()
+    thread.join(60)
+    assert is_cached(features, shards[0])
+
+
+def test_nobody_waits_for_a_process_alone_that_encodes_a_shard_while_it_trains(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    slow, features = sharing(tmp_path / "store", encoder, 1), sharing(tmp_path / "store", encoder)
+    samples = slow.open(shards[0], max_audio_s=0.25, max_clips=None, seed="")
+    next(samples)
+    prepare(features, shards[:1])
+    assert not is_cached(features, shards[0])
+    assert len(pass_over(features, shards[0], max_audio_s=0.25)) == 4
+    slow.abandon_unfinished()
+
+
+@pytest.mark.parametrize("max_bytes", [0, 100, 350])
+def test_without_room_everything_is_as_it_was(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard], max_bytes: int
+) -> None:
+    features, alone = sharing(tmp_path / "none", encoder, 3, max_bytes), sharing(tmp_path / "alone", encoder, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheWarning)
+        prepare(features, shards)
+        assert features.not_cached_reason is not None
+        found = pass_over(features, shards[0], max_audio_s=0.25, seed="1")
+    assert same_pass(found, pass_over(alone, shards[0], max_audio_s=0.25, seed="1"))
+    assert not is_cached(features, shards[0])
+
+
+def test_where_nothing_can_be_claimed_nothing_is_cached(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    """On a disk that is full or read-only, for example."""
+    features = sharing(tmp_path / "store", encoder)
+    (tmp_path / "store" / "features").mkdir(parents=True)
+    (tmp_path / "store" / "features" / "claims").touch()
+    with pytest.warns(CacheWarning, match="features are not cached: .*claims"):
+        prepare(features, shards)
+    assert len(pass_over(features, shards[0], max_audio_s=0.25)) == 4
+
+
+def test_with_a_limit_only_the_shard_itself_is_encoded(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    """How many samples of the next ones are needed is not known yet."""
+    features = sharing(tmp_path / "store", encoder)
+    with claim_of(features, tmp_path / "store", shards[0]):
+        prepare(features, shards, max_clips=3)
+    assert is_cached(features, shards[0], 3)
+    assert not any(is_cached(features, shard, max_clips) for shard in shards[1:] for max_clips in (3, None))
+
+
+def test_a_damaged_shard_is_an_error_only_for_whoever_needs_it(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    features = sharing(tmp_path / "store", encoder)
+    shards[1].path.write_bytes(shards[1].path.read_bytes()[:3000])
+    damaged = shard_at(shards[1].path)
+    with claim_of(features, tmp_path / "store", shards[0]):
+        thread = threading.Thread(target=prepare, args=(features, [shards[0], damaged, shards[2]]))
+        thread.start()
+        while not is_cached(features, shards[2]):
+            time.sleep(0.01)
+    thread.join(60)
+    assert is_cached(features, shards[0])
+    with pytest.raises(DataError, match="shard-1"):
+        prepare(features, [damaged])
+    assert not list((tmp_path / "store" / "features").glob(f"{features.key(damaged, 0.25, None)}/*"))
+
+
+@pytest.mark.parametrize(("patience_s", "expected"), [(-1.0, False), (600.0, True)])
+def test_what_is_encoded_in_advance_does_not_hold_up_the_others(
+    encoder: FrozenEncoder,
+    tmp_path: Path,
+    shards: list[Shard],
+    monkeypatch: pytest.MonkeyPatch,
+    patience_s: float,
+    expected: bool,
+) -> None:
+    """The shard that all need is there after the first chunk of the next one."""
+    monkeypatch.setattr("xares_bench.features.feature_store._PATIENCE_S", patience_s)
+    features, other = (sharing(tmp_path / "store", encoder) for _ in range(2))
+    encode = features._encode
+
+    def encode_and_let_the_other(*arguments: Any) -> None:
+        encode(*arguments)
+        if not is_cached(other, shards[0]):
+            list(other.resolve(other.open(shards[0], max_audio_s=0.25, max_clips=None, seed=""), lambda item: item, 0))
+
+    monkeypatch.setattr(features, "_encode", encode_and_let_the_other)
+    with claim_of(features, tmp_path / "store", shards[0]):
+        prepare(features, shards)
+    assert [is_cached(features, shard) for shard in shards] == [True, expected, False, False, False]
+    assert bool(list((tmp_path / "store").glob(f"features/{features.key(shards[1], 0.25, None)}/*"))) == expected
+
+
+def test_an_interruption_does_not_wait_for_the_rest_of_a_shard(
+    encoder: FrozenEncoder, tmp_path: Path, shards: list[Shard]
+) -> None:
+    features = sharing(tmp_path / "store", encoder)
+    with defer_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        prepare(features, shards)
+        assert not is_cached(features, shards[0])
+    prepare(features, shards)
+    assert is_cached(features, shards[0])

@@ -12,7 +12,7 @@ from xares_bench.core.errors import DataError
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import NO_TARGETS, Targets
 from xares_bench.features.encoding import Clip
-from xares_bench.features.rows import SampleCount, read_clip_batches
+from xares_bench.features.rows import Part, SampleCount, parts_of, read_clip_batches
 from xares_bench.scores.records import DroppedSample
 
 SPLIT = Split(shards=(), target_keys=("label",))
@@ -46,7 +46,8 @@ def test_rows_are_clips_times_targets_and_unusable_samples_are_named(make_clips:
     object.__setattr__(third, "fields", {"label": 3})
     silent = DroppedSample(shard="shard", clip="silent", reason="no audio")
     counted = sample_count()
-    (batch,) = read_clip_batches(Samples(first, silent, second, third), SPLIT, [a_shard()], limit=None, count=counted)
+    part = Part(shards=(a_shard(),), limit=None)
+    (batch,) = read_clip_batches(Samples(first, silent, second, third), SPLIT, part, count=counted)
     assert [(row.clip.key, row.target) for row in batch.rows] == [("clip-0", "a"), ("clip-0", "b"), ("clip-2", "3")]
     assert batch.clips == (first, third)
     assert counted.num_samples == 4
@@ -61,10 +62,48 @@ def test_batches_have_a_bounded_number_of_clips_and_seconds(
     clips = make_clips([10, 10, 50, 10, 10])  # of 1 s, 1 s, 5 s, 1 s, 1 s
     monkeypatch.setattr("xares_bench.features.rows._BATCH_CLIPS", 3)
     monkeypatch.setattr("xares_bench.features.rows._BATCH_S", 5.0)
-    batches = list(
-        read_clip_batches(Samples(*clips), SPLIT, [a_shard(), a_shard("two")], limit=8, count=sample_count())
-    )
+    part = Part(shards=(a_shard(), a_shard("two")), limit=8)
+    batches = list(read_clip_batches(Samples(*clips), SPLIT, part, count=sample_count()))
     assert [[clip.duration_s for clip in batch.clips] for batch in batches] == [[1, 1, 5], [1, 1, 1], [1, 5]]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, [("a", "b", None), ("c", None), ("d", "e", None)]),
+        (1, [("a", 1)]),
+        (3, [("a", "b", 3)]),
+        (4, [("a", "b", 4), ("c", 1)]),
+        (9, [("a", "b", 9), ("c", 6), ("d", "e", 2)]),
+        (100, [("a", "b", 100), ("c", 97), ("d", "e", 93)]),
+    ],
+)
+def test_parts_are_whole_shards_up_to_the_limit(
+    limit: int | None, expected: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xares_bench.features.rows._PART_SAMPLES", 3)
+    sizes = {"a": 2, "b": 1, "c": 4, "d": 1, "e": 1}
+    parts = parts_of(map(a_shard, sizes), lambda shard: sizes[shard.name], limit)
+    assert [(*(shard.name for shard in part.shards), part.limit) for part in parts] == expected
+
+
+def test_counts_of_parts_add_up_in_their_order() -> None:
+    whole, first, second = sample_count(), sample_count(), sample_count()
+    corrupt = Targets(corrupt=("?",))
+    seen: list[tuple[SampleCount, str, Targets]] = [
+        (first, "a", NO_TARGETS),
+        (first, "b", Targets(texts=("x",), corrupt=("first",), fallback_key="text")),
+        (second, "c", corrupt),
+        (second, "d", Targets(texts=("x",), fallback_key="text")),
+    ]
+    for counted, key, targets in seen:
+        usable = bool(targets.texts)
+        sample = object() if usable else DroppedSample(shard="s.tar", clip=key, reason="of no use")
+        for of in (whole, counted):
+            of.add(sample, targets)
+    added = sample_count().plus(json.loads(json.dumps(first.to_json()))).plus(second.to_json())
+    assert added == whole
+    assert added.corrupt_example == "first"
 
 
 def test_more_unusable_samples_than_allowed_are_an_error_that_names_some() -> None:

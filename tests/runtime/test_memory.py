@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xares_bench.core.errors import OutOfMemory, ShortageWarning
-from xares_bench.runtime.memory import is_out_of_memory, split_on_out_of_memory
+from xares_bench.runtime.memory import is_out_of_memory, sharers, split_on_out_of_memory
 
 
 class Worker:
@@ -99,3 +99,29 @@ def test_the_tensors_of_a_failed_call_are_gone_before_the_next() -> None:
     finally:
         gc.enable()
     assert set(alive) == {0}
+
+
+def test_nobody_shares_the_memory_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    assert sharers(torch.device("cpu")) == ""
+
+
+def test_trainings_beside_this_one_are_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    assert sharers(torch.device("cpu")) == (
+        "The 3 workers of -n 3 share this memory, each with a training of its own: run the same command with fewer, or "
+        "without -n. "
+    )
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "said"), [(45, ""), (15, "Other processes hold 30.0 of the GPU's 80.0 GB. ")], ids=["few", "many"]
+)
+def test_other_processes_on_a_gpu_are_named_with_their_size(
+    free_gb: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for what CUDA reports."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free_gb * 10**9, 80 * 10**9))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 35 * 10**9)
+    assert sharers(torch.device("cuda")) == said

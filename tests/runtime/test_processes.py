@@ -21,6 +21,7 @@ import pytest
 from accelerate import Accelerator
 
 from tests.conftest import REPOSITORY
+from tests.shard_factory import tone, write_shard
 from tests.test_bench import ENCODER
 from tests.training.test_resume import Sessions, outcome, wait_for_step
 from xares_bench.core.errors import DataError, XaresError
@@ -310,6 +311,65 @@ def test_one_that_fails_ends_the_run(launched: Launched, fault: str, tmp_path: P
     again = launched.start(runs, f"--encoder={tmp_path / 'faulty.py'}", FAULT="none")
     output, _ = again.communicate(timeout=900)
     assert again.returncode == 0, output
+
+
+# LOG has a line for every chunk that a process encodes for the training; ALONE lets each encode all by itself.
+NOTED = """
+import os
+from xares_bench.features.feature_store import FeatureStore
+
+encode, make = FeatureStore._encode, FeatureStore.__init__
+
+def encode_and_note(self, chunk, audio):
+    if os.environ["LOG"]:
+        first = chunk.requests[0]
+        with open(os.environ["LOG"], "a") as log:
+            log.write(f"{os.environ['RANK']} {first.shard} {chunk.number} {first.max_audio_s}\\n")
+    return encode(self, chunk, audio)
+
+FeatureStore._encode = encode_and_note
+if os.environ["ALONE"]:
+    FeatureStore.__init__ = lambda self, store, clips, budget, num_processes: make(self, store, clips, budget)
+"""
+
+
+def test_each_shard_of_a_training_is_encoded_by_one_of_two_with_the_same_bytes(tmp_path: Path) -> None:
+    for number in range(6):
+        clips = [(f"clip-{i}", tone(0.2, 150 + 90 * number + 40 * i), {"label": f"w{i}"}) for i in range(3)]
+        write_shard(tmp_path / f"t{number}.tar", clips)
+    (tmp_path / "noted.py").write_text(NOTED)
+    (tmp_path / "train.yaml").write_text("train_data: {mine: {prompt: What?, data: 't*.tar', key: label}}\n")
+    (tmp_path / "eval.yaml").write_text("mine: {data: {data: t0.tar, key: label, prompt: What?}, metric: Accuracy}\n")
+    few = ("steps=12", "batch_size=2", "shuffle_buffer=4", "sort_window=4", "max_new_tokens=4")
+    encoded: dict[str, list[str]] = {}
+    for name, alone in (("shared", ""), ("alone", "1")):
+        finished = subprocess.run(
+            [
+                *(sys.executable, *LAUNCHER, "-m", "pytest", REPOSITORY / "bench" / "test_custom.py"),
+                *("-p", "no:cacheprovider", "-p", "noted", "--preset=mini", f"--encoder={ENCODER}"),
+                *("--train=train.yaml", "--eval=eval.yaml", f"--runs-dir={name}", *(f"--set={one}" for one in few)),
+            ],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{tmp_path}:{REPOSITORY}",
+                "LOG": str(tmp_path / f"{name}.log"),
+                "ALONE": alone,
+            },
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        lines = (tmp_path / f"{name}.log").read_text().splitlines()
+        encoded[name] = [line for line in lines if not line.endswith(" None")]  # those that may be cropped
+    chunks = [line.partition(" ")[2] for line in encoded["shared"]]
+    assert len(chunks) == len(set(chunks)) == 6
+    assert {line[0] for line in encoded["shared"]} == {"0", "1"}
+    assert len(encoded["alone"]) > 6
+    assert outcome(tmp_path / "shared") == outcome(tmp_path / "alone")
 
 
 def test_more_processes_than_a_batch_has_samples_are_refused(launched: Launched, tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from xares_bench.runtime import signals
-from xares_bench.runtime.signals import cancel_deadline, deadline, defer_interrupts, interrupt_on_end_signals
+from xares_bench.runtime.signals import (
+    cancel_deadline,
+    deadline,
+    defer_interrupts,
+    interrupt_is_waiting,
+    interrupt_on_end_signals,
+)
 
 ROOT = str(Path(signals.__file__).parents[2])
 
@@ -91,11 +97,14 @@ def test_an_alarm_that_is_set_already_is_left_alone(monkeypatch: pytest.MonkeyPa
 def test_the_first_signal_is_recorded_and_the_second_acts_at_once(number: signal.Signals) -> None:
     with defer_interrupts() as is_interrupted:
         assert not is_interrupted()
+        assert not interrupt_is_waiting()
         os.kill(os.getpid(), number)
         assert is_interrupted()
+        assert interrupt_is_waiting()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not interrupt_is_waiting()
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -17,6 +17,7 @@ from xares_bench.runtime.variables import (
     SPINCOUNT,
     is_recorded,
     keyed_variables,
+    num_workers,
     recorded_variables,
     refuse_variables,
     shorten_waits,
@@ -133,3 +134,8 @@ def test_the_library_of_torchs_threads_reads_the_variable() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": "/bin"}
     )
     assert done.stdout.strip() == SPINCOUNT
+
+
+@pytest.mark.parametrize(("value", "number"), [(None, 1), ("4", 4), ("", 1), ("many", 1)])
+def test_xdists_workers_are_counted(value: str | None, number: int) -> None:
+    assert num_workers({} if value is None else {"PYTEST_XDIST_WORKER_COUNT": value}) == number

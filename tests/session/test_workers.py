@@ -10,7 +10,16 @@ import pytest
 from tests.reports.test_report import results, scored
 from xares_bench.scores.gate import Finding
 from xares_bench.scores.records import ScoreRecord
-from xares_bench.session.workers import Outcomes, attach, carry, num_processes, rank, say_at_once, share_shown_lines
+from xares_bench.session.workers import (
+    Outcomes,
+    attach,
+    carry,
+    is_first_worker,
+    num_processes,
+    rank,
+    say_at_once,
+    share_shown_lines,
+)
 
 RUN = results().run
 
@@ -112,3 +121,13 @@ def test_a_line_is_shown_at_once_and_by_one_of_several_workers(
     (folder,) = {worker.workerinput.popitem()[1] for worker in workers}  # type: ignore[attr-defined]
     controller._ensure_unconfigure()
     assert not Path(folder).exists()
+
+
+def test_one_of_the_workers_is_the_first(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pytester.parseconfig()
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    assert not is_first_worker(config), "a session that a worker started"
+    config.workerinput = {}  # type: ignore[attr-defined]
+    assert is_first_worker(config)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw1")
+    assert not is_first_worker(config)

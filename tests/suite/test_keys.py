@@ -40,6 +40,7 @@ IN_THE_KEY_OF_FEATURES = {
     "datasets.ogg": "in the key of the features",
     "datasets.part": "in the key of the features",
     "features.cached_shard": "in the key of the features",
+    "features.chunks": "in the key of the features",
     "features.encoding": "in the key of the features",
     "features.prefetch": "in the key of the features",
     "features.feature_store": "in the key of the features",
@@ -53,6 +54,7 @@ ONLY_SCORES = {
     "metrics.": "used after the training",
     "scores.clip_sums": "used after the training",
     "scores.statistics": "used after the training",
+    "suite.texts": "used after the training",
 }
 ONLY_TRAINS = {"training.": "in the key of the LALM"}
 SHOWN_BY_THE_PAGE = {

@@ -15,6 +15,7 @@ from tests.suite.conftest import MakeSuite
 from xares_bench.core.store import Entry
 from xares_bench.features.encoding import Clip, StoredFrames
 from xares_bench.features.feature_store import FeatureStore
+from xares_bench.features.rows import Part
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE
 from xares_bench.suite.pipeline import LOSS_FILE, Pipeline, _prompt_for, _TrainingClock, _unique_name
@@ -36,7 +37,10 @@ def lalm(suite: Suite) -> Entry:
 def scored(pipeline: Pipeline, lalm: Entry, folder: Path) -> Any:
     folder.mkdir()
     dataset = pipeline.plan.dataset("mine")
-    return pipeline.score(dataset, pipeline.plan.mix_for("mine"), lalm, folder, "a key")
+    assert dataset.eval is not None
+    parts = [Part(shards=(shard,), limit=None) for shard in pipeline.shards.locate(dataset.eval, None)]
+    texts = [pipeline.generate(dataset, lalm, part, "mine") for part in parts]
+    return pipeline.score(dataset, pipeline.plan.mix_for("mine"), lalm, texts, folder, "a key")
 
 
 def test_a_training_leaves_weights_losses_and_what_is_to_be_known_of_it(lalm: Entry) -> None:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +14,9 @@ import pytest
 from tests.encoders.conftest import PLAIN
 from tests.shard_factory import tone, write_shard
 from tests.suite.conftest import MakeSuite
-from xares_bench.core.errors import CacheWarning, DataError, EncoderError, UsageError, XaresError
+from xares_bench.core.errors import CacheWarning, DataError, EncoderError, TrainingError, UsageError, XaresError
+from xares_bench.suite.keys import Keys
+from xares_bench.suite.preflight import Preflight
 from xares_bench.suite.suite import Suite
 
 BROKEN = """
@@ -135,22 +141,41 @@ def test_more_processes_than_samples_in_a_batch_are_refused(
         suite.check(["mine"])
 
 
-def test_of_several_processes_each_evaluates_its_share_and_leaves_errors_to_the_tests(
-    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+def test_of_several_processes_each_begins_elsewhere_and_leaves_errors_to_the_tests(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = make_suite()
-    evaluated: list[str] = []
+    suite = make_suite(num_seeds=2)
+    done: list[str] = []
 
-    def evaluate(name: str) -> None:
-        evaluated.append(name)
+    def texts(name: str, seed: int) -> Any:
+        done.append(f"texts of {name}, {seed}")
         raise UsageError(name)
 
-    monkeypatch.setattr(suite, "evaluate", evaluate)
-    suite.evaluate_share(["a", "b", "c"])
-    assert evaluated == [], "alone, every test evaluates its own dataset"
-    monkeypatch.setattr(Suite, "num_processes", 2)
-    suite.evaluate_share(["a", "b", "c"])
-    assert evaluated == ["a", "c"]
+    def evaluate(name: str) -> None:
+        done.append(f"score of {name}")
+
+    monkeypatch.setattr(suite, "_texts", texts)
+    monkeypatch.setattr(suite, "_evaluate", evaluate)
+    one_of_many = SimpleNamespace(num_processes=1, process_index=1, is_main_process=False, mixed_precision="no")
+    monkeypatch.setattr(suite, "_accelerator", one_of_many)
+    suite.evaluate_share(["a", "b"])
+    assert done == [], "alone, every test evaluates its own dataset"
+    monkeypatch.setattr(Suite, "num_processes", 3)
+    monkeypatch.setattr(Keys, "score", lambda _, name, seed: f"{name} {seed}")
+    suite.evaluate_share(["a", "b", "c", "d", "e"])
+    order = ("b", "e", "c", "a", "d")
+    seeds = suite.plan.seeds
+    assert done == [f"texts of {name}, {seed}" for seed in seeds for name in order]
+    assert capsys.readouterr().err.splitlines() == [f"xares-bench: process 1 of 3: {name}: {name}" for name in order]
+    for name in order:
+        with pytest.raises(UsageError, match=f"^{name}$"):
+            suite.evaluate(name)
+    done.clear()
+    monkeypatch.setattr(
+        suite, "_texts", lambda name, _: SimpleNamespace(make_free=lambda: done.append(f"texts of {name}"))
+    )
+    suite.evaluate_share(["f", "g"])
+    assert done == ["texts of g", "texts of f"] * len(seeds) + ["score of g"]
 
 
 def test_nothing_is_opened_before_it_is_needed(make_suite: MakeSuite, tmp_path: Path) -> None:
@@ -178,3 +203,103 @@ def test_a_clip_shorter_than_the_encoder_takes_is_an_unusable_sample(make_suite:
     assert [sample["reason"] for sample in lalm.manifest["dropped"]] == [dropped.reason]
     with pytest.raises(DataError, match=r"1 of 5 samples are unusable, .*\(short of .*: audio of 5 ms; the encoder"):
         make_suite("max_dropped_share=0.1", "steps=1", encoder=encoder).evaluate("mine")
+
+
+class Trainings:
+    """Stands for the pipeline of a session: notes what it trains, and can be held up."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self._log = name, log
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def train(self, mix: Any, seed: int, *_: object) -> dict[str, Any]:
+        self._log.append(f"{self.name}: {mix.name} {seed}")
+        self.begun.set()
+        assert self.go_on.wait(60)
+        if mix.name == "broken":
+            raise TrainingError("the loss is nan")
+        return {}
+
+
+@pytest.fixture
+def trainings(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Suite, Trainings]]:
+    monkeypatch.setattr(Keys, "lalm", lambda _, mix, seed: f"{mix.name} {seed}")
+    monkeypatch.setattr(Preflight, "checkpoints", lambda *_: SimpleNamespace(remove=lambda: None))
+
+    def make(name: str, log: list[str], num_seeds: int = 1) -> tuple[Suite, Trainings]:
+        suite, pipeline = make_suite(num_seeds=num_seeds), Trainings(name, log)
+        assert suite._keys, "made by the thread of the test"
+        suite.__dict__["_pipeline"] = pipeline
+        return suite, pipeline
+
+    return make
+
+
+def mix(name: str) -> Any:
+    return SimpleNamespace(name=name)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "others", "expected"),
+    [
+        (1, [mix("a"), mix("broken"), mix("b"), mix("c")], ["1: a 42", "2: broken 42", "2: b 42", "2: c 42"]),
+        (2, [mix("a")], ["1: a 42", "2: a 43"]),
+    ],
+)
+def test_sessions_at_once_train_different_lalms(
+    num_seeds: int,
+    others: list[Any],
+    expected: list[str],
+    trainings: Callable[..., tuple[Suite, Trainings]],
+) -> None:
+    log: list[str] = []
+    (first, slow), (second, quick) = (trainings(name, log, num_seeds) for name in ("1", "2"))
+    results: list[list[str]] = []
+
+    def obtain(suite: Suite) -> None:
+        results.append([entry.folder.name for entry in suite.lalms(mix("a"), others)])
+
+    threads = [threading.Thread(target=obtain, args=(suite,)) for suite in (first, second)]
+    threads[0].start()
+    assert slow.begun.wait(60)
+    threads[1].start()
+    assert quick.begun.wait(60), "it waits for the first"
+    quick.go_on.set()
+    while len(log) < len(expected):
+        time.sleep(0.01)
+    slow.go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert log == expected
+    assert results == [[f"a {seed}" for seed in first.plan.seeds]] * 2
+
+
+def test_a_session_alone_trains_what_it_is_asked_for_in_order(
+    trainings: Callable[..., tuple[Suite, Trainings]],
+) -> None:
+    log: list[str] = []
+    suite, pipeline = trainings("1", log, 2)
+    pipeline.go_on.set()
+    for _ in range(2):
+        assert [entry.reused for entry in suite.lalms(mix("b"), [mix("a"), mix("b")])] == [False, False]
+    assert log == ["1: b 42", "1: b 43"]
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        suite.lalms(mix("broken"))
+
+
+def test_no_more_is_trained_in_advance_than_the_others_leave_time_for(
+    trainings: Callable[..., tuple[Suite, Trainings]],
+) -> None:
+    log: list[str] = []
+    (first, slow), (second, quick) = (trainings(name, log) for name in ("1", "2"))
+    thread = threading.Thread(target=first.lalms, args=(mix("a"),))
+    thread.start()
+    assert slow.begun.wait(60)
+    other = threading.Thread(target=second.lalms, args=(mix("a"), [mix("b"), mix("c")]))
+    other.start()
+    assert quick.begun.wait(60)
+    slow.go_on.set()
+    thread.join(60)
+    quick.go_on.set()
+    other.join(60)
+    assert log == ["1: a 42", "2: b 42"]

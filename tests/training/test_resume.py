@@ -92,7 +92,7 @@ class Reading:
 def reading(
     tmp_path: Path, tokenizer: TextTokenizer, recipe: TrainingRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> Reading:
-    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 4)
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 4)
     return Reading(tmp_path, tokenizer, recipe)
 
 

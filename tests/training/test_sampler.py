@@ -133,7 +133,7 @@ def write_difficult_data(folder: Path) -> dict[str, list[Shard]]:
 def test_draws_are_the_same_bits_whatever_is_kept_and_whatever_decodes(
     honours_mask: bool, limit: int | None, tmp_path: Path, clip_encoder: ClipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xares_bench.features.feature_store._CHUNK_CLIPS", 4)
+    monkeypatch.setattr("xares_bench.features.chunks._CHUNK_CLIPS", 4)
     monkeypatch.setattr("xares_bench.features.cached_shard._FILE_BYTES", 2000)
     # This encoder lets padding show, so that with a mask a clip's features tell which others it was encoded with.
     clip_encoder = dataclasses.replace(clip_encoder, honours_mask=honours_mask)

@@ -136,6 +136,15 @@ class Unfinished:
         assert finished is not None, self.folder
         return Entry(folder=self.folder, manifest=finished, reused=False)
 
+    def fill(self, make: Callable[[Path], dict[str, Any]]) -> Entry:
+        """Let `make` fill the folder, and finish it with the fields that it returns; abandoned if it raises."""
+        try:
+            manifest = make(self.folder)
+        except BaseException:
+            self.abandon()
+            raise
+        return self.finish(manifest)
+
     def abandon(self) -> None:
         """Remove the folder, unless it was finished or abandoned before."""
         if not self._lock.is_locked:
@@ -225,14 +234,8 @@ class Store:
             if entry is not None:
                 return entry
             unfinished = self.begin(kind, key, wait=True)
-            if unfinished is None:
-                continue  # another process has finished it meanwhile
-            try:
-                manifest = make(unfinished.folder)
-            except BaseException:
-                unfinished.abandon()
-                raise
-            return unfinished.finish(manifest)
+            if unfinished is not None:  # no other process has finished it meanwhile
+                return unfinished.fill(make)
 
     def entries(self, kind: str) -> list[Entry]:
         """All finished entries of a kind."""

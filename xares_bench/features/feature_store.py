@@ -4,30 +4,35 @@ Because the encoder never changes, a clip's features are data. They are cached p
 evaluation, other mixes, seeds and decoders all use the same ones. A shard without cached features is read and encoded
 chunk by chunk, while its clips are used, and its features are written on the way.
 
-A chunk is a run of neighbouring samples of one shard, never a collection of whatever is drawn next. Clips that are
-encoded together can change each other's last bits, and so can the seed of an encoder that draws random numbers; with
-chunks that depend on the shard alone, a clip's features are the same bits in every session, cached or not.
+Processes of a launcher need the same shards at the same time. They encode whole shards, each another one, before the
+first of a shard's clips is used (`prepare`), and then read all of them from the cache.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from xares_bench.core.digests import code_digest, digest_of, library_versions
-from xares_bench.core.errors import CacheWarning
+from xares_bench.core.errors import CacheWarning, XaresError
+from xares_bench.core.locks import acquire
 from xares_bench.core.store import Store
-from xares_bench.datasets.shards import Sample, Shard, read_samples
+from xares_bench.datasets.shards import Sample, Shard
 from xares_bench.features.cached_shard import CachedShardWriter, read_cached_shard
+from xares_bench.features.chunks import Chunk, Pending, alone, chunks_of
 from xares_bench.features.disk_budget import KIND, FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder
 from xares_bench.features.prefetch import ReadRequest, read_ahead
+from xares_bench.runtime.signals import interrupt_is_waiting
 from xares_bench.runtime.variables import keyed_variables
 from xares_bench.scores.records import DroppedSample
 
@@ -48,6 +53,7 @@ FEATURES_MODULES = (
     "encoders.held_state",
     "encoders.loading",
     "features.cached_shard",
+    "features.chunks",
     "features.encoding",
     "features.prefetch",
     "features.feature_store",
@@ -61,50 +67,9 @@ FEATURES_MODULES = (
     "scores.records",
 )
 
-# A chunk ends at so many samples or bytes of their files, which bounds the memory: its waveforms are in memory
-# together.
-_CHUNK_CLIPS = 64
-_CHUNK_BYTES = 8 << 20
-
-
-@dataclass(kw_only=True, eq=False)
-class Chunk:
-    """Neighbouring samples of a shard that are read, encoded and written together.
-
-    Attributes:
-        number: Its index in the shard.
-        requests: One per sample.
-        seed: Seeds an encoder that draws random numbers.
-        writer: Caches the results; None: they are not cached, or come from the cache.
-        is_requested: Whether its requests have been handed out; the first sample that is used takes them all.
-        results: One per sample, once they are known.
-    """
-
-    number: int
-    requests: tuple[ReadRequest, ...]
-    seed: str
-    writer: CachedShardWriter | None
-    is_requested: bool = False
-    results: list[Clip | AudioClip | DroppedSample] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pending:
-    """A sample that is not encoded yet: the one at `index` in its chunk."""
-
-    sample: Sample
-    chunk: Chunk
-    index: int
-
-    @property
-    def key(self) -> str:
-        """Name of the sample in its shard."""
-        return self.sample.key
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The sample's JSON object."""
-        return self.sample.fields
+# A process gives up a shard that it encodes in advance if the others have had what they wait for so long. They wait for
+# it in a collective operation, which would fail after ten minutes.
+_PATIENCE_S = 120.0
 
 
 class FeatureStore:
@@ -117,18 +82,22 @@ class FeatureStore:
             its end are.
     """
 
-    def __init__(self, store: Store, clips: ClipEncoder, budget: FeatureBudget | None = None) -> None:
+    def __init__(
+        self, store: Store, clips: ClipEncoder, budget: FeatureBudget | None = None, num_processes: int = 1
+    ) -> None:
         """Nothing is read or computed yet.
 
         Args:
             store: Holds the cached features.
             clips: Computes features.
             budget: How much disk they may take; None: a share of the disk.
+            num_processes: Processes that use the same shards at the same time; they share the encoding (`prepare`).
         """
         self.seconds = 0.0
         self.budget = budget or FeatureBudget(store, None)
         self._store = store
         self._clips = clips
+        self._num_processes = num_processes
         self._writers: list[CachedShardWriter] = []
         self.not_cached_reason: str | None = None if self.budget.max_bytes else "--feature-budget=0"
 
@@ -174,6 +143,129 @@ class FeatureStore:
         Raises:
             DataError: The shard is damaged.
         """
+        request = self._requests(shard, max_audio_s, seed)
+        key = self.key(shard, max_audio_s, max_clips)
+        entry = self.budget.use(key)
+        if entry is not None:
+            for cached in read_cached_shard(entry, shard):
+                yield alone(request(cached)) if isinstance(cached, Sample) else cached
+            return
+        writer = self._writer(key, shard) if cache else None
+        num_chunks = 0
+        for chunk in chunks_of(shard, max_clips, request, writer):
+            num_chunks += 1
+            for index, sample in enumerate(chunk.samples):
+                if sample.problem is None:
+                    yield Pending(sample=sample, chunk=chunk, index=index)
+                else:
+                    yield DroppedSample(shard=shard.name, clip=sample.key, reason=sample.problem)
+            if writer is not None and writer.is_open and not chunk.is_requested:
+                # The caller uses no sample of this chunk, e.g. because none has a target, and so never resolves one.
+                # The entry has to be complete all the same.
+                chunk.is_requested = True
+                self._encode(chunk, [request.read() for request in chunk.requests])
+        if writer is not None:
+            writer.expect(num_chunks)
+
+    def prepare(
+        self,
+        shard: Shard,
+        following: Iterable[Shard],
+        *,
+        max_audio_s: float,
+        max_clips: int | None,
+        num_threads: int | None,
+    ) -> None:
+        """Have a shard's features cached, if possible, by one of several processes that are about to open it.
+
+        While another process encodes the shard, this one encodes those that all of them will need next. Nothing is done
+        for a process alone, which encodes a shard while its clips are used.
+
+        Args:
+            shard: The shard.
+            following: The shards after it; as many are encoded in advance as there are other processes.
+            max_audio_s: As for `open`.
+            max_clips: As for `open`; if not None, it is that of `shard` alone, and nothing is encoded in advance.
+            num_threads: Threads that read audio; None: one per processor.
+
+        Raises:
+            DataError: A shard is damaged.
+            EncoderError: The encoder breaks its contract on one of the clips, which is named.
+        """
+        if self._num_processes == 1:
+            return
+        key = self.key(shard, max_audio_s, max_clips)
+        ahead = itertools.islice(following, self._num_processes - 1) if max_clips is None else ()
+        done_s: list[float] = []
+
+        def is_done() -> bool:
+            return self.not_cached_reason is not None or self._store.find(KIND, key) is not None
+
+        def is_awaited() -> bool:
+            if is_done():
+                done_s.append(time.monotonic())
+            return bool(done_s) and time.monotonic() - done_s[0] > _PATIENCE_S
+
+        encode = functools.partial(
+            self._encode_whole, max_audio_s=max_audio_s, max_clips=max_clips, num_threads=num_threads
+        )
+        if not is_done():
+            encode(shard, wait=False)
+        for candidate in ahead:
+            if is_done():
+                return
+            with contextlib.suppress(XaresError):  # left to whoever opens that shard, which may be nobody
+                encode(candidate, wait=False, gives_up=is_awaited)
+        if not is_done():
+            encode(shard, wait=True)
+
+    def _encode_whole(
+        self,
+        shard: Shard,
+        *,
+        wait: bool,
+        max_audio_s: float,
+        max_clips: int | None,
+        num_threads: int | None,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Encode and cache a whole shard, unless it is cached, there is no room, or (without `wait`) another is at it.
+
+        Given up when `gives_up()`, asked after each chunk, or when an interruption waits for the end of the step.
+        Others wait for the claim on a shard, never for the lock on its entry: a process alone holds that as long as its
+        training takes to come to the shard's end.
+        """
+        key = self.key(shard, max_audio_s, max_clips)
+        claim = FileLock(self._store.root / KIND / "claims" / f"{key}.lock")
+        try:
+            Path(claim.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            claimed = acquire(claim, f"encodes {shard.name}") if wait else claim.acquire(timeout=0)
+        except Timeout:
+            return
+        except OSError as cause:
+            self._note_full(f"features are not cached: {cause}")
+            return
+        with claimed:
+            if self._store.find(KIND, key) is not None:
+                return
+            writer = self._writer(key, shard)
+            if writer is None:
+                return
+            try:
+                # Only clips that are cached are encoded: where windows lie makes no difference.
+                chunks = chunks_of(shard, max_clips, self._requests(shard, max_audio_s, ""), writer)
+                num_chunks = 0
+                for chunk, audio in read_ahead(chunks, lambda chunk: chunk.requests, _num_threads(num_threads)):
+                    self._encode(chunk, audio)
+                    num_chunks += 1
+                    if not writer.is_open or gives_up() or interrupt_is_waiting():
+                        return
+                writer.expect(num_chunks)
+            finally:
+                writer.abandon()
+
+    def _requests(self, shard: Shard, max_audio_s: float | None, seed: str) -> Callable[[Sample], ReadRequest]:
+        """What to ask of the threads that read, for a sample of a shard; arguments are those of `open`."""
         # An absolute path is the place of the user's own tar, which must not decide about windows.
         identity = shard.digest if PurePath(shard.name).is_absolute() else shard.name
 
@@ -186,34 +278,7 @@ class FeatureStore:
                 min_samples=self._clips.min_samples,
             )
 
-        key = self.key(shard, max_audio_s, max_clips)
-        entry = self.budget.use(key)
-        if entry is not None:
-            for cached in read_cached_shard(entry, shard):
-                yield _alone(request(cached)) if isinstance(cached, Sample) else cached
-            return
-        writer = self._writer(key, shard) if cache else None
-        num_chunks = 0
-        for samples in _chunks(itertools.islice(read_samples(shard), max_clips)):
-            chunk = Chunk(
-                number=num_chunks,
-                requests=tuple(map(request, samples)),
-                seed=f"{shard.digest} {num_chunks}",
-                writer=writer,
-            )
-            num_chunks += 1
-            for index, sample in enumerate(samples):
-                if sample.problem is None:
-                    yield Pending(sample=sample, chunk=chunk, index=index)
-                else:
-                    yield DroppedSample(shard=shard.name, clip=sample.key, reason=sample.problem)
-            if writer is not None and writer.is_open and not chunk.is_requested:
-                # The caller uses no sample of this chunk, e.g. because none has a target, and so never resolves one.
-                # The entry has to be complete all the same.
-                chunk.is_requested = True
-                self._encode(chunk, [request.read() for request in chunk.requests])
-        if writer is not None:
-            writer.expect(num_chunks)
+        return request
 
     def resolve(
         self, items: Iterable[ItemT], sample_of: Callable[[ItemT], object], num_threads: int | None
@@ -236,8 +301,7 @@ class FeatureStore:
             sample.chunk.is_requested = True
             return sample.chunk.requests
 
-        threads = os.cpu_count() or 1 if num_threads is None else num_threads
-        items_with_audio = read_ahead(items, requests_of, threads)
+        items_with_audio = read_ahead(items, requests_of, _num_threads(num_threads))
         while True:
             started = time.perf_counter()
             item, audio = next(items_with_audio, (None, []))
@@ -289,7 +353,7 @@ class FeatureStore:
         clips = iter(self._clips.encode(whole, chunk.seed))
         chunk.results = [next(clips) if isinstance(item, AudioClip) and not item.is_window else item for item in audio]
         if chunk.writer is not None:
-            chunk.writer.add(chunk.number, [request.sample for request in chunk.requests], chunk.results)
+            chunk.writer.add(chunk.number, chunk.samples, chunk.results)
 
 
 def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, Any]:
@@ -307,20 +371,5 @@ def features_parts(clips: ClipEncoder, max_audio_s: float | None) -> dict[str, A
     }
 
 
-def _alone(request: ReadRequest) -> Pending:
-    """A sample that is a chunk of its own, and is not cached."""
-    return Pending(sample=request.sample, chunk=Chunk(number=0, requests=(request,), seed="", writer=None), index=0)
-
-
-def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Runs of neighbouring samples."""
-    chunk: list[Sample] = []
-    size_bytes = 0
-    for sample in samples:
-        chunk.append(sample)
-        size_bytes += len(sample.audio or b"")
-        if len(chunk) == _CHUNK_CLIPS or size_bytes >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size_bytes = [], 0
-    if chunk:
-        yield chunk
+def _num_threads(wanted: int | None) -> int:
+    return os.cpu_count() or 1 if wanted is None else wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +14,8 @@ from xares_bench.core.errors import DataError, DataWarning
 from xares_bench.core.parsing import shown
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import NO_TARGETS, Targets, targets_of
+from xares_bench.features.chunks import Pending
 from xares_bench.features.encoding import Clip
-from xares_bench.features.feature_store import Pending
 from xares_bench.scores.records import DroppedSample
 
 
@@ -29,6 +29,9 @@ class Features(Protocol):
 # A batch ends at so many clips or seconds of audio: this bounds the features in memory during generation.
 _BATCH_CLIPS = 1024
 _BATCH_S = 3600.0
+
+# A part has so many samples or more, if the split has: batches end with their part, and small ones waste time.
+_PART_SAMPLES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,19 @@ class SampleCount:
         """Return the count that goes on from `to_json`."""
         samples = {name: [DroppedSample(**sample) for sample in counts[name]] for name in ("dropped", "without_target")}
         return dataclasses.replace(self, **{**counts, **samples, "fallbacks": Counter(counts["fallbacks"])})
+
+    def plus(self, counts: Mapping[str, Any]) -> SampleCount:
+        """Return the sum of this count and one that `to_json` returned, whose samples follow those of this one."""
+        more = self.continued(counts)
+        return dataclasses.replace(
+            self,
+            num_samples=self.num_samples + more.num_samples,
+            dropped=[*self.dropped, *more.dropped],
+            without_target=[*self.without_target, *more.without_target],
+            num_corrupt=self.num_corrupt + more.num_corrupt,
+            corrupt_example=self.corrupt_example if self.num_corrupt else more.corrupt_example,
+            fallbacks=self.fallbacks + more.fallbacks,
+        )
 
     def check(self, *, complete: bool) -> None:
         """Raise if too many samples are unusable.
@@ -182,34 +198,69 @@ class ClipBatch:
     rows: tuple[Row, ...]
 
 
-def read_clip_batches(
-    features: Features, split: Split, shards: Sequence[Shard], *, limit: int | None, count: SampleCount
-) -> Iterator[ClipBatch]:
-    """The clips and rows of a split, batch by batch, so that it need not fit into memory.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Neighbouring shards of a split. A batch never spans two parts, so each can be evaluated without the others.
+
+    Attributes:
+        shards: The shards.
+        limit: At most this many of their samples; None: all.
+    """
+
+    shards: tuple[Shard, ...]
+    limit: int | None
+
+
+def parts_of(shards: Iterable[Shard], num_samples_of: Callable[[Shard], int], limit: int | None) -> list[Part]:
+    """The parts of a split: whole shards, in order; a part ends with the shard that brings it to a batch of clips.
+
+    Args:
+        shards: The split's shards.
+        num_samples_of: Number of samples of a shard, the unusable ones included.
+        limit: At most this many samples of the split; None: all.
+    """
+    parts: list[Part] = []
+    begun: list[Shard] = []
+    num_before = num_samples = 0
+    for shard in shards:
+        if num_before + num_samples == limit:
+            break
+        begun.append(shard)
+        num_samples += num_samples_of(shard)
+        if limit is not None:
+            num_samples = min(num_samples, limit - num_before)
+        if num_samples >= _PART_SAMPLES:
+            parts.append(Part(shards=tuple(begun), limit=None if limit is None else limit - num_before))
+            num_before += num_samples
+            begun, num_samples = [], 0
+    if begun:
+        parts.append(Part(shards=tuple(begun), limit=None if limit is None else limit - num_before))
+    return parts
+
+
+def read_clip_batches(features: Features, split: Split, part: Part, *, count: SampleCount) -> Iterator[ClipBatch]:
+    """The clips and rows of a part of a split, batch by batch, so that it need not fit into memory.
 
     Args:
         features: Reads the clips of shards.
         split: Names the target keys.
-        shards: The split's shards.
-        limit: At most this many samples; None: all.
-        count: Counts the samples.
+        part: The part.
+        count: Counts the part's samples; none so far.
 
     Raises:
-        DataError: A shard is damaged, or (at the end) too many samples are unusable.
+        DataError: A shard is damaged.
         EncoderError: The encoder breaks its contract on one of the clips.
     """
     clips: list[Clip] = []
     rows: list[Row] = []
     duration_s = 0.0
-    for clip, targets in _usable_clips(features, split, shards, limit, count):
+    for clip, targets in _usable_clips(features, split, part, count):
         clips.append(clip)
         rows.extend(Row(clip=clip, target=target) for target in targets)
         duration_s += clip.duration_s
         if len(clips) == _BATCH_CLIPS or duration_s >= _BATCH_S:
             yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
             clips, rows, duration_s = [], [], 0.0
-    count.check(complete=True)
-    count.warn()
     if clips:
         yield ClipBatch(clips=tuple(clips), rows=tuple(rows))
 
@@ -235,10 +286,10 @@ def with_targets(
 
 
 def _usable_clips(
-    features: Features, split: Split, shards: Sequence[Shard], limit: int | None, count: SampleCount
+    features: Features, split: Split, part: Part, count: SampleCount
 ) -> Iterator[tuple[Clip, tuple[str, ...]]]:
-    for shard in shards:
-        num_left = None if limit is None else limit - count.num_samples
+    for shard in part.shards:
+        num_left = None if part.limit is None else part.limit - count.num_samples
         if num_left == 0:
             return
         samples = features.read(shard, max_clips=num_left, num_threads=split.num_workers)

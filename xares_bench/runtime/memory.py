@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from xares_bench.core.errors import OutOfMemory, ShortageWarning
+from xares_bench.runtime.variables import num_workers
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+# What CUDA itself takes for a process is less, but not known.
+_CONTEXT_BYTES = 1 << 30
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -20,6 +26,23 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         return False
     is_one = isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
     return is_one or is_out_of_memory(error.__cause__)
+
+
+def sharers(device: torch.device) -> str:
+    """Say who else takes memory of a device, and what to do, in sentences; empty if nobody is known to."""
+    said = ""
+    number = num_workers(os.environ)
+    if number > 1:
+        said += (
+            f"The {number} workers of -n {number} share this memory, each with a training of its own: run the same "
+            "command with fewer, or without -n. "
+        )
+    if device.type == "cuda":
+        free_bytes, all_bytes = torch.cuda.mem_get_info(device)
+        others_bytes = all_bytes - free_bytes - torch.cuda.memory_reserved(device)
+        if others_bytes > _CONTEXT_BYTES:
+            said += f"Other processes hold {others_bytes / 1e9:.1f} of the GPU's {all_bytes / 1e9:.1f} GB. "
+    return said
 
 
 def split_on_out_of_memory(

@@ -22,6 +22,8 @@ _INTERRUPTS = (signal.SIGINT, *_ENDS)
 _PARENT_POLL_S, _PARENT_GRACE_S = 1.0, 30.0
 
 _stderr: int | None = None
+# What the blocks of `defer_interrupts` that are running yielded.
+_deferring: list[Callable[[], bool]] = []
 
 
 def save_stderr() -> None:
@@ -121,6 +123,11 @@ def cancel_deadline() -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+def interrupt_is_waiting() -> bool:
+    """Whether a signal has come within a block of `defer_interrupts`, for work that the block can do without."""
+    return any(is_interrupted() for is_interrupted in _deferring)
+
+
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[Callable[[], bool]]:
     """Within the block, the first SIGINT, SIGTERM or SIGHUP is only recorded; the second acts at once.
@@ -146,9 +153,14 @@ def defer_interrupts() -> Iterator[Callable[[], bool]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    def asked() -> bool:
+        return is_interrupted
+
     for number in before:
         signal.signal(number, record)
+    _deferring.append(asked)
     try:
-        yield lambda: is_interrupted
+        yield asked
     finally:
+        _deferring.remove(asked)
         restore()

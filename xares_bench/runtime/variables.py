@@ -92,3 +92,9 @@ def shorten_waits(environ: MutableMapping[str, str]) -> None:
     """
     if "torch" not in sys.modules and not any(name in environ for name in _WAITING):
         environ["GOMP_SPINCOUNT"] = SPINCOUNT
+
+
+def num_workers(variables: Mapping[str, str]) -> int:
+    """How many workers of xdist there are, if this process is one of them; else 1."""
+    text = variables.get("PYTEST_XDIST_WORKER_COUNT", "")
+    return int(text) if text.isdecimal() else 1

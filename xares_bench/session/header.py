@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import EncoderError, XaresError
 from xares_bench.metrics.registry import METRICS
-from xares_bench.runtime.variables import SPINCOUNT
+from xares_bench.runtime.variables import SPINCOUNT, num_workers
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
@@ -63,6 +64,9 @@ def _run_lines(session: BenchSession) -> list[str]:
         )
     lines.extend(_data_lines(suite, run, selected))
     lines.append(f"recipe: {_recipe(plan, selected)}")
+    number = num_workers(os.environ)
+    if number > 1:
+        lines.append(f"trainings: up to {number} at once, one in each worker (-n {number}), all on {suite.device}")
     if any(METRICS[plan.dataset(name).metric].needs_models for name in selected):
         from xares_bench.metrics.captions.files import deviations
 

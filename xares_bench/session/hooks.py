@@ -27,6 +27,7 @@ from xares_bench.session.selection import remember_datasets, remembered_datasets
 from xares_bench.session.session import BenchSession
 from xares_bench.session.workers import (
     carry,
+    is_first_worker,
     is_helper,
     is_launched,
     is_worker,
@@ -118,15 +119,17 @@ class BenchHooks:
             {found["task"] for found in parameters if "task" in found},
             remembered_datasets(self._config) if runs_what_failed(self._config) else (),
         )
-        if self._config.option.collectonly or is_worker(self._config):
+        if self._config.option.collectonly:
             return
         try:
             self._session.check()
-        except UsageError as error:
-            self._session.select(set(), set())  # nothing runs, so no score is missing
-            raise pytest.UsageError(str(error)) from None
         except XaresError as error:
+            if isinstance(error, UsageError) and not is_worker(self._config):
+                self._session.select(set(), set())  # nothing runs, so no score is missing
+                raise pytest.UsageError(str(error)) from None
             self._session.not_ready = error
+        if is_first_worker(self._config):  # the process that shows the tests has no suite
+            self._session.show_header()
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Show the header: encoder, decoder, data, what is reused, where results go."""

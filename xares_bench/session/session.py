@@ -20,6 +20,7 @@ from xares_bench.session.options import Options
 from xares_bench.session.workers import Outcomes, attach, rank
 
 if TYPE_CHECKING:
+    from xares_bench.config.catalogue import Mix
     from xares_bench.reports.results import Results
     from xares_bench.scores.gate import Finding, Gate
     from xares_bench.suite.suite import Suite
@@ -69,7 +70,7 @@ class BenchSession:
         """Trains and evaluates; importing it imports torch."""
         from xares_bench.suite.suite import Suite
 
-        return Suite(self.plan, Progress(self._uncaptured) if rank() == 0 else Progress(quiet=True))
+        return Suite(self.plan, Progress(self._uncaptured, quiet=rank() > 0))
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -158,6 +159,13 @@ class BenchSession:
             return
         raise BaselineError(f"--strict-baseline: the baseline {problem} make another one with --save-baseline=FILE")
 
+    def show_header(self) -> None:
+        """Show the header at once, where pytest asks for none."""
+        from xares_bench.session.header import header_lines
+
+        for line in header_lines(self):
+            self._say(line.removeprefix("xares-bench: "))
+
     # During the tests: what their fixtures call.
 
     def fetch(self) -> None:
@@ -171,6 +179,12 @@ class BenchSession:
         for line in self.suite.fetch(self.selected):
             self._say(line)
         self.suite.track(self.run)
+
+    @property
+    def mixes(self) -> list[Mix]:
+        """The mixes of the selected datasets that can be scored, each once; to be asked after `fetch`."""
+        names = [name for name in self.selected if not self.suite.preflight.fails(name)]
+        return list({mix.name: mix for mix in map(self.plan.mix_for, names)}.values())
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""

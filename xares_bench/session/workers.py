@@ -131,6 +131,11 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def is_first_worker(config: pytest.Config) -> bool:
+    """Whether this process is the first of xdist's workers."""
+    return is_worker(config) and os.environ.get("PYTEST_XDIST_WORKER") == "gw0"
+
+
 def rank() -> int:
     """Return the number of this process among those of a launcher; 0 without one."""
     return _number_of_launcher("RANK", default=0)

@@ -1,8 +1,11 @@
 """Evaluating datasets: finds results in the cache and computes the missing ones.
 
 suite       lalms(mix), evaluate(dataset): from the cache, or computed by the pipeline
-pipeline    trains the LALM of a mix, scores a dataset with it
+pipeline    trains the LALM of a mix, generates texts with it and scores them
+texts       the texts of a test set, stored part by part until it is scored
 preflight   what datasets need before their tests: checks, cached results, downloads
 data_check  walks the shards of datasets, and finds what is wrong with them
+seeds       one score from those of several training seeds
+manifest    what results.json says about a run
 keys        cache keys: digests of everything that a result depends on
 """

@@ -79,6 +79,7 @@ SCORING_MODULES = (
     "runtime.recording",
     "scores.clip_sums",
     "scores.statistics",
+    "suite.texts",
 )
 
 

@@ -30,7 +30,7 @@ from xares_bench.core.text import encoded
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import Clip, ClipEncoder
 from xares_bench.features.feature_store import FeatureStore
-from xares_bench.features.rows import ClipBatch, SampleCount, read_clip_batches
+from xares_bench.features.rows import ClipBatch, Part, SampleCount, read_clip_batches
 from xares_bench.lalm.batch import TextTokenizer
 from xares_bench.lalm.decoder import load_tokenizer
 from xares_bench.lalm.generation import generate
@@ -41,6 +41,7 @@ from xares_bench.runtime.processes import broadcast_from_main, in_lockstep
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, gather
 from xares_bench.scores.records import PREDICTIONS_FILE, Prediction, ScoreRecord, predictions_to_jsonl
 from xares_bench.scores.statistics import interval_of
+from xares_bench.suite.texts import PartTexts
 from xares_bench.training.checkpoints import Checkpoint, Checkpoints
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
@@ -48,25 +49,6 @@ from xares_bench.training.sampler import TrainingData, draws
 
 # Name of the file with a cached LALM's training loss.
 LOSS_FILE = "loss.tsv"
-
-
-@dataclass(kw_only=True)
-class _Generated:
-    """The texts generated for a test split so far.
-
-    Attributes:
-        rows: Clip, target and generated text.
-        row_clips: For every row, a name that only its clip has.
-        num_clips: Clips that a text was generated for.
-        duration_s: Seconds of audio in them.
-        generation_s: Wall time of generating, without reading and encoding.
-    """
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-    row_clips: list[str] = field(default_factory=list)
-    num_clips: int = 0
-    duration_s: float = 0.0
-    generation_s: float = 0.0
 
 
 class _TrainingClock:
@@ -166,29 +148,87 @@ class Pipeline:
         self._lalms = {folder: lalm}
         return self._lalm_manifest(data, losses, 0 if start is None else start.num_steps, clock.seconds())
 
-    def score(self, dataset: Dataset, mix: Mix, lalm: Entry, folder: Path, key: str) -> ScoreRecord:
-        """Generate a text for each test clip of a dataset, score them, and write the predictions into a folder.
+    def generate(self, dataset: Dataset, lalm: Entry, part: Part, title: str) -> PartTexts:
+        """Generate a text for each clip of a part of a test set, batch by batch, as its features may not fit in memory.
+
+        Args:
+            dataset: The dataset.
+            lalm: The trained LALM.
+            part: The part.
+            title: Names the part in progress bars.
+
+        Raises:
+            DataError: A test shard is missing or damaged.
+            EncoderError: The encoder breaks its contract on one of the clips.
+        """
+        assert dataset.eval is not None
+        started = time.perf_counter()
+        sample_count = self._sample_count(dataset)
+        clips: list[str] = []
+        texts: list[str] = []
+        rows: list[tuple[int, str]] = []
+        duration_s = generation_s = 0.0
+        batches = read_clip_batches(self.features, dataset.eval, part, count=sample_count)
+        for batch in self._shown(batches, f"reading {title}"):
+            generating = time.perf_counter()
+            # By identity: keys need not be unique, neither in a shard nor across shards.
+            index_of = {id(clip): index for index, clip in enumerate(batch.clips, start=len(clips))}
+            rows.extend((index_of[id(row.clip)], row.target) for row in batch.rows)
+            texts += generate(
+                self._loaded_lalm(lalm),
+                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in batch.clips],
+                tokenizer=self._tokenizer,
+                recipe=self.plan.generation_recipe(dataset),
+                device=self.accelerator.device,
+                progress=self.progress,
+                description=f"evaluating {title}" + (f", clips from {len(clips) + 1}" if clips else ""),
+            )
+            clips.extend(clip.key for clip in batch.clips)
+            duration_s += sum(clip.duration_s for clip in batch.clips)
+            generation_s += time.perf_counter() - generating
+        return PartTexts(
+            clips=clips,
+            texts=texts,
+            rows=rows,
+            counts=sample_count.to_json(),
+            duration_s=duration_s,
+            features_s=time.perf_counter() - started - generation_s,
+            generation_s=generation_s,
+        )
+
+    def score(
+        self, dataset: Dataset, mix: Mix, lalm: Entry, parts: Sequence[PartTexts], folder: Path, key: str
+    ) -> ScoreRecord:
+        """Score the texts that were generated for a dataset, and write the predictions into a folder.
 
         Args:
             dataset: The dataset to evaluate.
             mix: The mix that the LALM was trained on.
             lalm: The trained LALM.
+            parts: The texts of all parts of the test split, in order.
             folder: An empty folder, for predictions and clip sums.
             key: The score's cache key.
 
         Raises:
-            DataError: A test shard is missing or damaged, or too many of its samples are unusable.
-            EncoderError: The encoder breaks its contract on one of the clips.
+            DataError: Too many samples are unusable.
         """
-        started = time.perf_counter()
-        sample_count = self._sample_count(dataset)
-        generated = self._generate(dataset, lalm, sample_count)
         scoring = time.perf_counter()
+        sample_count = self._sample_count(dataset)
+        rows: list[tuple[str, str, str]] = []
+        row_clips: list[str] = []
+        names: Counter[str] = Counter()
+        for part in parts:
+            sample_count = sample_count.plus(part.counts)
+            part_names = [_unique_name(clip, names) for clip in part.clips]
+            rows.extend((part.clips[index], target, part.texts[index]) for index, target in part.rows)
+            row_clips.extend(part_names[index] for index, _ in part.rows)
+        sample_count.check(complete=True)
+        sample_count.warn()
         self._make_room(dataset.metric)
-        clips, targets, hypotheses = zip(*generated.rows, strict=True)
+        clips, targets, hypotheses = zip(*rows, strict=True)
         arguments = dict(dataset.metric_arguments)
         result = evaluate(dataset.metric, targets, hypotheses, **arguments)
-        clip_sums = gather([result], metric=dataset.metric, arguments=arguments, row_clips=generated.row_clips)
+        clip_sums = gather([result], metric=dataset.metric, arguments=arguments, row_clips=row_clips)
         clip_sums.save(folder / CLIP_SUMS_FILE)
         interval = None
         if math.isfinite(result.score):
@@ -198,18 +238,17 @@ class Pipeline:
         predictions = map(_prediction, clips, targets, hypotheses, result.row_values)
         with writing(folder):
             (folder / PREDICTIONS_FILE).write_bytes(encoded(predictions_to_jsonl(predictions)))
-        generation_s = generated.generation_s + time.perf_counter() - scoring
         return ScoreRecord(
             dataset=dataset.name,
             task=dataset.task,
             metric=dataset.metric,
             score=float(result.score),
             weight=dataset.weight,
-            num_rows=len(generated.rows),
-            num_clips=generated.num_clips,
-            duration_s=generated.duration_s,
-            features_s=time.perf_counter() - started - generation_s,  # the rest: reading and encoding
-            generation_s=generation_s,
+            num_rows=len(rows),
+            num_clips=sum(len(part.clips) for part in parts),
+            duration_s=sum(part.duration_s for part in parts),
+            features_s=sum(part.features_s for part in parts),
+            generation_s=sum(part.generation_s for part in parts) + time.perf_counter() - scoring,
             dropped=(*sample_count.dropped, *sample_count.without_target),
             num_corrupt_targets=sample_count.num_corrupt,
             mix=mix.name,
@@ -294,35 +333,6 @@ class Pipeline:
             "feature_budget_bytes": self.features.budget.max_bytes,
             "training_s": seconds["all"] - seconds["features"],
         }
-
-    def _generate(self, dataset: Dataset, lalm: Entry, sample_count: SampleCount) -> _Generated:
-        """Generate a text for each test clip, batch by batch, so that the features need not fit into memory."""
-        assert dataset.eval is not None
-        generated = _Generated()
-        names: Counter[str] = Counter()
-        shards = self.shards.locate(dataset.eval, dataset.repository)
-        parts = read_clip_batches(self.features, dataset.eval, shards, limit=self.plan.limit, count=sample_count)
-        for part in self._shown(parts, f"reading {dataset.name}"):
-            started = time.perf_counter()
-            num_clips = generated.num_clips
-            texts = generate(
-                self._loaded_lalm(lalm),
-                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in part.clips],
-                tokenizer=self._tokenizer,
-                recipe=self.plan.generation_recipe(dataset),
-                device=self.accelerator.device,
-                progress=self.progress,
-                description=f"evaluating {dataset.name}" + (f", clips from {num_clips + 1}" if num_clips else ""),
-            )
-            # By identity: keys need not be unique, neither in a shard nor across shards.
-            text_of = dict(zip(map(id, part.clips), texts, strict=True))
-            name_of = {id(clip): _unique_name(clip.key, names) for clip in part.clips}
-            generated.row_clips.extend(name_of[id(row.clip)] for row in part.rows)
-            generated.rows.extend((row.clip.key, row.target, text_of[id(row.clip)]) for row in part.rows)
-            generated.num_clips += len(part.clips)
-            generated.duration_s += sum(clip.duration_s for clip in part.clips)
-            generated.generation_s += time.perf_counter() - started
-        return generated
 
     @functools.cached_property
     def _tokenizer(self) -> TextTokenizer:

@@ -8,11 +8,10 @@ whole session that finds everything cached.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import math
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ import torch
 
 from xares_bench.config.catalogue import Mix
 from xares_bench.config.plan import Plan
-from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.locks import announce_waits
 from xares_bench.core.progress import Progress, hush_transformers
@@ -33,24 +31,22 @@ from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.feature_store import FeatureStore
+from xares_bench.features.rows import parts_of
 from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
-from xares_bench.metrics.registry import METRICS, metric_identity
 from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker, why_no_gpu
 from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
-from xares_bench.scores.statistics import interval_of
 from xares_bench.suite.data_check import DataCheck, splits_by_path
 from xares_bench.suite.keys import Keys
+from xares_bench.suite.manifest import run_manifest
 from xares_bench.suite.preflight import Preflight
+from xares_bench.suite.seeds import mean_over_seeds
+from xares_bench.suite.texts import PartTexts, TextStore, remove_texts
 
 if TYPE_CHECKING:
     from xares_bench.suite.pipeline import Pipeline
-
-
-# Letters of the encoder's name in the name of a run's folder: each can take four bytes, and file systems allow 255.
-_MAX_NAME = 50
 
 
 class Suite:
@@ -83,6 +79,7 @@ class Suite:
         self._home = DataHome(plan.data_home, plan.data_revisions, digest=digest)
         self._shards = ShardSource(ShardFolder(plan.data_folder, store / "digests", digest), self._home)
         self._entries: dict[str, Entry] = {}
+        self._failed: dict[str, XaresError] = {}
 
     @functools.cached_property
     def contract(self) -> ContractReport:
@@ -166,14 +163,29 @@ class Suite:
         """Download and check what these datasets need; see `Preflight.fetch`."""
         return self.preflight.fetch(names, self._progress)
 
-    def lalms(self, mix: Mix) -> list[Entry]:
+    def lalms(self, mix: Mix, others: Iterable[Mix] = ()) -> list[Entry]:
         """Return the LALMs of a mix, one per training seed; those that are not cached are trained now.
+
+        Sessions at once, such as xdist's workers, train different LALMs: while others are at those of the mix, this one
+        trains what it finds free.
+
+        Args:
+            mix: The mix.
+            others: Mixes whose LALMs are needed later.
 
         Raises:
             EncoderError: The encoder breaks its contract.
             DataError: A training shard is missing or damaged, or too many of its samples are unusable.
             UsageError: The decoder cannot be used.
         """
+        if self.num_processes == 1:  # processes of a launcher train every LALM together
+            for seed in self.plan.seeds:
+                self._train_if_free(mix, seed)
+            for other, seed in itertools.product(others, self.plan.seeds):
+                if all(self._store.find("lalms", self._keys.lalm(mix, own)) for own in self.plan.seeds):
+                    break
+                with contextlib.suppress(XaresError):  # left to its own tests, which run into it again
+                    self._train_if_free(other, seed)
         return [self._lalm(mix, seed) for seed in self.plan.seeds]
 
     def evaluate(self, name: str) -> ScoreRecord:
@@ -186,8 +198,9 @@ class Suite:
             DataError: A shard is missing or damaged, or too many of its samples are unusable.
         """
         self.preflight.require(name)
-        records = [self._score(name, seed) for seed in self.plan.seeds]
-        return records[0] if len(records) == 1 else self._mean(records)
+        if name in self._failed:
+            raise self._failed[name]
+        return self._evaluate(name)
 
     def find_score(self, name: str) -> tuple[ScoreRecord, list[dict[str, Any]]] | None:
         """Return a dataset's score and the manifests of its LALMs, if it is cached; nothing is computed."""
@@ -199,19 +212,47 @@ class Suite:
         except XaresError:  # its data are not there, so it has no key
             return None
         lalms = [self._store.find("lalms", key) for key in keys]
-        return self.evaluate(name), [{**lalm.manifest, "reused": True} for lalm in lalms if lalm is not None]
+        return self._evaluate(name), [{**lalm.manifest, "reused": True} for lalm in lalms if lalm is not None]
 
     def evaluate_share(self, names: Sequence[str]) -> None:
-        """With several processes, evaluate this one's share of the datasets; the tests then find all scores cached.
+        """With several processes, evaluate what is left of the datasets; the tests then find all scores cached.
 
-        To be called after `lalms`, which takes all processes. Errors are left to the dataset's own test, which runs
-        into them again: raised here, they would fail the test of another dataset.
+        Each process begins with datasets of its own and goes on to those of the others, where it generates for the
+        parts that nobody is at. To be called after `lalms`, which takes all processes. An error is left to the
+        dataset's own test in this process: raised here, it would fail the test of another dataset.
         """
         if self.num_processes == 1:
             return
-        for name in names[self._accelerator.process_index :: self.num_processes]:
-            with contextlib.suppress(XaresError):
+        index, num_processes = self._accelerator.process_index, self.num_processes
+        shares = [names[(index + shift) % num_processes :: num_processes] for shift in range(num_processes)]
+        # Seed by seed, since one LALM is in memory at a time.
+        for seed, name in itertools.product(self.plan.seeds, itertools.chain(*shares)):
+            with self._left_to_its_test(name):
+                self.preflight.require(name)
+                if self._store.find("scores", self._keys.score(name, seed)) is None:
+                    self._texts(name, seed).make_free()
+        for name in shares[0]:
+            with self._left_to_its_test(name):
                 self.evaluate(name)
+
+    @contextlib.contextmanager
+    def _left_to_its_test(self, name: str) -> Iterator[None]:
+        """Let `evaluate` raise an error of the block, whether or not another process succeeds where this one failed.
+
+        Otherwise it would depend on which is faster. Said at once, as only the first process reports its tests.
+        """
+        try:
+            yield
+        except XaresError as error:
+            if name not in self._failed and not self.is_first:
+                with self._progress.uncaptured():
+                    process = f"process {self._accelerator.process_index} of {self.num_processes}"
+                    sys.stderr.write(f"xares-bench: {process}: {name}: {error}\n")
+            self._failed.setdefault(name, error)
+
+    def _evaluate(self, name: str) -> ScoreRecord:
+        records = [self._score(name, seed) for seed in self.plan.seeds]
+        return records[0] if len(records) == 1 else mean_over_seeds(records, self.clip_sums(name))
 
     def predictions_file(self, name: str) -> Path:
         """Return the file with an evaluated dataset's predictions, those of the first training seed."""
@@ -226,6 +267,15 @@ class Suite:
         entries = [self._store.find("scores", key) for key in self._keys.scores(name)]
         assert all(entries), name
         return [entry.folder for entry in entries if entry is not None]
+
+    def _train_if_free(self, mix: Mix, seed: int) -> None:
+        """Train a LALM, unless it is cached or another process is training it."""
+        key = self._keys.lalm(mix, seed)
+        unfinished = None if key in self._entries else self._store.begin("lalms", key, wait=False)
+        if unfinished is not None:
+            checkpoints = self.preflight.checkpoints(mix, seed)
+            self._entries[key] = unfinished.fill(lambda folder: self._pipeline.train(mix, seed, folder, checkpoints))
+            checkpoints.remove()
 
     def _lalm(self, mix: Mix, seed: int) -> Entry:
         key = self._keys.lalm(mix, seed)
@@ -251,83 +301,40 @@ class Suite:
         key = self._keys.score(name, seed)
 
         def make(folder: Path) -> dict[str, Any]:
-            return {"record": self._pipeline.score(dataset, mix, self._lalm(mix, seed), folder, key).to_json()}
+            texts = self._texts(name, seed).all()
+            return {"record": self._pipeline.score(dataset, mix, self._lalm(mix, seed), texts, folder, key).to_json()}
 
         entry = self._store.obtain("scores", key, make)
+        remove_texts(self._store, key)
         return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
 
-    def _mean(self, records: Sequence[ScoreRecord]) -> ScoreRecord:
-        """Combine the records of one dataset over the training seeds."""
-        scores = tuple(record.score for record in records)
-        score = math.fsum(scores) / len(scores)
-        # From the clip sums of all seeds: the same clips are hard for all of them, so the interval of the mean does not
-        # follow from the intervals of the seeds.
-        interval = interval_of(self.clip_sums(records[0].dataset)) if math.isfinite(score) else None
-        return dataclasses.replace(
-            records[0],
-            score=score,
-            seed_scores=scores,
-            interval=None if interval is None else (interval.low, interval.high),
-            deviation=None if interval is None else interval.deviation,
-            features_s=math.fsum(record.features_s for record in records),
-            generation_s=math.fsum(record.generation_s for record in records),
-            key=digest_of([record.key for record in records]),
-            reused=all(record.reused for record in records),
-        )
+    def _texts(self, name: str, seed: int) -> TextStore:
+        """The texts of a test set, generated or not."""
+        dataset = self.plan.dataset(name)
+        split = dataset.eval
+        assert split is not None
+        shards = self._shards.locate(split, dataset.repository)
+        parts = parts_of(shards, lambda shard: self._inventories.of(shard, split).num_samples, self.plan.limit)
+
+        def make(number: int) -> PartTexts:
+            title = name if len(parts) == 1 else f"{name}, part {number + 1} of {len(parts)}"
+            lalm = self._lalm(self.plan.mix_for(name), seed)
+            return self._pipeline.generate(dataset, lalm, parts[number], title)
+
+        return TextStore(self._store, self._keys.score(name, seed), len(parts), make)
 
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Describe the run that evaluates these datasets; equal runs have equal names."""
         names = tuple(names)
-        preset = self.plan.catalogue.preset
-        report = self.contract
-        commit = getattr(self.encoder.module, "commit", None)  # only models of the hub have one
-        return RunManifest(
-            name=f"{self.encoder.name[:_MAX_NAME]}-{preset.name}-{self._keys.run(names)[:10]}",
-            datasets=names,
-            encoder={
-                "spec": self.encoder.spec.text,
-                "name": self.encoder.name,
-                "arguments": dict(self.encoder.spec.arguments),
-                "fingerprint": self.encoder.fingerprint,
-                "commit": commit if isinstance(commit, str) else None,
-                "output_dim": self.encoder.output_dim,
-                "honours_mask": report.honours_mask,
-                "frames_per_second": report.frames_per_second,
-                "realtime_factor": report.realtime_factor,
-                "contract_reused": report.reused,
-                "warnings": dict(report.warnings),
-            },
-            preset=preset.name,
-            decoder={
-                "name": _relative(self._decoder.name),
-                "commit": self._decoder.commit,
-                "fingerprint": self._decoder.digest,
-            },
-            recipe=self.plan.recipe.values(),
-            deviations={
-                **{key: list(values) for key, values in self.plan.deviations.items()},
-                **{key: [preset, _relative(own)] for key, (preset, own) in self.plan.data_deviations(names).items()},
-            },
-            data={
-                "folder": _relative(str(self.plan.data_folder)) if self.plan.uses_public(names) else "own tar files",
-                "revision": self._keys.data(names)[:12],
-                "repositories": {
-                    repository: self._home.commit(repository) for repository in self.preflight.repositories(names)
-                },
-                "limit": self.plan.limit,
-                "mixes": {name: self._keys.mix(self.plan.mix_for(name))[:12] for name in names},
-                "test_data": {name: self._keys.data([name])[:12] for name in names},
-            },
-            tasks=self.plan.tasks,
-            seeds=self.plan.seeds,
-            environment={
-                **environment_of(self._accelerator),
-                "judges": {
-                    metric: metric_identity(metric)
-                    for metric in sorted({self.plan.dataset(name).metric for name in names})
-                    if METRICS[metric].needs_models
-                },
-            },
+        return run_manifest(
+            names,
+            plan=self.plan,
+            encoder=self.encoder,
+            contract=self.contract,
+            decoder=self._decoder,
+            keys=self._keys,
+            commits={repository: self._home.commit(repository) for repository in self.preflight.repositories(names)},
+            environment=environment_of(self._accelerator),
         )
 
     @functools.cached_property
@@ -354,7 +361,8 @@ class Suite:
 
     @functools.cached_property
     def _features(self) -> FeatureStore:
-        return FeatureStore(self._store, self._clips, FeatureBudget(self._store, self.plan.feature_bytes))
+        budget = FeatureBudget(self._store, self.plan.feature_bytes)
+        return FeatureStore(self._store, self._clips, budget, self.num_processes)
 
     @functools.cached_property
     def _keys(self) -> Keys:
@@ -386,11 +394,3 @@ class Suite:
             progress=self._progress,
             checkpoint_steps=self.plan.checkpoint_steps,
         )
-
-
-def _relative(path: str) -> str:
-    """Return a path relative to the current directory if it is inside, so that results name no home folders."""
-    try:
-        return Path(path).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path

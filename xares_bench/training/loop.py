@@ -20,7 +20,7 @@ from xares_bench.core.progress import Progress
 from xares_bench.lalm.batch import Batch
 from xares_bench.lalm.model import LALM
 from xares_bench.runtime.determinism import deterministic_algorithms, random_states, restore_random_states, seeded
-from xares_bench.runtime.memory import is_out_of_memory
+from xares_bench.runtime.memory import is_out_of_memory, sharers
 from xares_bench.runtime.processes import end_session_on_error, sum_over_processes
 from xares_bench.runtime.recording import Recorder
 from xares_bench.runtime.signals import defer_interrupts
@@ -100,7 +100,10 @@ def train(
             state.restore(start)
         reader = LossReader(accelerator.device)
         for step, batch in zip(range(first, num_steps), batches, strict=False):
-            with end_session_on_error(accelerator), _explain_out_of_memory(description, step + 1, batch):
+            with (
+                end_session_on_error(accelerator),
+                _explain_out_of_memory(description, step + 1, batch, accelerator.device),
+            ):
                 loss = steps(batch)
                 num_interrupted = float(is_interrupted())
                 if accelerator.num_processes > 1:
@@ -189,7 +192,7 @@ class _State:
 
 
 @contextlib.contextmanager
-def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterator[None]:
+def _explain_out_of_memory(description: str, step: int, batch: Batch, device: torch.device) -> Iterator[None]:
     """Explain a lack of memory. No smaller batch is tried: sums in another order would give another LALM.
 
     Raises:
@@ -202,8 +205,9 @@ def _explain_out_of_memory(description: str, step: int, batch: Batch) -> Iterato
             raise
         raise OutOfMemory(
             f"{description}: {type(error).__name__} at step {step}, with {len(batch.lengths)} clips of "
-            f"{sum(batch.lengths)} positions in the batch: {error}. Free memory, or train with several processes, "
-            "which share a batch, or in bf16 (docs/gpus.md). The same command resumes from the last checkpoint"
+            f"{sum(batch.lengths)} positions in the batch: {error}. {sharers(device)}Free memory, or train with "
+            "several processes, which share a batch, or in bf16 (docs/gpus.md). The same command resumes from the last "
+            "checkpoint"
         ) from None
 
 

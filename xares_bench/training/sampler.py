@@ -21,8 +21,9 @@ from typing import Any
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.datasets.shards import Shard
 from xares_bench.datasets.targets import NO_TARGETS, Targets
+from xares_bench.features.chunks import Pending
 from xares_bench.features.encoding import AudioClip, Clip
-from xares_bench.features.feature_store import FeatureStore, Pending
+from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import SampleCount, with_targets
 from xares_bench.scores.records import DroppedSample
 
@@ -116,7 +117,7 @@ def draws(data: TrainingData, features: FeatureStore, num_threads: int | None) -
     # Rows, unusable samples and ends of shards all go through `resolve`, in order: whether a sample is usable is known
     # only when a thread has read it, and samples must be counted in order to know when there are too many unusable
     # ones.
-    for row, result in features.resolve(_draw(data, features), sample_of, num_threads):
+    for row, result in features.resolve(_draw(data, features, num_threads), sample_of, num_threads):
         step, is_row = row.step, isinstance(row.step.sample, Clip | Pending)
         sample = step.sample if result is None else result
         is_past = row.number < num_past
@@ -176,14 +177,14 @@ def _count(step: _Step, sample: object, sample_count: SampleCount) -> None:
         sample_count.add(sample, step.targets)
 
 
-def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
+def _draw(data: TrainingData, features: FeatureStore, num_threads: int | None) -> Iterator[_Row]:
     """Yield the steps to the next row of each drawn dataset, with a prompt for it."""
     rng = random.Random(f"{data.seed} draw")
     number = 0
     # While past draws are repeated, only the samples that are still needed are encoded, so no shard can be cached
     # whole.
     cache = lambda: number >= data.past.num_draws  # noqa: E731
-    steps = {dataset.name: _passes(dataset, data, features, cache) for dataset in data.mix.datasets}
+    steps = {dataset.name: _passes(dataset, data, features, cache, num_threads) for dataset in data.mix.datasets}
     for number in itertools.count():
         dataset = rng.choices(data.mix.datasets, data.mix.weights)[0]
         prompt = rng.choice(dataset.prompts)
@@ -193,7 +194,13 @@ def _draw(data: TrainingData, features: FeatureStore) -> Iterator[_Row]:
                 break
 
 
-def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, cache: Callable[[], bool]) -> Iterator[_Step]:
+def _passes(
+    dataset: Dataset,
+    data: TrainingData,
+    features: FeatureStore,
+    cache: Callable[[], bool],
+    num_threads: int | None,
+) -> Iterator[_Step]:
     """Yield the steps of endless passes over a dataset; features of shards opened while `cache()` are cached."""
     assert dataset.train is not None
     shards = data.shards[dataset.name]
@@ -203,9 +210,17 @@ def _passes(dataset: Dataset, data: TrainingData, features: FeatureStore, cache:
         # With a limit, every pass must see the same samples, and so the same first shards.
         order = shards if data.limit is not None else rng.sample(shards, len(shards))
         num_left = data.limit
-        for shard in order:
+        for place, shard in enumerate(order, start=1):
             if num_left == 0:
                 break
+            if cache():
+                features.prepare(
+                    shard,
+                    order[place:],
+                    max_audio_s=data.max_audio_s,
+                    max_clips=num_left,
+                    num_threads=num_threads,
+                )
             samples = features.open(
                 shard,
                 max_audio_s=data.max_audio_s,

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.suite.conftest import MakeSuite
+from xares_bench.suite.manifest import _relative
+
+CLASS = """
+import torch
+
+class {name}(torch.nn.Module):
+    output_dim = 4
+    commit = "0123abc"
+
+    def forward(self, audio, mask=None):
+        return audio[:, : audio.shape[1] // 400 * 400].reshape(len(audio), -1, 4), None
+"""
+
+
+def test_the_name_of_a_folder_is_short_whatever_that_of_the_encoder(make_suite: MakeSuite, tmp_path: Path) -> None:
+    name = f"{'E' * 300}Encoder"
+    (tmp_path / "enc.py").write_text(CLASS.format(name=name))
+    run = make_suite(encoder=str(tmp_path / "enc.py")).open_run(["mine"])
+    assert run.name.startswith("E" * 50 + "-mini-")
+    assert run.encoder["name"] == name
+    assert run.encoder["commit"] == "0123abc"
+
+
+def test_results_name_no_folder_of_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _relative(str(tmp_path / "decoder")) == "decoder"
+    assert _relative("/elsewhere/decoder") == "/elsewhere/decoder"
+    assert _relative("name/on-the-hub") == "name/on-the-hub"
