@@ -217,3 +217,59 @@ def test_reading_a_specification_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("microsoft/wavlm-base", "a model of the hub has a prefix: --encoder=hf:microsoft/wavlm-base"),
+        ("microsoft/wavlm-base@main", "a model of the hub has a prefix: --encoder=hf:microsoft/wavlm-base@main"),
+        ("enc.py:MyEncoder", "a class follows two colons: --encoder=enc.py::MyEncoder"),
+        ("mylab/enc.py:MyEncoder", "check the path"),
+        ("mylab/enc.py", "check the path"),
+        ("mylab/encoders", "did you mean mylab/encoders.py?"),
+        (
+            "mylab.encoders",
+            "this is a module, not a class; name a class in it: --encoder=mylab.encoders.AEncoder or "
+            "--encoder=mylab.encoders.BEncoder",
+        ),
+        ("mylab.helpers", "this is a module, not a class; name a class in it: it defines none that ends in Encoder"),
+        (
+            "mylab/related.py",
+            "line 2 has a relative import, and a file alone is in no package; give the dotted path of the class "
+            "instead, as in --encoder=mylab.related.ClassName",
+        ),
+    ],
+)
+def test_hints(text: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "enc.py").write_text("class MyEncoder: pass", encoding="utf-8")
+    for name, source in {
+        "__init__": "",
+        "encoders": "class AEncoder: pass\nclass BEncoder: pass",
+        "helpers": "class Helper: pass",
+        "related": "import torch\nfrom .helpers import Helper\nclass CEncoder: pass",
+    }.items():
+        (tmp_path / "mylab" / f"{name}.py").write_text(source, encoding="utf-8")
+    with pytest.raises(EncoderSpecError) as raised:
+        parse_encoder_spec(text)
+    assert str(raised.value).startswith(f"--encoder={text}: ")
+    assert str(raised.value).endswith(hint)
+
+
+@pytest.mark.parametrize("package", ["from mylab2.AEncoder import AEncoder", "from mylab2.AEncoder import *"])
+def test_a_class_with_the_name_of_its_module_is_a_class(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mylab2").mkdir()
+    (tmp_path / "mylab2" / "__init__.py").write_text(package, encoding="utf-8")
+    (tmp_path / "mylab2" / "AEncoder.py").write_text("class AEncoder: pass", encoding="utf-8")
+    spec = parse_encoder_spec("mylab2.AEncoder")
+    assert (spec.module, spec.class_name) == ("mylab2", "AEncoder")
+
+
+def test_a_relative_import_that_may_fail_is_left_to_the_file(folder: Path) -> None:
+    write(folder, "try:\n    from .a import b\nexcept ImportError:\n    b = 1\nclass MyEncoder: pass")
+    assert parse_encoder_spec("enc.py").class_name == "MyEncoder"

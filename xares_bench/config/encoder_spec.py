@@ -73,7 +73,7 @@ def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderS
         return _parse_hub_text(text, arguments)
     path_text, separator, class_name = text.partition("::")
     path = local_path(path_text)
-    if not (separator or path.suffix == ".py" or {"/", os.sep} & set(path_text) or path.exists()):
+    if not (separator or path.suffix == ".py" or ".py:" in text or {"/", os.sep} & set(path_text) or path.exists()):
         module, class_name = _parse_dotted_path(text)
         return EncoderSpec(
             text=text, file=None, module=module, class_name=class_name, name=class_name, arguments=arguments
@@ -162,9 +162,7 @@ def _parse_file(path: Path, text: str) -> _FileClasses:
     if path.is_dir():
         _fail(text, "this is a directory; give the Python file in it, as in path/to/file.py")
     if not path.exists():
-        with_suffix = path.with_name(f"{path.name}.py")
-        hint = f"did you mean {with_suffix}?" if with_suffix.is_file() else "check the path"
-        _fail(text, f"there is no file {path} (looked in {Path.cwd()}); {hint}")
+        _fail(text, f"there is no file {path} (looked in {Path.cwd()}); {_hint_of_missing(path, text)}")
     if path.suffix != ".py":
         _fail(text, f"{path.name} is not a Python file; give {_FORMS}")
     try:
@@ -173,6 +171,24 @@ def _parse_file(path: Path, text: str) -> _FileClasses:
         _fail(text, f"syntax error in line {error.lineno}: {error.msg}; fix the file")
     except (OSError, ValueError) as error:
         _fail(text, f"the file cannot be read as Python: {error}; fix the file")
+    # One within `try` may have another in its place.
+    relative = next((node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level), None)
+    if relative is not None:
+        module = ".".join((*path.absolute().parent.relative_to(Path.cwd()).parts, path.stem)) if _is_below(path) else ""
+        _fail(
+            text,
+            f"line {relative.lineno} has a relative import, and a file alone is in no package; give the dotted path of "
+            f"the class instead, as in --encoder={module or f'package.{path.stem}'}.ClassName",
+        )
+    return _names_of(tree, text)
+
+
+def _is_below(path: Path) -> bool:
+    """Whether a file lies in a folder below the current one, where a dotted path finds it."""
+    return path.absolute().is_relative_to(Path.cwd()) and path.absolute().parent != Path.cwd()
+
+
+def _names_of(tree: ast.Module, text: str) -> _FileClasses:
     classes: list[str] = []
     assigned: list[str] = []
     imported: list[str] = []
@@ -184,6 +200,19 @@ def _parse_file(path: Path, text: str) -> _FileClasses:
         assigned=tuple(assigned),
         imported=tuple(imported),
     )
+
+
+def _hint_of_missing(path: Path, text: str) -> str:
+    """Say what may be meant by a path that does not exist."""
+    with_suffix = path.with_name(f"{path.name}.py")
+    if with_suffix.is_file():
+        return f"did you mean {with_suffix}?"
+    file, separator, class_name = text.rpartition(":")
+    if separator and local_path(file).is_file():
+        return f"a class follows two colons: --encoder={file}::{class_name}"
+    if path.suffix != ".py" and _HUB_NAME.fullmatch(text.partition("@")[0]):
+        return f"a model of the hub has a prefix: --encoder={_HUB_PREFIX}{text}"
+    return "check the path"
 
 
 def _collect_names(body: Iterable[ast.AST], classes: list[str], assigned: list[str], imported: list[str]) -> None:
@@ -211,7 +240,37 @@ def _parse_dotted_path(text: str) -> tuple[str, str]:
             f"there is no module {module!r} in {Path.cwd()} or on the import path; "
             "check the spelling, install its package, or give the file: path/to/file.py",
         )
+    _refuse_module(text, module, class_name)
     return module, class_name
+
+
+def _refuse_module(text: str, parent: str, name: str) -> None:
+    """Refuse a dotted path that ends with a module, where its parent has no class of that name.
+
+    Raises:
+        EncoderSpecError: It does; its classes are named.
+    """
+    found, package = find_module(text, Path.cwd()), find_module(parent, Path.cwd())
+    trees = [_tree(spec) for spec in (found, package)]
+    if found is None or trees[0] is None:
+        return
+    if trees[1] is not None:
+        bound = _names_of(trees[1], text)
+        if {name, "*"} & {*bound.classes, *bound.assigned, *bound.imported}:
+            return
+    encoders = [one for one in _names_of(trees[0], text).classes if one.endswith("Encoder")]
+    choices = " or ".join(f"--encoder={text}.{one}" for one in encoders) or "it defines none that ends in Encoder"
+    _fail(text, f"this is a module, not a class; name a class in it: {choices}")
+
+
+def _tree(spec: ModuleSpec | None) -> ast.Module | None:
+    """Return the source of a module as a tree; None if it has none that can be read."""
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        return ast.parse(Path(spec.origin).read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def _parse_hub_text(text: str, arguments: Mapping[str, object]) -> EncoderSpec:
