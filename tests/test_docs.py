@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-FOLDERS = ("", "docs", "benchmarks", "benchmarks/real_parts", "fixtures/mini")
+FOLDERS = ("", "docs", "benchmarks", "benchmarks/real_parts", "benchmarks/results", "fixtures/mini")
 PAGES = [page for folder in FOLDERS for page in sorted((REPOSITORY / folder).glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
@@ -30,6 +31,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name} links to {target}"
         if heading:
             assert heading in headings_of(file), f"{page.name} links to {target}{heading}"
+
+
+def test_every_page_has_a_place_in_the_menu_of_the_site_and_nothing_else_has() -> None:
+    program = ast.parse((REPOSITORY / "docs" / "conf.py").read_text(encoding="utf-8"))
+    (menu,) = (
+        ast.literal_eval(node.value)
+        for node in program.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MENU"
+    )
+    listed = [(REPOSITORY / "docs" / f"{name}.md").resolve() for names in menu.values() for name in names]
+    assert sorted([*listed, REPOSITORY / "README.md"]) == sorted(PAGES)
 
 
 def test_every_promise_has_its_tests() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path as _Path
 
 __all__ = ["__version__", "metrics"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In a clone `bench`, `fixtures` and `examples` lie beside the package, in a wheel inside it: `xares_bench.bench` is
 # found in both.

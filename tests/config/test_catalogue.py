@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from braceexpand import braceexpand
 
+from tests.conftest import REPOSITORY
 from xares_bench.config.catalogue import (
     DATA_FOLDER,
     Catalogue,
@@ -275,6 +277,20 @@ def test_a_prompt_may_be_a_list(tmp_path: Path) -> None:
     assert load_catalogue("full", datasets_file=path).datasets["voxlingua33"].prompts == ("Which?", "What language?")
 
 
+def test_every_public_dataset_says_its_licence_and_the_page_says_the_same(full: Catalogue) -> None:
+    page = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
+    table = (
+        page.partition("\n## Licences of the public datasets\n")[2].partition("| --- | --- |\n")[2].partition("\n\n")[0]
+    )
+    rows = dict(row.strip("| ").split(" | ") for row in table.splitlines())
+    assert rows == {name: dataset.licence for name, dataset in full.datasets.items()}
+
+
+def test_the_miniatures_have_the_licence_of_this_repository(mini: Catalogue) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {dataset.licence for dataset in mini.datasets.values()} == {project["license"]}
+
+
 def test_features_are_the_encoders_own_unless_said(full: Catalogue, mini: Catalogue) -> None:
     assert {full.preset.recipe.training.feature_dtype, mini.preset.recipe.training.feature_dtype} == {"encoder"}
 
@@ -397,6 +413,15 @@ def drop(*path: str) -> Edit:
 @pytest.mark.parametrize(
     ("file", "edit", "start", "said"),
     [
+        ("datasets", drop("gtzan", "licence"), "gtzan.licence:", "missing"),
+        (
+            "datasets",
+            put("gtzan", "licence", value="a\nb"),
+            "gtzan.licence:",
+            "name of a licence in one line of at most",
+        ),
+        ("datasets", put("gtzan", "licence", value="a" * 101), "gtzan.licence:", "name of a licence in one line"),
+        ("presets", put("full", "data", "licence", value=[]), "full.data.licence:", "expected non-empty text"),
         ("datasets", put("gtzan", "promt", value="x"), "gtzan.promt:", "unknown key; expected one of task, prompt"),
         ("datasets", put("gtzan", "targets", "test", value=["x"]), "gtzan.targets.test:", "one of train, eval"),
         ("datasets", put("gtzan", "mix_weight", "task2", value=1), "gtzan.mix_weight.task2:", "one of task, all"),

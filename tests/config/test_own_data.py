@@ -144,6 +144,7 @@ def test_what_may_be_left_out(write: Write, catalogue: Catalogue) -> None:
     (dataset,) = read_own_evaluations(write(EVAL), catalogue)
     assert dataset.eval is not None
     assert dataset.eval.num_workers is dataset.generation_batch_size is None
+    assert dataset.licence == mix.datasets[0].licence == "unknown"
 
 
 def test_everything_that_a_training_may_say(write: Write, catalogue: Catalogue) -> None:
@@ -154,6 +155,7 @@ train_data:
     data: one.tar
     key: [label, "text; caption"]
     prob: 3
+    licence: CC0-1.0
   hub:
     prompt: Who?
     data: ["train/{00..02}.tar.gz", extra.tar]
@@ -172,6 +174,7 @@ max_steps: 20
     assert hub.train is not None
     assert local.train.target_keys == ("label", "text", "caption")
     assert (local.repository, hub.repository) == (None, "some-one/some.corpus_2")
+    assert (local.licence, hub.licence) == ("CC0-1.0", "unknown")
     assert hub.train.shards == ("train/00.tar.gz", "train/01.tar.gz", "train/02.tar.gz", "extra.tar")
 
 
@@ -190,8 +193,10 @@ labels:
   metric: mAP
   metric_args: {num_classes: 7}
   weight: 2.5
+  licence: Ours, for research
 """
     (dataset,) = read_own_evaluations(write(text), catalogue)
+    assert dataset.licence == "Ours, for research"
     assert dataset.eval is not None
     assert dataset.eval.shards == ("test/a.tar", "test/b.tar")
     assert dataset.eval.target_keys == ("label", "labels")

@@ -354,3 +354,15 @@ def test_other_data_than_the_presets_is_a_deviation(tmp_path: Path) -> None:
     assert plan(data_home=str(tmp_path)).data_deviations(["gtzan"]) == {"data_home": (None, str(tmp_path))}
     other = plan(preset="full", data_revisions=["abc"])
     assert other.data_deviations(["gtzan"]) == {"data_revision": (None, "abc")}
+
+
+def test_licences_are_of_all_data_that_is_read() -> None:
+    made = plan(preset="full")
+    licences = made.licences(["clotho"])
+    assert licences == {name: made.dataset(name).licence for name in made.catalogue.tasks["task2"]}
+    assert plan(preset="full", train="librispeech").licences(["librispeech"]) == {"librispeech": "CC-BY-4.0"}
+
+
+def test_the_licence_of_data_in_the_place_of_the_miniatures_is_unknown(tmp_path: Path) -> None:
+    assert set(plan().licences(["gtzan"]).values()) == {"Apache-2.0"}
+    assert set(plan(data_home=str(tmp_path)).licences(["gtzan"]).values()) == {"unknown"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def test_parameters_are_float32_whatever_the_decoder_is_stored_in(
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     lalm = build_lalm(str(tmp_path), 6, mini_recipe.training)
     assert {value.dtype for value in lalm.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_code_that_comes_with_a_decoder_does_not_run(
+    with_weights: bool, mini_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    config = {"model_type": "brand-new", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w').close()\n")
+    if with_weights:
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="custom code"):
+        build_lalm(str(tmp_path), 6, mini_recipe.training)
+    assert not (tmp_path / "has_run").exists()
 
 
 def test_a_decoder_that_lacks_weights_is_refused(mini_recipe: Recipe, tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ def test_scores_stand_beside_the_baseline(folder: Path, background: Background) 
     assert page.count('class="area') == 2, "the run's and the baseline's"
 
 
+def test_a_licence_stands_beside_the_clips(tmp_path: Path) -> None:
+    for licences, shown in (({"esc-50": "CC-BY-NC-3.0, <b>"}, ", licence CC-BY-NC-3.0, &lt;b&gt;"), ({}, "")):
+        folder = write_finished_run(tmp_path / "runs" / "own", {"esc-50": ROWS["esc-50"]}, data={"licences": licences})
+        (heading,) = re.findall(r"<h3>esc-50 .*</h3>", (folder / "report.html").read_text(encoding="utf-8"))
+        assert heading == f'<h3>esc-50 <span class="faint small">Accuracy 0.500{shown}</span></h3>'
+
+
 def test_the_worst_clips_can_be_heard_where_their_shard_is_there(folder: Path, background: Background) -> None:
     reader = Reader(report_html(results_of(folder), folder, background))
     sources = [audio["src"] or "" for audio in reader.all("audio")]

@@ -107,8 +107,25 @@ def test_a_run_is_named_after_all_that_it_depends_on(make_suite: MakeSuite) -> N
     assert run.datasets == ("mine",)
     assert run.data["folder"] == "own tar files"
     assert make_suite().open_run(["mine"]) == dataclasses.replace(run, encoder={**run.encoder, "contract_reused": True})
+    assert run.data["licences"] == {"mine": "unknown"}
     assert make_suite("learning_rate=0.5").open_run(["mine"]).name != run.name
     assert make_suite(limit=1).open_run(["mine"]).name != run.name
+
+
+def test_a_licence_changes_no_key(make_suite: MakeSuite) -> None:
+    suite = make_suite()
+    plan = suite.plan
+    assert plan.mix is not None
+    mix = dataclasses.replace(
+        plan.mix, datasets=tuple(dataclasses.replace(dataset, licence="CC0-1.0") for dataset in plan.mix.datasets)
+    )
+    own = {name: dataclasses.replace(dataset, licence="CC0-1.0") for name, dataset in plan.own_datasets.items()}
+    licensed = dataclasses.replace(plan, mix=mix, own_datasets=own)
+    assert set(licensed.licences(["mine"]).values()) == {"CC0-1.0"}
+    keys = dataclasses.replace(suite._keys, plan=licensed)
+    assert keys.scores("mine") == suite._keys.scores("mine")
+    assert keys.run(["mine"]) == suite._keys.run(["mine"])
+    assert keys.mix(mix) == suite._keys.mix(plan.mix)
 
 
 def test_an_encoder_that_breaks_its_contract_is_not_used(make_suite: MakeSuite, tmp_path: Path) -> None:

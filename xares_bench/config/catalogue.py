@@ -23,6 +23,11 @@ from xares_bench.metrics.registry import check_metric
 
 DATA_FOLDER = Path(__file__).parent
 
+# Of a dataset whose licence was not looked up, or is not stated.
+UNKNOWN_LICENCE = "unknown"
+# A licence is a name, not its text: reports show it beside the dataset.
+_MAX_LICENCE_LENGTH = 100
+
 # A pattern with more paths is a typing error, which must not exhaust memory.
 _MAX_PATHS = 100_000
 _NUMBER_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
@@ -62,6 +67,7 @@ class Dataset:
         steps_alone: Optimiser steps when it is trained alone.
         generation_batch_size: Clips that are generated for at once, where it is not the recipe's.
         repository: Hub dataset repository that the shards' paths lie in; None: they are files that are there.
+        licence: Licence of the data, for reports only; `unknown` where it is not known.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Dataset:
     steps_alone: int | None = None
     generation_batch_size: int | None = None
     repository: str | None = None
+    licence: str = UNKNOWN_LICENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +194,7 @@ def load_catalogue(
     section = presets.section(preset)
     section.only("summary", "data", "decoder", "own_decoder", "needs_gpu", "steps", "metrics", "alone", "recipe")
     data = section.section("data")
-    data.only("folder", "train", "eval")
+    data.only("folder", "train", "eval", "licence")
     metrics = section.section("metrics")
     datasets = {}
     for name, dataset_section in read_yaml(datasets_file, CatalogueError).sections():
@@ -245,6 +252,22 @@ def expand_braces(pattern: str) -> tuple[str, ...]:
     return paths
 
 
+def read_licence(section: Section) -> str:
+    """Return the name of a licence.
+
+    Raises:
+        CatalogueError: It is missing, or no name: empty, several lines, or too long.
+    """
+    licence = section.text("licence").strip()
+    if len(licence) > _MAX_LICENCE_LENGTH or not licence.isprintable():
+        section.fail(
+            "licence",
+            f"found {shown(licence)}, expected the name of a licence in one line of at most {_MAX_LICENCE_LENGTH} "
+            f"characters, such as CC-BY-4.0 or {UNKNOWN_LICENCE}",
+        )
+    return licence
+
+
 def _read_preset(name: str, section: Section, data: Section, steps: Section) -> Preset:
     if section.has("own_decoder") == section.has("decoder"):
         section.fail("decoder", "expected either a name on the hub, or own_decoder with a folder of the package")
@@ -278,7 +301,7 @@ def _own_folder(preset: str, name: str) -> Path:
 
 
 def _read_dataset(name: str, section: Section, data: Section, metrics: Section | None) -> Dataset:
-    section.only("task", "prompt", "metric", "targets", "mix_weight", "steps_alone", "repository", "shards")
+    section.only("task", "prompt", "metric", "targets", "mix_weight", "steps_alone", "repository", "licence", "shards")
     targets = section.section("targets")
     targets.only("train", "eval")
     weight = section.section("mix_weight")
@@ -306,6 +329,7 @@ def _read_dataset(name: str, section: Section, data: Section, metrics: Section |
         mix_weight_all=weight.number("all", above=0) if weight.has("all") else None,
         steps_alone=section.integer("steps_alone", at_least=1),
         repository=None if data.has("folder") else section.text("repository"),
+        licence=read_licence(data if data.has("licence") else section),
     )
 
 

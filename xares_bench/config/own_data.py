@@ -10,9 +10,9 @@
                                            num_workers: 0
                                            metric: Accuracy
 
-More keys, all optional: `prob` and `repo_id` beside a training dataset's `prompt`, `max_steps` beside `train_data`;
-`metric_args` and `weight` beside an evaluation's `metric`, `repo_id` beside its `prompt`. `prompt` and `key` may be
-lists.
+More keys, all optional: `prob`, `repo_id` and `licence` beside a training dataset's `prompt`, `max_steps` beside
+`train_data`; `metric_args`, `weight` and `licence` beside an evaluation's `metric`, `repo_id` beside its `prompt`.
+`prompt` and `key` may be lists.
 
 Paths may contain braces, globs, environment variables and a `~` at the beginning; relative ones start at the current
 directory. With `repo_id` they are paths inside a dataset repository on the hub. The files of a repository are not
@@ -28,7 +28,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from xares_bench.config.catalogue import Catalogue, Dataset, Mix, Split, expand_braces, make_mix
+from xares_bench.config.catalogue import (
+    UNKNOWN_LICENCE,
+    Catalogue,
+    Dataset,
+    Mix,
+    Split,
+    expand_braces,
+    make_mix,
+    read_licence,
+)
 from xares_bench.core.errors import CatalogueError, UsageError
 from xares_bench.core.file_kinds import path_problem
 from xares_bench.core.parsing import Section, local_path, read_yaml, shown
@@ -61,7 +70,7 @@ def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
     datasets = []
     weights = []
     for name, section in file.section("train_data").sections():
-        section.only("prompt", "data", "key", "prob", "repo_id")
+        section.only("prompt", "data", "key", "prob", "repo_id", "licence")
         _check_name(section, name, catalogue)
         weights.append(section.number("prob", above=0) if section.has("prob") else None)
         datasets.append(
@@ -74,6 +83,7 @@ def read_own_mix(path: Path, catalogue: Catalogue) -> Mix:
                 train=_read_split(section, num_workers),
                 eval=None,
                 repository=_read_repository(section),
+                licence=_read_licence(section),
             )
         )
     if not datasets:
@@ -94,7 +104,7 @@ def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...
     datasets = []
     file = read_yaml(path, CatalogueError)
     for name, section in file.sections():
-        section.only("data", "batch_size", "num_workers", "metric", "metric_args", "weight")
+        section.only("data", "batch_size", "num_workers", "metric", "metric_args", "weight", "licence")
         data = section.section("data")
         data.only("data", "key", "prompt", "repo_id")
         _check_name(section, name, catalogue)
@@ -112,6 +122,7 @@ def read_own_evaluations(path: Path, catalogue: Catalogue) -> tuple[Dataset, ...
                 weight=section.number("weight", above=0) if section.has("weight") else 1.0,
                 generation_batch_size=section.integer("batch_size", at_least=1) if section.has("batch_size") else None,
                 repository=_read_repository(data),
+                licence=_read_licence(section),
             )
         )
     if not datasets:
@@ -168,6 +179,10 @@ def _read_metric(section: Section) -> tuple[str, dict[str, Any]]:
             section.fail("metric", f"{cause} (under metric_args)")
         section.fail("metric_args", str(cause))
     return name, arguments or {}
+
+
+def _read_licence(section: Section) -> str:
+    return read_licence(section) if section.has("licence") else UNKNOWN_LICENCE
 
 
 def _read_repository(section: Section) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xares_bench.config.catalogue import Catalogue, Dataset, Mix, load_catalogue
+from xares_bench.config.catalogue import UNKNOWN_LICENCE, Catalogue, Dataset, Mix, load_catalogue
 from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.config.recipe import GenerationRecipe, Recipe
@@ -81,6 +81,18 @@ class Plan:
             revisions = self.data_revisions.items()
             found["data_revision"] = (None, ", ".join(f"{repo}={rev}" if repo else rev for repo, rev in revisions))
         return found
+
+    def licences(self, names: Iterable[str]) -> dict[str, str]:
+        """The licence of each dataset that evaluating these datasets reads, in training or evaluation.
+
+        What lies in a folder of the user's may be other data than the preset's, so its licence is unknown.
+        """
+        names = tuple(names)
+        moved = self.catalogue.datasets if "data_home" in self.data_deviations(names) else {}
+        read = {
+            dataset.name: dataset for name in names for dataset in (self.dataset(name), *self.mix_for(name).datasets)
+        }
+        return {name: UNKNOWN_LICENCE if name in moved else dataset.licence for name, dataset in read.items()}
 
     @property
     def seeds(self) -> tuple[int, ...]:

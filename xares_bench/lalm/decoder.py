@@ -55,7 +55,7 @@ def load_decoder(decoder: str, recipe: TrainingRecipe) -> PreTrainedModel:
 
 def load_tokenizer(decoder: str) -> PreTrainedTokenizerBase:
     """Return the decoder's tokeniser."""
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(decoder))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(decoder, trust_remote_code=False))
 
 
 def _load(decoder: str) -> PreTrainedModel:
@@ -68,9 +68,13 @@ def _load(decoder: str) -> PreTrainedModel:
     folder = Path(decoder)
     model: Any
     if folder.is_dir() and not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        model = auto.from_config(AutoConfig.from_pretrained(decoder), dtype=torch.float32)
+        config = AutoConfig.from_pretrained(decoder, trust_remote_code=False)
+        model = auto.from_config(config, dtype=torch.float32)
     else:
-        model, loading = auto.from_pretrained(decoder, dtype=torch.float32, output_loading_info=True)
+        # Said, as transformers would else ask in a terminal.
+        model, loading = auto.from_pretrained(
+            decoder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
         missing = sorted(loading["missing_keys"])
         if missing:
             raise UsageError(

@@ -94,6 +94,7 @@ class DatasetPart:
     Attributes:
         record: Its score.
         prompts: Its prompts.
+        licence: The licence of its data; empty in a run of an earlier version.
         problem: Why its predictions are not shown, or None.
         num_predictions: Number of its predictions.
         rows: The predictions that can be searched on the page.
@@ -104,6 +105,7 @@ class DatasetPart:
 
     record: ScoreRecord
     prompts: tuple[str, ...]
+    licence: str
     problem: str | None
     num_predictions: int
     rows: tuple[Prediction, ...]
@@ -250,6 +252,7 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
             DatasetPart(
                 record=record,
                 prompts=sources[record.dataset].prompts if record.dataset in sources else (),
+                licence=results.run.data.get("licences", {}).get(record.dataset, ""),
                 problem=problem,
                 num_predictions=len(rows),
                 rows=tuple(_worst_rows(rows)),
@@ -352,7 +355,7 @@ def _reproduction(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     judges = environment.pop("judges", {})
     changed = deviations_of(run, results.records)
     shown_encoder = ("spec", "name", "arguments", "fingerprint", "commit", "output_dim", "frames_per_second")
-    data = {**run.data, "repositories": None, "mixes": None, "test_data": None}
+    data = {**run.data, "repositories": None, "mixes": None, "test_data": None, "licences": None}
     data |= {f"repository {name}": commit for name, commit in run.data.get("repositories", {}).items()}
     return [
         ("Encoder", _rows({key: run.encoder.get(key) for key in (*shown_encoder, "honours_mask", "realtime_factor")})),

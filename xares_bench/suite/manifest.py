@@ -72,6 +72,7 @@ def run_manifest(
             "limit": plan.limit,
             "mixes": {name: keys.mix(plan.mix_for(name))[:12] for name in names},
             "test_data": {name: keys.data([name])[:12] for name in names},
+            "licences": plan.licences(names),
         },
         tasks=plan.tasks,
         seeds=plan.seeds,
