@@ -194,7 +194,7 @@ class Launched:
 
     def run(self, runs: str, fault: str, *options: str) -> tuple[int, str]:
         process = self.start(runs, fault, *options)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
         return process.returncode, output
 
     def made(self, runs: str) -> list[tuple[str, str]]:
