@@ -8,5 +8,6 @@ text        text from outside, made writable
 locks       locks between processes, with a word where one waits
 store       the cache on disk: finished results under their keys
 progress    progress bars on a terminal
+edition     the version and the commit of xares-bench itself
 file_kinds  what is in the place of a tar file: a pointer, a web page, a link to nothing
 """

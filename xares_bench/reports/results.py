@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xares_bench.reports.origin import Origin
 from xares_bench.scores.baselines import Baseline
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord, overall_of
 
@@ -25,6 +26,7 @@ class Results:
         lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
         missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
+        origin: What writes them, and when; None if nobody has said it.
     """
 
     run: RunManifest
@@ -32,6 +34,7 @@ class Results:
     lalms: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...] = ()
     wall_s: float = 0.0
+    origin: Origin | None = None
     overalls: tuple[Overall, ...] = field(init=False)
 
     def __post_init__(self) -> None:
