@@ -57,7 +57,8 @@ def end_session(session: BenchSession, command: str) -> Ending:
         folder = session.plan.runs_folder / results.run.name
         results, unread = with_earlier(results, folder)
         results = replace(results, origin=origin_of(results.records, folder / RESULTS_FILE))
-        background = background_of(session.plan, results, command, session.baseline, session.outcomes.findings)
+        findings, failed = session.outcomes.findings, session.failures_by_gate()
+        background = background_of(session.plan, results, command, session.baseline, findings, failed)
         unwritten = write_run(folder, results, background)
         problems += unwritten.required
         notes += [*unread, *unwritten.optional]
