@@ -164,7 +164,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     for problem in problems:
         sys.stderr.write(f"xares_bench: left out: {problem}\n")
     output = local_path(options.output) if options.output else folder / "leaderboard.html"
-    write_atomically(output, leaderboard_html(runs))
+    write_atomically(output, leaderboard_html(runs, output.parent))
     _print(f"{output}: {len(runs)} runs")
 
 
