@@ -15,6 +15,7 @@ from typing import Any
 
 from xares_bench import __version__
 from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
+from xares_bench.core.edition import own_commit
 from xares_bench.core.errors import DataError, UsageError, XaresError, usage_errors_of_paths
 from xares_bench.core.parsing import did_you_mean, local_path
 from xares_bench.core.progress import Progress
@@ -96,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _version() -> str:
+    commit = own_commit()
+    return f"xares-bench {__version__}" + (f", commit {commit[:12]}" if commit else "")
+
+
 def _run_suite(arguments: Sequence[str]) -> int:
     """Run the suite with options of the suite and of pytest; return pytest's exit status."""
     import pytest
@@ -116,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs the suite with the given options, e.g. xares-bench --preset=mini --encoder=enc.py -k task1. "
         "The options are those of the suite and of pytest: xares-bench --preset=mini --help lists them.",
     )
-    parser.add_argument("--version", action="version", version=f"xares-bench {__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     init = commands.add_parser(
         "init",
@@ -215,7 +221,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     for problem in problems:
         sys.stderr.write(f"xares-bench: left out: {problem}\n")
     output = local_path(options.output) if options.output else folder / "leaderboard.html"
-    write_atomically(output, leaderboard_html(runs))
+    write_atomically(output, leaderboard_html(runs, output.parent))
     _print(f"{output}: {len(runs)} runs")
 
 

@@ -119,6 +119,33 @@ def test_the_rows_that_differ_most_come_first(tmp_path: Path) -> None:
     assert differing_clips(first, first, 10) == ""
 
 
+def test_datasets_take_turns_among_the_rows_that_differ_most(tmp_path: Path) -> None:
+    right = {"esc-50": answers(40), "gtzan": answers(40), "librispeech": [("x", "one two", "one two")]}
+    other = {"esc-50": answers(30), "gtzan": answers(39), "librispeech": [("x", "one two", "one too")]}
+    first, second = (
+        read_run(write_finished_run(tmp_path / str(place), rows)) for place, rows in enumerate((right, other))
+    )
+    lines = differing_clips(first, second, 5).splitlines()
+    assert lines[0] == "rows that differ most (5 of 12, datasets in turn, 3 differ)"
+    assert [line.split()[1] for line in lines[3:]] == ["esc-50", "gtzan", "librispeech", "esc-50", "esc-50"]
+    assert [line.split()[0] for line in lines[3:]] == ["-1.00", "-1.00", "-0.50", "-1.00", "-1.00"]
+
+
+def test_the_arguments_of_all_encoders_stand_side_by_side(tmp_path: Path) -> None:
+    plain = finished(tmp_path / "a", 30)
+    given = [
+        {**plain.run.encoder, "arguments": arguments}
+        for arguments in ({"layer": 6, "name": "x"}, {"layer": 9}, {"name\n\u202e": "y\nz"})
+    ]
+    runs = [dataclasses.replace(plain, run=dataclasses.replace(plain.run, encoder=encoder)) for encoder in given]
+    lines = comparison_table(compare(runs[:2])).splitlines()
+    assert lines[2:5] == ["arguments of the encoders:", "  layer: A 6, B 9", '  name: A "x", B not given']
+    hostile = comparison_table(compare([plain, runs[2]]))
+    assert "arguments of the encoders:\n  name  : A not given, B" in hostile
+    assert "\u202e" not in hostile
+    assert "arguments of the encoders" not in comparison_table(compare([plain, plain]))
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path / "a", 30)
     finished(tmp_path / "b", 31)

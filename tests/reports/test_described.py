@@ -69,7 +69,7 @@ def test_comparisons_name_them_and_say_over_how_many_clips(tmp_path: Path) -> No
     assert "steps=300" in table.splitlines()[0]
     assert "esc-50 (2 clips)" in table
     assert "(2 clips)" not in comparison_table(compare([run, run]))
-    assert "steps=300" in leaderboard_html([run])
+    assert "steps=300" in leaderboard_html([run], tmp_path)
 
 
 HOSTILE = {
@@ -109,7 +109,7 @@ def test_every_report_takes_any_arguments(tmp_path: Path) -> None:
     encoder = {**run.run.encoder, "arguments": arguments}
     run = dataclasses.replace(run, run=dataclasses.replace(run.run, encoder=encoder, deviations=deviations))
     assert comparison_table(compare([run, run])).splitlines()[0].endswith("(preset: x))")
-    assert "<script>alert" not in leaderboard_html([run])
+    assert "<script>alert" not in leaderboard_html([run], tmp_path)
     page = report_html(given, tmp_path / "two", Background())
     assert "<script>alert" not in page
     assert "my`mix|x y" in page

@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.run_factory import write_finished_run
 from tests.shard_factory import tone, write_shard
 from xares_bench.reports import html_report
 from xares_bench.reports.html_report import report_html
+from xares_bench.reports.origin import Origin
 from xares_bench.reports.report import write_run
 from xares_bench.reports.results import Background, ClipSource, Results
 from xares_bench.reports.runs import read_run
@@ -149,9 +152,8 @@ def test_scores_stand_beside_the_baseline(folder: Path, background: Background) 
     record = results.records[0]
     assert record.interval is not None
     low, high = record.interval
-    expected = (
-        f"esc-50 Accuracy {record.score:.3f} {low:.3f} to {high:.3f} 0.700 {record.score - 0.7:+.3f} -0.250 to -0.125"
-    )
+    difference = f"{record.score - 0.7:+.3f} -0.250 to -0.125"
+    expected = f"esc-50 Accuracy {record.score:.3f} {low:.3f} to {high:.3f} 0.500 0.700 {difference}"
     assert expected in text
     assert "No score: clotho." in text
     assert f"left: {100 * low:.2f}%; right: calc(100% - {100 * high:.2f}%)" in page
@@ -161,8 +163,53 @@ def test_scores_stand_beside_the_baseline(folder: Path, background: Background) 
 def test_a_licence_stands_beside_the_clips(tmp_path: Path) -> None:
     for licences, shown in (({"esc-50": "CC-BY-NC-3.0, <b>"}, ", licence CC-BY-NC-3.0, &lt;b&gt;"), ({}, "")):
         folder = write_finished_run(tmp_path / "runs" / "own", {"esc-50": ROWS["esc-50"]}, data={"licences": licences})
-        (heading,) = re.findall(r"<h3>esc-50 .*</h3>", (folder / "report.html").read_text(encoding="utf-8"))
-        assert heading == f'<h3>esc-50 <span class="faint small">Accuracy 0.500{shown}</span></h3>'
+        (heading,) = re.findall(
+            r"<summary><b>esc-50</b> .*</summary>", (folder / "report.html").read_text(encoding="utf-8")
+        )
+        assert heading == f'<summary><b>esc-50</b> <span class="faint small">Accuracy 0.500{shown}</span></summary>'
+
+
+def test_verdict_date_commit_and_deviations_stand_at_the_top(folder: Path, background: Background) -> None:
+    results = results_of(
+        folder, origin=Origin(version="9.8", commit="c0ffee" * 7, date=datetime(2026, 1, 2, tzinfo=UTC))
+    )
+    run = dataclasses.replace(
+        results.run,
+        deviations={"learning_rate": [0.1, 0.2], "note": [None, MARKUP]},
+        encoder={**results.run.encoder, "arguments": {"layer": 6}},
+    )
+    background = dataclasses.replace(background, failures={"esc-50": f"esc-50 is too low {MARKUP}"})
+    page = report_html(dataclasses.replace(results, run=run), folder, background)
+    assert page.count("<script") == 2
+    top = " ".join(Reader(page.partition("<main>")[0]).text.split())
+    for expected in (
+        "Failed against the baseline before: 1 score is not good enough.",
+        "esc-50 is too low",
+        "chance 0.500",
+        "learning_rate 0.2 (preset: 0.1)",
+        '{"layer": 6}',
+        "2026-01-02 00:00 UTC",
+        "xares-bench 9.8, commit c0ffeec0ffee",
+    ):
+        assert expected in top, expected
+    plain = " ".join(Reader(report_html(results_of(folder), folder, Background())).text.split())
+    assert "No baseline: nothing to pass or fail." in plain
+    assert "Date unknown" in plain
+    assert "without arguments" in plain
+
+
+def test_scores_that_are_no_better_than_chance_are_named(folder: Path) -> None:
+    text = " ".join(Reader(report_html(results_of(folder), folder, Background())).text.split())
+    near = re.findall(r"Not above chance: ([^.]*)[.]", text)[0].split(", ")
+    rows = ROWS["gtzan"]
+    assert 2 * sum(target == "dog" for _, target, _ in rows) == len(rows), "chance is one half"
+    accuracies = results_of(folder).records[: len(DATASETS)]
+    assert near == [
+        record.dataset for record in accuracies if record.interval is not None and record.interval[0] <= 0.5
+    ]
+    (folder / "predictions" / "gtzan.jsonl").unlink()
+    text = Reader(report_html(results_of(folder), folder, Background())).text
+    assert "chance 0." not in " ".join(text.partition("Encoder")[0].split()), "no overall level without one of gtzan"
 
 
 def test_the_worst_clips_can_be_heard_where_their_shard_is_there(folder: Path, background: Background) -> None:
@@ -308,6 +355,7 @@ def test_an_unchanged_page_is_reused_without_reading_audio_again(
 
 # In a browser.
 
+OPEN_ALL = "for (const part of document.querySelectorAll('details')) part.open = true"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 
 
@@ -325,7 +373,7 @@ def file(folder: Path, background: Background) -> Path:
 
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [400, 800, 1280])
 def test_a_browser_shows_it_without_complaint(
     browser: Page, file: Path, width: int, dark: bool, tmp_path: Path
 ) -> None:
@@ -346,10 +394,13 @@ def test_a_browser_shows_it_without_complaint(
 @needs_browser
 def test_nothing_is_cut_off_or_tiny_on_a_phone(browser: Page, file: Path) -> None:
     browser.open(file, width=400)
+    browser.evaluate(OPEN_ALL)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
     outside = browser.evaluate(
         """[...document.querySelectorAll("body *")].filter((element) => {
           const box = element.getBoundingClientRect();
-          return box.width > 0 && !element.closest(".scroll, thead, pre") && (box.right > 401 || box.left < -1);
+          const isOutside = box.width > 0 && (box.right > 401 || box.left < -1);
+          return isOutside && !element.closest(".scroll, thead, pre, .contents");
         }).map((element) => element.outerHTML.slice(0, 100))"""
     )
     assert outside == []
@@ -361,6 +412,51 @@ def test_nothing_is_cut_off_or_tiny_on_a_phone(browser: Page, file: Path) -> Non
     assert min(sizes) >= 9
     labels = browser.evaluate("[...document.querySelectorAll('.matrix tbody th')].map((label) => label.clientHeight)")
     assert max(labels) < 50, "labels of a word stand on a line"
+
+
+@needs_browser
+def test_the_page_is_short_until_a_section_is_opened(browser: Page, file: Path) -> None:
+    browser.open(file)
+    height = "document.documentElement.scrollHeight"
+    closed = browser.evaluate(height)
+    assert closed < 2500
+    browser.evaluate(OPEN_ALL)
+    assert browser.evaluate(height) > 2 * closed
+
+
+@needs_browser
+@pytest.mark.parametrize("has_script", [True, False])
+def test_contents_open_their_sections_by_key_and_stay_in_sight(browser: Page, file: Path, has_script: bool) -> None:
+    browser.send("Emulation.setScriptExecutionDisabled", value=not has_script)
+    browser.open(file)
+    part = "document.getElementById('worst').closest('details')"
+    assert not browser.evaluate(f"{part}.open")
+    browser.evaluate("document.querySelector('.contents a[href=\"#worst\"]').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.send(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
+    deadline = time.monotonic() + 20
+    while not browser.evaluate(f"{part}.open") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert browser.evaluate(f"{part}.open")
+    top, above = browser.evaluate(
+        "['worst', ''].map((id) => (document.getElementById(id) ?? document.querySelector('.contents'))"
+        ".getBoundingClientRect()).map((box) => box.top)"
+    )
+    assert above == 0, "the contents stay at the top"
+    assert 0 < top < 900
+
+
+@needs_browser
+def test_everything_is_printed(browser: Page, file: Path) -> None:
+    browser.open(file)
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    assert browser.evaluate("document.getElementById('rows').checkVisibility()"), "without script, too"
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    browser.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert browser.evaluate("document.querySelectorAll('.part[open]').length") == 1, "as it was"
 
 
 @needs_browser

@@ -34,13 +34,14 @@ def background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     }
     found = results(scored("gtzan", 0.5), scored("esc-50", 0.5))
     made = plan(data_home="home")
-    return made, difference, background_of(made, found, "pytest bench", None, findings)
+    return made, difference, background_of(made, found, "pytest bench", None, findings, {"gtzan": "too low"})
 
 
 def test_the_background_has_the_intervals_of_the_scores_that_were_compared(background: Any) -> None:
     _, difference, made = background
     assert made.differences == {"gtzan": (difference.low, difference.high)}
     assert (made.command, made.baseline) == ("pytest bench", None)
+    assert (made.failures, made.num_compared) == ({"gtzan": "too low"}, 1)
 
 
 def test_the_background_knows_prompts_and_test_shards(background: Any) -> None:

@@ -9,5 +9,6 @@ locks       locks between processes, with a word where one waits
 store       the cache on disk: finished results under their keys
 progress    progress bars on a terminal
 own_files   folders that come with the package: suite, miniature, examples
+edition     the version and the commit of xares-bench itself
 file_kinds  what is in the place of a tar file: a pointer, a web page, a link to nothing
 """

@@ -1,6 +1,7 @@
 """Reports on results, for people and for programs.
 
 results           the results of a session, and what reports show beside them
+origin            what wrote a run's files, and when: version, commit, date
 earlier           scores of earlier sessions of the same run, which stay in its files
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 described         a run in words: its encoder, and what differs from its preset
@@ -8,6 +9,9 @@ runs              reads the folders of finished runs, and checks them
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
+score_rows        the rows of a table of scores, beside baseline and chance level
+chance            what an answer that hears nothing scores
+verdict           whether a run passes, in a sentence
 templating        fills the templates in templates/
 charts            coordinates of lines, points and labels
 confusion_matrix  counts of predicted labels per true label

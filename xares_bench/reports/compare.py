@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from xares_bench.core.errors import UsageError
-from xares_bench.reports.described import deviations_in_words, encoder_in_words
+from xares_bench.reports.described import deviations_in_words, encoder_in_words, shown_in_line
 from xares_bench.reports.report import INTERVAL_HEADER, shown_interval, tabulated
 from xares_bench.reports.runs import FinishedRun
 from xares_bench.scores.clip_sums import ClipSums
@@ -102,13 +103,18 @@ def comparison_table(comparison: Comparison) -> str:
     legend = "\n".join(
         f"{letter}: {run.folder} ({_described(run)})" for letter, run in zip(letters, comparison.runs, strict=True)
     )
+    legend += _arguments(comparison.runs)
     warnings = "".join(f"\nwarning: {warning}" for warning in comparison.warnings)
     return "\n\n".join([legend, *tables]) + ("\n" + warnings if warnings else "")
 
 
 def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str:
-    """Return a table of the rows whose values differ most between two runs; empty if none differ."""
-    found: list[tuple[float, str, str, str, str, str]] = []
+    """Return a table of the rows whose values differ most between two runs; empty if none differ.
+
+    Datasets take turns: each gives its largest difference, then each its second largest, and so on. Otherwise one
+    dataset whose rows are wholly right or wrong would fill the table.
+    """
+    found: dict[str, list[tuple[float, str, str, str, str, str]]] = {}
     for dataset in first.records:
         if dataset not in second.records:
             continue
@@ -118,14 +124,22 @@ def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str
         for one, other in zip(ours, theirs, strict=True):
             if one.value is not None and other.value is not None and one.value != other.value:
                 difference = other.value - one.value
-                found.append((difference, dataset, one.clip, one.reference, one.hypothesis, other.hypothesis))
-    found.sort(key=lambda row: (-abs(row[0]), row[1], row[2], row[3]))
+                found.setdefault(dataset, []).append(
+                    (difference, dataset, one.clip, one.reference, one.hypothesis, other.hypothesis)
+                )
     if not found:
         return ""
-    rows = [[f"{row[0]:+.2f}", row[1], *map(_short, row[2:])] for row in found[:number]]
+    ranked = [
+        (turn, row)
+        for rows in found.values()
+        for turn, row in enumerate(sorted(rows, key=lambda row: (-abs(row[0]), row[2], row[3])))
+    ]
+    ranked.sort(key=lambda ranking: (ranking[0], -abs(ranking[1][0]), ranking[1][1]))
+    rows = [[f"{row[0]:+.2f}", row[1], *map(_short, row[2:])] for _, row in ranked[:number]]
     headers = ["B - A", "dataset", "clip", "target", "A predicts", "B predicts"]
     table = tabulated(rows, headers, "simple", left=headers[1:])
-    return f"rows that differ most ({min(number, len(found))} of {len(found)})\n{table}"
+    of_datasets = "" if len(found) == 1 else f", datasets in turn, {len(found)} differ"
+    return f"rows that differ most ({min(number, len(ranked))} of {len(ranked)}{of_datasets})\n{table}"
 
 
 def _named(row: Row) -> str:
@@ -143,6 +157,21 @@ def _named(row: Row) -> str:
 
 def _described(run: FinishedRun) -> str:
     return "; ".join([encoder_in_words(run.run), *deviations_in_words(run.run, run.records.values())])
+
+
+def _arguments(runs: Sequence[FinishedRun]) -> str:
+    """Return the encoders' arguments name by name, a line each; empty if no encoder has any."""
+    given = [run.run.encoder["arguments"] for run in runs]
+    names = dict.fromkeys(name for arguments in given for name in arguments)
+    lines = [
+        "\n  "
+        + shown_in_line(
+            f"{name}: "
+            + _by_letter([json.dumps(own[name], ensure_ascii=False) if name in own else "not given" for own in given])
+        )
+        for name in names
+    ]
+    return "\narguments of the encoders:" + "".join(lines) if lines else ""
 
 
 def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:

@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from xares_bench.core.digests import code_digest, digest_of
+from xares_bench.core.errors import UsageError
 from xares_bench.metrics import METRICS
+from xares_bench.reports.chance import chance_level
 from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_chart, radar_chart, thinned
 from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
 from xares_bench.reports.described import deviations_of
 from xares_bench.reports.results import Background, ClipSource, Results
 from xares_bench.reports.runs import OtherRun, other_run, other_runs
+from xares_bench.reports.score_rows import ScoreRow, score_rows
 from xares_bench.reports.templating import json_for_script, rendered
+from xares_bench.reports.verdict import verdict_of
 from xares_bench.reports.worst_clips import AUDIO_MODULES, Recording, WorstClip, limited, recordings_of, worst_clips
+from xares_bench.scores.clip_sums import load_clip_sums
 from xares_bench.scores.records import Overall, Prediction, ScoreRecord
 
 PAGE_FILE = "report.html"
@@ -32,48 +37,6 @@ WORST_CLIPS = 3
 MAX_AUDIO_BYTES = 4_000_000
 _MAX_TEXT_LETTERS = 4000
 _MAX_LOSS_POINTS = 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRow:
-    """A row of the table of scores.
-
-    Attributes:
-        name: Dataset, or `Overall`, with what is missing from it.
-        metric: Name of the metric; empty for an overall score.
-        score: The score, which may be NaN.
-        interval: Its 95 % confidence interval.
-        spread: Standard deviation over the training seeds.
-        baseline: The baseline's score.
-        baseline_interval: The 95 % confidence interval of the baseline's score.
-        difference_interval: The 95 % confidence interval of score minus baseline.
-        num_rows: Rows that were scored; None for an overall score.
-        is_overall: Whether it is an overall score.
-    """
-
-    name: str
-    metric: str
-    score: float
-    interval: tuple[float, float] | None
-    spread: float | None
-    baseline: float | None
-    baseline_interval: tuple[float, float] | None
-    difference_interval: tuple[float, float] | None
-    num_rows: int | None
-    is_overall: bool = False
-
-    @property
-    def difference(self) -> float | None:
-        """Score minus baseline; None without a baseline."""
-        return None if self.baseline is None else self.score - self.baseline
-
-    @property
-    def direction(self) -> str:
-        """`good` or `bad` if the confidence interval of the difference excludes 0, else empty."""
-        if self.difference_interval is None:
-            return ""
-        low, high = self.difference_interval
-        return "good" if low > 0 else "bad" if high < 0 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +61,7 @@ class DatasetPart:
         problem: Why its predictions are not shown, or None.
         num_predictions: Number of its predictions.
         rows: The predictions that can be searched on the page.
+        chance: The chance level; see `chance_level`.
         confusion_matrix: For a classification with one label per clip, else None.
         worst: The worst clips with their audio.
         no_worst: Why there are no worst clips, if there are none.
@@ -109,6 +73,7 @@ class DatasetPart:
     problem: str | None
     num_predictions: int
     rows: tuple[Prediction, ...]
+    chance: float | None
     confusion_matrix: ConfusionMatrix | None
     worst: tuple[tuple[WorstClip, Recording], ...]
     no_worst: str
@@ -145,11 +110,16 @@ def report_html(results: Results, folder: Path, background: Background) -> str:
 def _rendered(
     results: Results, folder: Path, background: Background, datasets: Sequence[DatasetPart], *, digest: str
 ) -> str:
+    chances = {part.record.dataset: part.chance for part in datasets}
+    tasks = [_task_part(results, overall, folder, background, chances) for overall in results.overalls]
     values = {
         "results": results,
         "run": results.run,
         "background": background,
-        "tasks": [_task_part(results, overall, folder, background) for overall in results.overalls],
+        "verdict": verdict_of(results, background),
+        "deviations": deviations_of(results.run, results.records),
+        "tasks": tasks,
+        "near_chance": [row.name for task in tasks for row in task.rows if row.is_near_chance and not row.is_overall],
         "datasets": datasets,
         "losses": _losses(results, folder.parent / "store" / "lalms"),
         "reproduction": _reproduction(results),
@@ -161,49 +131,17 @@ def _rendered(
     return rendered("report", values, {"percent": _percent, "base64": _base64, "listed": _listed})
 
 
-def _task_part(results: Results, overall: Overall, folder: Path, background: Background) -> TaskPart:
-    records = results.of_task(overall.task)
+def _task_part(
+    results: Results, overall: Overall, folder: Path, background: Background, chances: Mapping[str, float | None]
+) -> TaskPart:
+    rows = score_rows(results, overall, background, chances)
     baseline = background.baseline
-    rows = []
-    for record in records:
-        expected = None if baseline is None or record.partial else baseline.scores.get(record.dataset)
-        rows.append(
-            ScoreRow(
-                name=record.dataset,
-                metric=record.metric,
-                score=record.score,
-                interval=record.interval,
-                spread=record.spread,
-                baseline=None if expected is None else expected.score,
-                baseline_interval=None if expected is None else expected.interval,
-                difference_interval=background.differences.get(record.dataset),
-                num_rows=record.num_rows,
-            )
-        )
-    expected = baseline.overalls.get(overall.task) if baseline is not None and overall.complete else None
-    name = "Overall"
-    if overall.num_datasets < overall.num_expected:
-        name += f", {overall.num_datasets} of {overall.num_expected} datasets"
-    rows.append(
-        ScoreRow(
-            name=name + (", some clips left out" if overall.partial else ""),
-            metric="",
-            score=overall.score,
-            interval=overall.interval if math.isfinite(overall.score) else None,
-            spread=overall.spread,
-            baseline=None if expected is None else expected.score,
-            baseline_interval=None if expected is None else expected.interval,
-            difference_interval=background.differences.get(f"{overall.task} overall"),
-            num_rows=None,
-            is_overall=True,
-        )
-    )
-    others = _other_runs(results, records, folder)
+    others = _other_runs(results, results.of_task(overall.task), folder)
     return TaskPart(
         name=overall.task,
-        rows=tuple(rows),
+        rows=rows,
         radar=_radar(overall.task, rows[:-1], results.run.name, baseline.name if baseline else ""),
-        costs=_costs(others, None if expected is None else expected.score),
+        costs=_costs(others, rows[-1].baseline),
         others=tuple(others),
     )
 
@@ -256,12 +194,26 @@ def _dataset_parts(results: Results, folder: Path, sources: Mapping[str, ClipSou
                 problem=problem,
                 num_predictions=len(rows),
                 rows=tuple(_worst_rows(rows)),
+                chance=_chance(rows, record, folder),
                 confusion_matrix=confusion_matrix_of(rows) if METRICS[record.metric].single_label and rows else None,
                 worst=tuple((clip, Recording()) for clip in worst),
                 no_worst=no_worst,
             )
         )
     return parts
+
+
+def _chance(rows: Sequence[Prediction], record: ScoreRecord, folder: Path) -> float | None:
+    """Return the chance level of a dataset; None if not all of its rows, or not the metric's arguments, are there."""
+    if len(rows) != record.num_rows:
+        return None
+    arguments: Mapping[str, int] = {}
+    if METRICS[record.metric].arguments:
+        try:
+            arguments = load_clip_sums(folder / "clip_sums" / f"{record.dataset}.npz").arguments
+        except (OSError, UsageError):
+            return None
+    return chance_level(record.metric, [row.reference for row in rows], arguments)
 
 
 def _with_audio(parts: Sequence[DatasetPart], sources: Mapping[str, ClipSource]) -> list[DatasetPart]:

@@ -1,15 +1,21 @@
-"""The leaderboard: many runs on one page, with a table per preset; published scores are rows, too."""
+"""The leaderboard: many runs on one page, with a table per preset; published scores are rows, too.
+
+Datasets of one's own have a table of their own, and incomplete runs are folded: neither can be compared with the rest.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
 from xares_bench.reports.described import arguments_in_words, deviations_in_words
+from xares_bench.reports.html_report import PAGE_FILE
 from xares_bench.reports.runs import RESULTS_FILE, FinishedRun, read_run
 from xares_bench.reports.templating import rendered
 from xares_bench.scores.baselines import load_baseline, shipped_baselines
@@ -36,30 +42,42 @@ class Row:
 
     Attributes:
         encoder: Name of the encoder.
-        about: The encoder's arguments, what differs from the preset, and the run's name; or what baseline it is.
+        arguments: The encoder's arguments as JSON; empty if there are none.
+        deviations: What differs from the preset, each as `NAME=VALUE`.
+        about: Name of the run; or what baseline it is.
+        report: Address of the run's page; empty if there is none.
         missing: Why it is incomplete; empty if it is complete.
-        cells: Values in the order of the board's columns.
+        cells: Values in the order of the table's columns.
     """
 
     encoder: str
+    arguments: str = ""
+    deviations: tuple[str, ...] = ()
     about: str
-    missing: str
+    report: str = ""
+    missing: str = ""
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """The table of a preset.
+    """The tables of a preset.
 
     Attributes:
         preset: Its name.
-        columns: Headers: overall scores, costs, datasets.
-        rows: Complete runs first, each group by overall score.
+        columns: Headers: overall scores, date, costs, datasets.
+        rows: Complete runs and baselines by overall score.
+        incomplete: The other runs, by name.
+        own_columns: Headers of the table of own datasets.
+        own_rows: Runs with a score of one of them, by name.
     """
 
     preset: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    incomplete: tuple[Row, ...]
+    own_columns: tuple[str, ...]
+    own_rows: tuple[Row, ...]
 
 
 _COSTS = ("dimensions", "frames/s", "real-time factor", "training s")
@@ -86,28 +104,50 @@ def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
     return runs, problems
 
 
-def leaderboard_html(runs: Iterable[FinishedRun]) -> str:
-    """Return the page of these runs; the table of the full preset is always there, for the published scores."""
+def leaderboard_html(runs: Iterable[FinishedRun], folder: Path) -> str:
+    """Return the page of these runs; the table of the full preset is always there, for the published scores.
+
+    Args:
+        runs: The runs.
+        folder: The folder that the page is for: links to the pages of runs are relative to it.
+    """
     by_preset: dict[str, list[FinishedRun]] = {}
     for run in runs:
         by_preset.setdefault(run.run.preset, []).append(run)
     presets = sorted({*by_preset, "full"}, key=lambda preset: (preset != "full", preset))
-    boards = [board for preset in presets if (board := _board(preset, by_preset.get(preset, []))).rows]
+    boards = [_board(preset, by_preset.get(preset, []), folder) for preset in presets]
     return rendered("leaderboard", {"boards": boards})
 
 
-def _board(preset: str, runs: list[FinishedRun]) -> Board:
+def _board(preset: str, runs: list[FinishedRun], folder: Path) -> Board:
     catalogue = load_catalogue(preset)
     tasks = {task: tuple(names) for task, names in catalogue.tasks.items()}
-    datasets = list(dict.fromkeys([*catalogue.datasets, *(name for run in runs for name in run.records)]))
-    rows = [_run_row(run, tasks, datasets) for run in runs]
+    datasets = list(catalogue.datasets)
+    own = list(dict.fromkeys(name for run in runs for name in run.records if name not in catalogue.datasets))
+    found = [_run_row(run, tasks, datasets, folder) for run in runs]
+    rows = [row for row in found if not row.missing]
     rows += [row for name in shipped_baselines() if (row := _baseline_row(name, preset, tasks, datasets))]
-    columns = ("overall", *tasks, *_COSTS, *datasets)
-    rows.sort(key=lambda row: (bool(row.missing), -(row.cells[0].value or 0.0), row.encoder, row.about))
-    return Board(preset=preset, columns=columns, rows=tuple(rows))
+    own_rows = [
+        replace(row, missing="", cells=_scores(run, own))
+        for run, row in zip(runs, found, strict=True)
+        if any(name in run.records for name in own)
+    ]
+    incomplete = [row for row in found if row.missing and any(cell.text for cell in row.cells[-len(datasets) :])]
+
+    def by_name(row: Row) -> tuple[str, str]:
+        return row.encoder, row.about
+
+    return Board(
+        preset=preset,
+        columns=("overall", *tasks, "date", *_COSTS, *datasets),
+        rows=tuple(sorted(rows, key=lambda row: (-(row.cells[0].value or 0.0), *by_name(row)))),
+        incomplete=tuple(sorted(incomplete, key=by_name)),
+        own_columns=tuple(own),
+        own_rows=tuple(sorted(own_rows, key=by_name)),
+    )
 
 
-def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]) -> Row:
+def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str], folder: Path) -> Row:
     encoder = run.run.encoder
     missing = [
         f"{task}: {overall.num_datasets if overall else 0} of {len(names)} datasets"
@@ -134,14 +174,14 @@ def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: l
         Cell(text=f"{encoder['realtime_factor']:.2g}", value=encoder["realtime_factor"]),
         Cell(text=f"{training_s:.0f}", value=training_s, note=f"on {run.run.environment.get('device', '')}"),
     ]
-    found = [run.records.get(name) for name in datasets]
-    scores = [Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found]
-    deviations = ", ".join(deviations_in_words(run.run, run.records.values()))
     return Row(
         encoder=encoder["name"],
-        about="; ".join(filter(None, [arguments_in_words(run.run), deviations, run.run.name])),
+        arguments=arguments_in_words(run.run),
+        deviations=tuple(deviations_in_words(run.run, run.records.values())),
+        about=run.run.name,
+        report=_address(run.folder / PAGE_FILE, folder),
         missing="; ".join(missing),
-        cells=(mean, *overalls, *costs, *scores),
+        cells=(mean, *overalls, _date(run), *costs, *_scores(run, datasets)),
     )
 
 
@@ -156,14 +196,38 @@ def _baseline_row(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]], 
     return Row(
         encoder=name,
         about="published" if preset == "full" else "shipped baseline",
-        missing="",
         cells=(
             _score(math.fsum(known) / len(known), None, None),
             *(_score(overall.score, None, overall.spread) for overall in overalls),
-            *(Cell() for _ in _COSTS),
+            *(Cell() for _ in ("date", *_COSTS)),
             *(Cell() if score is None else _score(score.score, score.interval, score.spread) for score in scores),
         ),
     )
+
+
+def _scores(run: FinishedRun, datasets: Iterable[str]) -> tuple[Cell, ...]:
+    found = [run.records.get(name) for name in datasets]
+    return tuple(Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found)
+
+
+def _date(run: FinishedRun) -> Cell:
+    """Return the day of a run; what wrote it is the note."""
+    origin = run.origin
+    if origin is None or origin.date is None:
+        return Cell()
+    commit = f", commit {origin.commit}" if origin.commit else ""
+    note = f"{origin.day}, xares-bench {origin.version}{commit}"
+    return Cell(text=f"{origin.date:%Y-%m-%d}", value=origin.date.timestamp(), note=note)
+
+
+def _address(file: Path, folder: Path) -> str:
+    """Return the relative address of a file for a page in a folder; empty if there is no such file.
+
+    It starts with a dot, so that no name of a folder can be read as a scheme such as `javascript:`.
+    """
+    if not file.is_file():
+        return ""
+    return "./" + quote(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix(), errors="surrogateescape")
 
 
 def _score(score: float, interval: tuple[float, float] | None, spread: float | None) -> Cell:

@@ -149,6 +149,7 @@ def results_json(results: Results) -> str:
     """Return everything, for programs, with the version of the schema first. A score of NaN is null."""
     data = {
         "schema": RESULTS_SCHEMA,
+        "written_by": None if results.origin is None else results.origin.to_json(),
         "run": results.run.to_json(),
         "scores": [record.to_json() for record in results.records],
         "overall": [

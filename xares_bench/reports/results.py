@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xares_bench.reports.origin import Origin
 from xares_bench.scores.baselines import Baseline
 from xares_bench.scores.records import Overall, RunManifest, ScoreRecord, overall_of
 
@@ -25,6 +26,7 @@ class Results:
         lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
         missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
+        origin: What writes them, and when; None if nobody has said it.
     """
 
     run: RunManifest
@@ -32,6 +34,7 @@ class Results:
     lalms: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...] = ()
     wall_s: float = 0.0
+    origin: Origin | None = None
     overalls: tuple[Overall, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,17 +69,26 @@ class Background:
         command: The command line.
         baseline: The baseline that scores are compared with, or None.
         differences: 95 % confidence interval of score minus baseline, by dataset, and by `TASK overall`.
+        failures: Why scores fail against the baseline, by the same names.
+        num_compared: How many scores were compared with the baseline, overall scores included.
         sources: The test clips, by dataset.
     """
 
     command: str = ""
     baseline: Baseline | None = None
     differences: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    num_compared: int = 0
     sources: Mapping[str, ClipSource] = field(default_factory=dict)
 
 
 def background_of(
-    plan: Plan, results: Results, command: str, baseline: Baseline | None, findings: Mapping[str, Finding]
+    plan: Plan,
+    results: Results,
+    command: str,
+    baseline: Baseline | None,
+    findings: Mapping[str, Finding],
+    failures: Mapping[str, str],
 ) -> Background:
     """Return the background of a session's results.
 
@@ -86,6 +98,7 @@ def background_of(
         command: The command line.
         baseline: The baseline that scores are compared with, or None.
         findings: The gate's findings, by dataset or task.
+        failures: Why scores fail, by dataset or task.
     """
     sources = {}
     for record in results.records:
@@ -97,6 +110,8 @@ def background_of(
     return Background(
         command=command,
         baseline=baseline,
+        failures=failures,
+        num_compared=sum(finding.baseline is not None for finding in findings.values()),
         differences={what: (known.low, known.high) for what, known in found.items() if known is not None},
         sources=sources,
     )

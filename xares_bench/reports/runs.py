@@ -15,6 +15,7 @@ from typing import Any
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import parse_json
 from xares_bench.reports.described import arguments_in_words
+from xares_bench.reports.origin import Origin
 from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
 
@@ -34,6 +35,7 @@ class FinishedRun:
         records: The scores by dataset, in the catalogue's order.
         overalls: The overall scores by task.
         lalms: The manifests of the LALMs.
+        origin: What wrote it, and when; None in a run of an earlier version.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class FinishedRun:
     records: Mapping[str, ScoreRecord]
     overalls: Mapping[str, Overall]
     lalms: tuple[Mapping[str, Any], ...]
+    origin: Origin | None = None
 
     def clip_sums(self, dataset: str) -> ClipSums | None:
         """Read the clip sums behind a score; None if the file is missing.
@@ -112,7 +115,14 @@ def read_run(path: Path) -> FinishedRun:
                 f"{file}: the overall score of {task} is {written.get(task)}, but its datasets give "
                 f"{overall.score:.6f}; one of them was changed. Run the suite again"
             )
-    return FinishedRun(folder=file.parent, run=run, records=by_name, overalls=overalls, lalms=lalms)
+    return FinishedRun(
+        folder=file.parent,
+        run=run,
+        records=by_name,
+        overalls=overalls,
+        lalms=lalms,
+        origin=Origin.from_json(data.get("written_by")),
+    )
 
 
 def _check(record: ScoreRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xares_bench.core.errors import XaresError
@@ -49,12 +49,16 @@ def end_session(session: BenchSession, command: str) -> Ending:
     results = session.results()
     if results is not None:
         from xares_bench.reports.earlier import with_earlier
+        from xares_bench.reports.origin import origin_of
         from xares_bench.reports.report import write_run
         from xares_bench.reports.results import background_of
+        from xares_bench.reports.runs import RESULTS_FILE
 
         folder = session.plan.runs_folder / results.run.name
         results, unread = with_earlier(results, folder)
-        background = background_of(session.plan, results, command, session.baseline, session.outcomes.findings)
+        results = replace(results, origin=origin_of(results.records, folder / RESULTS_FILE))
+        findings, failed = session.outcomes.findings, session.failures_by_gate()
+        background = background_of(session.plan, results, command, session.baseline, findings, failed)
         unwritten = write_run(folder, results, background)
         problems += unwritten.required
         notes += [*unread, *unwritten.optional]

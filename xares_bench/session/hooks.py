@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -98,7 +98,7 @@ class BenchHooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
         """Refuse what cannot run, before anything is collected."""
-        if not self._config.option.collectonly:
+        if not _only_shows(self._config):
             _check_startable(self._config, self._session)
 
     @pytest.hookimpl(tryfirst=True)
@@ -113,13 +113,15 @@ class BenchHooks:
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Take note of what is selected, and refuse what cannot work before anything is fetched or trained."""
-        parameters = [_parameters(item) for item in session.items]
+        # With --benchmark-skip no dataset is to be scored.
+        to_score = () if self._config.option.benchmark_skip else session.items
+        parameters = [_parameters(item) for item in to_score]
         self._session.select(
             {found["dataset"] for found in parameters if "dataset" in found},
             {found["task"] for found in parameters if "task" in found},
             remembered_datasets(self._config) if runs_what_failed(self._config) else (),
         )
-        if self._config.option.collectonly:
+        if _only_shows(self._config) or not session.items:
             return
         try:
             self._session.check()
@@ -131,9 +133,9 @@ class BenchHooks:
         if is_first_worker(self._config):  # the process that shows the tests has no suite
             self._session.show_header()
 
-    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
+    def pytest_report_collectionfinish(self, config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
         """Show the header: encoder, decoder, data, what is reused, where results go."""
-        if config.option.collectonly or is_worker(config):
+        if _only_shows(config) or is_worker(config) or not items:
             return []
         from xares_bench.session.header import header_lines
 
@@ -164,7 +166,7 @@ class BenchHooks:
         """Write the run's files; fail the run for what no test has failed for."""
         self._session.close()
         self._status = lambda: session.exitstatus  # still open: other plugins may change it
-        if is_helper(self._config) or self._config.option.collectonly:
+        if is_helper(self._config) or _only_shows(self._config):
             return
         command = shown_command([*map(str, self._config.invocation_params.args)])
         with defer_interrupts() as is_interrupted:  # an interruption must not cost the files
@@ -237,6 +239,12 @@ def _datasets_of(item: pytest.Item, session: BenchSession) -> Iterable[str]:
     if "dataset" in parameters:
         return (parameters["dataset"],)
     return session.plan.catalogue.tasks[parameters["task"]] if "task" in parameters else ()
+
+
+def _only_shows(config: pytest.Config) -> bool:
+    """Whether an option asks for tests, fixtures or a plan to be shown, and no test runs."""
+    option = config.option
+    return bool(option.collectonly or option.showfixtures or option.show_fixtures_per_test or option.setupplan)
 
 
 def _all_arguments(config: pytest.Config) -> Iterable[str]:

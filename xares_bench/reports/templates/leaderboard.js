@@ -23,6 +23,52 @@
     }));
   }
 
+  // The chooser of columns; its state is in the address, so that a link can carry it.
+  const chooser = document.getElementById("chooser");
+  const choices = chooser.lastElementChild;
+  const columns = [...new Set([...document.querySelectorAll("th[data-column]")].map((header) => header.dataset.column))];
+  const boxes = new Map(columns.map((column) => {
+    const label = document.createElement("label");
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    label.append(box, ` ${column}`);
+    choices.append(label);
+    return [column, box];
+  }));
+
+  function show() {
+    const [, list = ""] = /^#hide=(.*)$/.exec(location.hash) ?? [];
+    const away = new Set(list.split(",").map((part) => {
+      try { return decodeURIComponent(part); } catch { return ""; } // not an address of this page
+    }));
+    for (const [column, box] of boxes) box.checked = !away.has(column);
+    for (const table of document.querySelectorAll("table.board")) {
+      [...table.tHead.rows[0].cells].forEach((header, place) => {
+        for (const row of table.rows) row.cells[place].hidden = away.has(header.dataset.column);
+      });
+    }
+  }
+
+  function choose() {
+    const away = [...boxes].filter(([, box]) => !box.checked).map(([column]) => encodeURIComponent(column));
+    location.replace(`#hide=${away.join(",")}`);
+  }
+
+  for (const [text, checked] of [["all", true], ["none", false]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    button.addEventListener("click", () => {
+      for (const box of boxes.values()) box.checked = checked;
+      choose();
+    });
+    choices.append(button);
+  }
+  choices.addEventListener("change", choose);
+  addEventListener("hashchange", show);
+  show();
+  chooser.hidden = false;
+
   const query = document.getElementById("query");
   const count = document.getElementById("count");
   const rows = [...document.querySelectorAll("table.board tbody tr")];

@@ -48,6 +48,20 @@
     showMore();
   }
 
+  // Browsers open the section that a link leads to, and print what is folded; for those that do not yet:
+  document.querySelector(".contents").addEventListener("click", (event) => {
+    const link = event.target.closest("a");
+    if (link) document.querySelector(link.hash).closest("details").open = true;
+  });
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const part of folded) part.open = false;
+  });
+
   query.addEventListener("input", search);
   choice.addEventListener("change", search);
   wrong.addEventListener("change", search);
