@@ -41,15 +41,15 @@ class Machine:
         folder: For files of this part.
     """
 
-    def __init__(self, folder: Path, *, is_tiny: bool) -> None:
-        """Find the device.
+    def __init__(self, folder: Path, *, is_tiny: bool, device: torch.device | None = None) -> None:
+        """Find the device, unless one is given.
 
         Raises:
             SystemExit: There is no GPU.
         """
-        if not is_tiny and not torch.cuda.is_available():
+        if not is_tiny and device is None and not torch.cuda.is_available():
             raise SystemExit("torch finds no GPU here; --tiny runs the parts on a CPU")
-        self.device = torch.device("cpu" if is_tiny else "cuda")
+        self.device = device or torch.device("cpu" if is_tiny else "cuda")
         self.is_tiny = is_tiny
         self.folder = folder
         self.lengths = _TINY_LENGTHS if is_tiny else _LENGTHS

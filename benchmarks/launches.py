@@ -1,4 +1,6 @@
-"""Counts the kernels that a GPU would start for a training step and a generated token: `python -m benchmarks.launches`.
+"""Counts the kernels that a GPU would start for a training step and a token, and the memory that a step keeps.
+
+    python -m benchmarks.launches
 
 Without a GPU: tensors on the meta device have shapes and no values. Every operation that makes or changes a tensor
 counts as one kernel; views do not. Two operations are stood in for, because torch has one kernel for each on a GPU, and
@@ -143,6 +145,23 @@ def count_step(machine: Machine) -> Launches:
     return launches
 
 
+def saved_bytes(machine: Machine, frames: Sequence[int]) -> int:
+    """Return what a training step keeps for its backward pass, without the weights, for clips of so many frames."""
+    lalm = machine.lalm().to(META).train()
+    batch = lalm.place(batch_of(frames), META)
+    weights = {value.untyped_storage()._cdata for value in lalm.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        if value.untyped_storage()._cdata not in weights:
+            saved[value.untyped_storage()._cdata] = value
+        return value
+
+    with kernels_of_a_gpu(), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        lalm(batch)
+    return sum(value.untyped_storage().nbytes() for value in saved.values())
+
+
 def count_token(machine: Machine) -> Launches:
     """Count all that the next token of three texts takes: reading the last, the repetition penalty, and the choice."""
     lalm = machine.lalm()
@@ -161,7 +180,10 @@ def main() -> None:
     """Print the counts as a JSON line."""
     with tempfile.TemporaryDirectory() as folder:
         machine = machine_with(_NUM_LAYERS, Path(folder))
-        print(json.dumps({"step": count_step(machine).number, "token": count_token(machine).number}))  # noqa: T201
+        counts = {"step": count_step(machine).number, "token": count_token(machine).number}
+        whole = Machine(Path(folder) / "whole", is_tiny=False, device=META)
+        saved = {name: round(saved_bytes(whole, frames) / 1e9, 2) for name, frames in whole.lengths.items()}
+        print(json.dumps({**counts, "GB kept for the backward pass": saved}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -269,16 +269,16 @@ def read_licence(section: Section) -> str:
 
 
 def _read_preset(name: str, section: Section, data: Section, steps: Section) -> Preset:
-    if section.has("own_decoder") == section.has("decoder"):
-        section.fail("decoder", "expected either a name on the hub, or own_decoder with a folder of the package")
+    if section.has("own_decoder") and section.has("decoder"):
+        section.fail("own_decoder", "found beside decoder; expected one of the two")
     recipe = section.section("recipe")
     return Preset(
         name=name,
         summary=section.text("summary"),
         folder=_own_folder(name, data.text("folder")) if data.has("folder") else None,
-        decoder=section.text("decoder")
-        if section.has("decoder")
-        else str(_own_folder(name, section.text("own_decoder"))),
+        decoder=str(_own_folder(name, section.text("own_decoder")))
+        if section.has("own_decoder")
+        else section.text("decoder"),
         recipe=read_recipe(recipe),
         steps={mix: steps.integer(mix, at_least=1) for mix in steps.values},
         needs_gpu=section.boolean("needs_gpu"),
