@@ -199,9 +199,9 @@ def test_home_and_variables_are_expanded_in_every_path(
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     assert main(["compare", "~/runs/one", "$RUNS/one/results.json"]) == 0
     assert main(["leaderboard", "~/runs"]) == 0
-    assert main(["leaderboard", "$RUNS", "--output=~/board.html"]) == 0
+    assert main(["leaderboard", "$RUNS", "--output=~/runs/board.html"]) == 0
     assert capsys.readouterr().err == ""
-    assert (tmp_path / "runs" / "leaderboard.html").read_bytes() == (tmp_path / "board.html").read_bytes()
+    assert (tmp_path / "runs" / "leaderboard.html").read_bytes() == (tmp_path / "runs" / "board.html").read_bytes()
     (tmp_path / "file").touch()
     for name, arguments in (("~/file", []), ("~/nowhere", ["--data-home", "~/file"])):
         monkeypatch.setenv("XARES_DATA_HOME", name)

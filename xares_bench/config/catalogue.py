@@ -17,7 +17,7 @@ from typing import Any
 
 from xares_bench.config.recipe import Recipe, read_recipe
 from xares_bench.core.errors import CatalogueError, UsageError
-from xares_bench.core.own_files import own_folder
+from xares_bench.core.own_files import required_folder
 from xares_bench.core.parsing import Section, did_you_mean, read_yaml, shown
 from xares_bench.metrics.registry import check_metric
 
@@ -275,29 +275,14 @@ def _read_preset(name: str, section: Section, data: Section, steps: Section) -> 
     return Preset(
         name=name,
         summary=section.text("summary"),
-        folder=_own_folder(name, data.text("folder")) if data.has("folder") else None,
-        decoder=str(_own_folder(name, section.text("own_decoder")))
+        folder=required_folder(data.text("folder"), f"--preset={name}") if data.has("folder") else None,
+        decoder=str(required_folder(section.text("own_decoder"), f"--preset={name}"))
         if section.has("own_decoder")
         else section.text("decoder"),
         recipe=read_recipe(recipe),
         steps={mix: steps.integer(mix, at_least=1) for mix in steps.values},
         needs_gpu=section.boolean("needs_gpu"),
     )
-
-
-def _own_folder(preset: str, name: str) -> Path:
-    """Return a folder of the package.
-
-    Raises:
-        UsageError: This installation lacks it.
-    """
-    folder = own_folder(name)
-    if folder is None:
-        raise UsageError(
-            f"--preset={preset}: {name}, which comes with xares-bench, is not in this installation "
-            f"({Path(__file__).parents[1]}); install xares-bench again, or run it from a clone"
-        )
-    return folder
 
 
 def _read_dataset(name: str, section: Section, data: Section, metrics: Section | None) -> Dataset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import xares_bench
+from xares_bench.core.errors import UsageError
 
 
 def own_folder(name: str) -> Path | None:
@@ -17,3 +18,18 @@ def own_folder(name: str) -> Path | None:
         if folder.is_dir():
             return folder
     return None
+
+
+def required_folder(name: str, wanted_by: str) -> Path:
+    """Return such a folder.
+
+    Raises:
+        UsageError: This installation lacks it; begins with `wanted_by`.
+    """
+    folder = own_folder(name)
+    if folder is None:
+        raise UsageError(
+            f"{wanted_by}: {name}, which comes with xares-bench, is not in this installation "
+            f"({xares_bench.__path__[0]}); install xares-bench again, or run it from a clone"
+        )
+    return folder

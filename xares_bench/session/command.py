@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xares_bench.core.errors import UsageError
-from xares_bench.core.own_files import own_folder
+from xares_bench.core.own_files import required_folder
 
 # No file of the current folder changes the run: neither its conftest.py, nor its settings, nor its imports.
 _ISOLATED = (
@@ -25,9 +24,7 @@ def pytest_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -
     Raises:
         UsageError: The suite is not in this installation.
     """
-    suite = own_folder("bench")
-    if suite is None:
-        raise UsageError("the suite is not in this installation; install xares-bench again")
+    suite = required_folder("bench", "the suite")
     plugins = _PLUGINS if environment.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD") else ()
     return [str(suite), f"--rootdir={Path.cwd()}", *_ISOLATED, *plugins, *arguments]
 

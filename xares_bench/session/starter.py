@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xares_bench import __version__
-from xares_bench.core.errors import UsageError
-from xares_bench.core.own_files import own_folder
+from xares_bench.core.own_files import required_folder
 from xares_bench.core.store import write_atomically
 
 _IGNORED = ("/runs/", "/xares_data/")
@@ -23,10 +22,7 @@ def write_starter(folder: Path, may_replace: Callable[[Path], bool]) -> Iterator
     Raises:
         UsageError: The example is not in this installation.
     """
-    examples = own_folder("examples")
-    if examples is None:
-        raise UsageError("the examples are not in this installation; install xares-bench again")
-    example = (examples / "logmel_encoder.py").read_text(encoding="utf-8")
+    example = (required_folder("examples", "init") / "logmel_encoder.py").read_text(encoding="utf-8")
     workflow = (Path(__file__).parent / "workflow.yml").read_text(encoding="utf-8").replace("VERSION", __version__)
     contents = {
         "encoder.py": example.replace("pytest bench", "xares-bench").replace("examples/logmel_encoder", "encoder"),
