@@ -164,7 +164,7 @@ def test_a_licence_stands_beside_the_clips(tmp_path: Path) -> None:
     for licences, shown in (({"esc-50": "CC-BY-NC-3.0, <b>"}, ", licence CC-BY-NC-3.0, &lt;b&gt;"), ({}, "")):
         folder = write_finished_run(tmp_path / "runs" / "own", {"esc-50": ROWS["esc-50"]}, data={"licences": licences})
         (heading,) = re.findall(
-            r"<summary><b>esc-50</b> .*</summary>", (folder / "report.html").read_text(encoding="utf-8")
+            r"<summary><b>esc-50</b> .*Accuracy.*</summary>", (folder / "report.html").read_text(encoding="utf-8")
         )
         assert heading == f'<summary><b>esc-50</b> <span class="faint small">Accuracy 0.500{shown}</span></summary>'
 
