@@ -267,8 +267,8 @@ def test_columns_are_chosen_and_the_address_keeps_the_choice(browser: Page, file
     wait_for(browser, f"{shown}.length === 2")
     assert browser.evaluate(shown) == ["encoder", "task1"]
     assert browser.evaluate("location.hash").startswith("#hide=overall,task2,")
-    browser.evaluate("location.reload()")
-    wait_for(browser, f"document.readyState === 'complete' && {shown}.length === 2")
+    browser.evaluate("window.isBefore = true; location.reload()")
+    wait_for(browser, f"!window.isBefore && document.readyState === 'complete' && {shown}.length === 2")
     browser.evaluate("document.querySelectorAll('#chooser button')[0].click()")
     wait_for(browser, f"{shown}.length === {len(everything)}")
     browser.evaluate("location.hash = '#hide=%E0%A4%A,date'")
