@@ -68,7 +68,7 @@ BROKEN = {
     # name: (source, arguments, clause that fails, what the message names)
     "missing import": ("import no_such_library\n" + GOOD, {}, "loads", "No module named 'no_such_library' at enc.py:1"),
     "missing name": ("from json import nothing\n" + GOOD, {}, "loads", "cannot import name 'nothing'"),
-    "relative import": ("from .helper import x\n" + GOOD, {}, "loads", "relative import"),
+    "relative import": ("if True:\n    from .helper import x\n" + GOOD, {}, "loads", "relative import"),
     "fails at import": ("1 / 0\n" + GOOD, {}, "loads", "ZeroDivisionError: division by zero at enc.py:1"),
     "exits at import": ("raise SystemExit(3)\n" + GOOD, {}, "loads", "SystemExit: 3 at enc.py:1"),
     "deleted class": (GOOD + "del GoodEncoder\n", {}, "loads", "has no GoodEncoder"),

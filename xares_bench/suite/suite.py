@@ -271,7 +271,10 @@ class Suite:
     def _train_if_free(self, mix: Mix, seed: int) -> None:
         """Train a LALM, unless it is cached or another process is training it."""
         key = self._keys.lalm(mix, seed)
-        unfinished = None if key in self._entries else self._store.begin("lalms", key, wait=False)
+        # `use`, which says so if it finds a damaged one, and removes it.
+        if key in self._entries or self._store.use("lalms", key) is not None:
+            return
+        unfinished = self._store.begin("lalms", key, wait=False)
         if unfinished is not None:
             checkpoints = self.preflight.checkpoints(mix, seed)
             self._entries[key] = unfinished.fill(lambda folder: self._pipeline.train(mix, seed, folder, checkpoints))
