@@ -75,9 +75,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def no_github(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions inside tests write nothing to the page of the job that runs them."""
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+def nothing_of_the_session_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions inside tests are no workers of xdist, and write nothing to the page of the job that runs them."""
+    names = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
+    for name in (*names, "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
 
 

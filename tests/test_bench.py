@@ -633,8 +633,7 @@ def test_two_workers_train_two_lalms_at_once_with_the_bytes_of_one(
                 *(f"--runs-dir={tmp_path / name}", *options, *more),
             ],
             env={
-                # This process may be one of xdist's workers itself.
-                **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")},
+                **os.environ,
                 "PYTHONPATH": f"{tmp_path}:{REPOSITORY}",
                 "FOLDER": str(started),
                 "AT_ONCE": str(at_once),

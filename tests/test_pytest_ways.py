@@ -195,10 +195,9 @@ def test_junit_has_the_scores(run: Run, pytester: pytest.Pytester, damaged: str)
 
 @pytest.mark.versions
 def test_benchmark_json_has_the_scores_and_what_they_took_when_computed(
-    run: Run, pytester: pytest.Pytester, scores_file: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, pytester: pytest.Pytester, scores_file: Path
 ) -> None:
     """Of cached scores, too: the time of reading a cache tells nothing about an encoder."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # where this test runs says nothing of the session inside
     result = run("--benchmark-json=timings.json", "--benchmark-columns=mean")
     assert result.ret == 0, result.stdout.str()
     result.stdout.fnmatch_lines(["*benchmark 'task2': 5 tests*", "*test_dataset[[]clotho[]]*"])
@@ -212,11 +211,8 @@ def test_benchmark_json_has_the_scores_and_what_they_took_when_computed(
         assert entry["stats"]["mean"] == pytest.approx(record["features_s"] + record["generation_s"])
 
 
-def test_a_slower_encoder_fails_where_pytest_benchmark_is_told_to_compare(
-    run: Run, scores: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slower_encoder_fails_where_pytest_benchmark_is_told_to_compare(run: Run, scores: str) -> None:
     """With its own options; the same cached scores are never slower."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     first = run("--benchmark-save=before", "--benchmark-storage=timings")
     assert first.ret == 0, first.stdout.str()
     again = run("--benchmark-compare", "--benchmark-compare-fail=mean:1%", "--benchmark-storage=timings")

@@ -101,8 +101,7 @@ def test_the_tensors_of_a_failed_call_are_gone_before_the_next() -> None:
     assert set(alive) == {0}
 
 
-def test_nobody_shares_the_memory_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+def test_nobody_shares_the_memory_of_a_process_alone() -> None:
     assert sharers(torch.device("cpu")) == ""
 
 
