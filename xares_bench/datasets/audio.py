@@ -25,6 +25,8 @@ SAMPLE_RATE_HZ = 16_000
 # this hardly differ (GTZAN's clips last 30.013 s), so one stands for all, and its features can be cached.
 SMALL_EXCESS_SAMPLES = SAMPLE_RATE_HZ // 25
 
+# What the extra `[m4a]` installs.
+_PYAV = "av>=14.0.0"
 # Extensions of tar members: those that PyAV reads, and all.
 EXTRA_SUFFIXES = ("m4a", "wma")
 AUDIO_SUFFIXES = ("flac", "mp3", "wav", "ogg", "opus", *EXTRA_SUFFIXES)
@@ -79,7 +81,8 @@ def read_audio(data: bytes, suffix: str) -> NDArray[np.float32]:
 def missing_extra(suffix: str) -> str | None:
     """A message that says what to install to read such files; None: nothing is missing."""
     if suffix in EXTRA_SUFFIXES and importlib.util.find_spec("av") is None:
-        return f".{suffix} files are read by PyAV, which is not installed: pip install 'xares-bench[m4a]'"
+        # The package itself: pip finds the extra by our name only where we are on its index.
+        return f".{suffix} files are read by PyAV, which is not installed: pip install '{_PYAV}'"
     return None
 
 
