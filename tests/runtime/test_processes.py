@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +258,22 @@ def test_two_processes_make_one_set_of_files_and_the_scores_of_one(
     assert not list(undisturbed.rglob("*.part"))
     assert (launched.folder / "junit.xml").read_text().count("<testcase") == 1
     assert "1 passed" in (undisturbed / "process-1.log").read_text()
+
+
+def test_the_table_has_the_seconds_of_a_score_once_whichever_process_computed_it(
+    launched: Launched, undisturbed: Path
+) -> None:
+    """The main process reads back what the processes computed before its test began."""
+
+    def shown_seconds(runs: Path) -> str:
+        (row,) = (line for line in launched.run(runs).splitlines() if line.startswith("clotho "))
+        return row.split()[-1]
+
+    runs = launched.folder / "again"
+    shutil.copytree(undisturbed, runs)
+    shutil.rmtree(runs / "store" / "scores")
+    assert re.fullmatch(r"\d+\.\d", shown_seconds(runs))
+    assert shown_seconds(runs) == "cached"
 
 
 def test_after_both_are_killed_they_resume_together(launched: Launched, undisturbed: Path) -> None:

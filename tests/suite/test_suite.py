@@ -195,6 +195,16 @@ def test_of_several_processes_each_begins_elsewhere_and_leaves_errors_to_the_tes
     assert done == ["texts of g", "texts of f"] * len(seeds) + ["score of g"]
 
 
+def test_a_score_of_another_process_of_the_session_was_not_cached_before(make_suite: MakeSuite) -> None:
+    ours, theirs, next_session = make_suite(), make_suite(), make_suite()
+    assert ours.fetch(["mine"]) == []
+    theirs.evaluate("mine")
+    assert not ours.evaluate("mine").reused
+    assert not ours.evaluate("mine").reused, "nor is one that is asked for again"
+    next_session.fetch(["mine"])
+    assert next_session.evaluate("mine").reused
+
+
 def test_nothing_is_opened_before_it_is_needed(make_suite: MakeSuite, tmp_path: Path) -> None:
     suite = make_suite(decoder="no/such-decoder")
     assert not (tmp_path / "runs").exists()

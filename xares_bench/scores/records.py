@@ -72,7 +72,7 @@ class ScoreRecord:
         mix: Name of the mix that the LALM was trained on.
         key: Digest of everything that the score depends on.
         lalm_key: Digest of everything that the LALM depends on.
-        reused: Whether it comes from the cache.
+        reused: Whether it was in the cache when the session began.
         partial: Whether `--limit` left clips out.
         interval: 95 % confidence interval of the score, from resampling clips; None where the score is NaN.
         deviation: Standard error of the score, from the same resamples; None where the score is NaN.

@@ -6,12 +6,13 @@ learn that a metric's model is missing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.config.plan import Plan
-from xares_bench.core.errors import DataError
+from xares_bench.core.errors import DataError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.core.store import Store
 from xares_bench.datasets.shards import ShardSource
@@ -69,6 +70,7 @@ class Preflight:
     features: FeatureStore
     data: DataCheck
     _failing: dict[str, DataError] = field(default_factory=dict, init=False)
+    _new_scores: set[str] = field(default_factory=set, init=False)
 
     def survey(self, names: Sequence[str]) -> Survey | None:
         """Return which shards of these datasets and their mixes are on the hub, and which of them are here.
@@ -124,6 +126,9 @@ class Preflight:
             problem = next((problems[part] for part in splits if part in problems), None)
             if problem is not None:
                 self._failing[name] = problem
+            # No process has scored anything yet: before that, all of them take part in `Suite.lalms`.
+            with contextlib.suppress(XaresError):  # left to its own test
+                self._new_scores.update(key for key in self.keys.scores(name) if not self.store.find("scores", key))
         lines = []
         for problem in dict.fromkeys(self._failing.values()):
             failing = [name for name, found in self._failing.items() if found is problem]
@@ -134,6 +139,10 @@ class Preflight:
     def fails(self, name: str) -> bool:
         """Whether a dataset cannot be scored, as `fetch` found; then `require` raises."""
         return name in self._failing
+
+    def is_new(self, key: str) -> bool:
+        """Whether a score was not cached when `fetch` looked, whichever process has computed it since."""
+        return key in self._new_scores
 
     def require(self, name: str) -> None:
         """Refuse a dataset that cannot be scored, before anything is trained for it.

@@ -309,7 +309,8 @@ class Suite:
 
         entry = self._store.obtain("scores", key, make)
         remove_texts(self._store, key)
-        return ScoreRecord.from_json({**entry.manifest["record"], "reused": entry.reused})
+        reused = entry.reused and not self.preflight.is_new(key)
+        return ScoreRecord.from_json({**entry.manifest["record"], "reused": reused})
 
     def _texts(self, name: str, seed: int) -> TextStore:
         """The texts of a test set, generated or not."""
