@@ -44,3 +44,23 @@ def test_the_table_of_pytest_benchmark_is_shown_to_those_who_give_it_an_option(
     monkeypatch.setenv("PYTEST_ADDOPTS", addopts)
     config = pytester.parseconfigure(str(REPOSITORY / "bench"), "--preset=mini", *arguments)
     assert config.option.benchmark_quiet is is_quiet
+
+
+@pytest.mark.filterwarnings("ignore:Can't compare")  # nothing was saved before
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        ([], []),
+        (["--collect-only"], []),
+        (["-n", "2"], []),
+        (["--benchmark-json=timings.json"], []),
+        (["--benchmark-autosave"], [".benchmarks"]),
+        (["--benchmark-save=mine"], [".benchmarks"]),
+        (["--benchmark-compare"], [".benchmarks"]),
+    ],
+)
+def test_the_folder_of_pytest_benchmark_is_made_only_where_runs_are_saved_or_compared(
+    pytester: pytest.Pytester, arguments: list[str], left: list[str]
+) -> None:
+    pytester.parseconfigure(str(REPOSITORY / "bench"), "--preset=mini", *arguments)
+    assert sorted(path.name for path in pytester.path.iterdir()) == left

@@ -76,6 +76,11 @@ def open_session(config: pytest.Config) -> None:
     if not any(argument.startswith("--benchmark-") for argument in _all_arguments(config)):
         config.option.benchmark_quiet = True
         config.option.benchmark_disable = config.getoption("dist", "no") != "no" or "PYTEST_XDIST_WORKER" in os.environ
+    # It makes its folder for saved runs, .benchmarks, when a session begins. Where none is saved or read, it is given
+    # the current folder, which is there.
+    option = config.option
+    if not (option.benchmark_save or option.benchmark_autosave or option.benchmark_compare):
+        option.benchmark_storage = f"file://{os.curdir}"
     config.stash[SESSION] = session
 
 
