@@ -68,13 +68,19 @@ def test_the_wheel_has_the_suite_the_miniature_and_the_examples_once(built: Path
 
 def test_from_an_empty_folder_it_gives_the_scores_of_the_clone(installed: Path, empty: Path) -> None:
     command = (sys.executable, "-m", "xares_bench", *SHORT_RUN)
-    shown = run(*command, "--runs-dir=theirs", folder=empty, PYTHONPATH=str(installed))
-    assert str(installed) in shown  # where decoder and data are
+    path = {"PYTHONPATH": str(installed)}
+    shown = run(*command, "--runs-dir=theirs", folder=empty, **path)
+    where = run(sys.executable, "-c", "import xares_bench; print(*xares_bench.__path__)", folder=empty, **path)
+    assert where.split() == [str(installed / "xares_bench")]
+    assert "\ndecoder: fixtures/mini-decoder of xares-bench " in shown
+    assert "\ndata: fixtures/mini of xares-bench, " in shown
+    assert str(installed) not in shown
+    assert sorted(path.name for path in empty.iterdir()) == [".pytest_cache", "enc.py", "theirs"], "it leaves its runs"
     run(sys.executable, "-m", "pytest", REPOSITORY / "bench", *SHORT_RUN, "--runs-dir=ours", folder=empty)
     (theirs,), (ours,) = ((empty / name).glob("*/scores.tsv") for name in ("theirs", "ours"))
     assert theirs.read_bytes() == ours.read_bytes()
     as_module = (sys.executable, "-m", "pytest", "--pyargs", "xares_bench.bench", *SHORT_RUN, "--runs-dir=theirs")
-    assert "1 of 1 scores" in run(*as_module, folder=empty, PYTHONPATH=str(installed))
+    assert "1 of 1 scores" in run(*as_module, folder=empty, **path)
 
 
 def test_a_strangers_type_checker_sees_types(installed: Path, empty: Path) -> None:

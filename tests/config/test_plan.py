@@ -313,18 +313,17 @@ def test_another_decoder_is_a_deviation(tmp_path: Path) -> None:
     folder = tmp_path / "decoder"
     folder.mkdir()
     (folder / "config.json").touch()
-    preset = plan().catalogue.preset.decoder
-    assert plan().decoder == preset
-    for text, expected in (
-        ("decoder", str(folder)),
-        ("./decoder", str(folder)),
-        ("owner/name", "owner/name"),
-        ("owner/name@v1", "owner/name@v1"),
-        ("gpt2", "gpt2"),
+    assert plan().decoder == plan().catalogue.preset.decoder
+    for text, expected, shown in (
+        ("decoder", str(folder), "decoder"),
+        ("./decoder", str(folder), "decoder"),
+        ("owner/name", "owner/name", "owner/name"),
+        ("owner/name@v1", "owner/name@v1", "owner/name@v1"),
+        ("gpt2", "gpt2", "gpt2"),
     ):
         made = plan(decoder=text)
         assert made.decoder == expected
-        assert made.deviations == {"decoder": (preset, expected)}
+        assert made.deviations == {"decoder": ("fixtures/mini-decoder of xares-bench", shown)}
 
 
 @pytest.mark.parametrize("text", ["", "./absent", "/absent/decoder", "a/b/c", "enc.py", "empty"])
@@ -351,7 +350,7 @@ def test_revisions_are_those_of_repositories_that_are_used() -> None:
 
 def test_other_data_than_the_presets_is_a_deviation(tmp_path: Path) -> None:
     assert plan().data_deviations(["gtzan"]) == {}
-    assert plan(data_home=str(tmp_path)).data_deviations(["gtzan"]) == {"data_home": (None, str(tmp_path))}
+    assert plan(data_home=str(tmp_path)).data_deviations(["gtzan"]) == {"data_home": (None, ".")}
     other = plan(preset="full", data_revisions=["abc"])
     assert other.data_deviations(["gtzan"]) == {"data_revision": (None, "abc")}
 

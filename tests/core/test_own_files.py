@@ -8,7 +8,7 @@ import xares_bench
 from tests.conftest import REPOSITORY
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
-from xares_bench.core.own_files import own_folder
+from xares_bench.core.own_files import own_folder, shown_path
 
 
 def test_in_a_clone_folders_lie_beside_the_package() -> None:
@@ -25,6 +25,24 @@ def test_in_a_wheel_inside_it_and_a_strangers_folder_beside_it_is_not_ours(
     monkeypatch.setattr(xares_bench, "__path__", [str(tmp_path / "xares_bench")])
     assert own_folder("bench") == tmp_path / "xares_bench" / "bench"
     assert own_folder("fixtures/mini") is None
+
+
+@pytest.mark.parametrize("is_wheel", [False, True])
+def test_what_is_ours_is_shown_by_its_name_and_what_is_here_without_the_folder(
+    is_wheel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = REPOSITORY
+    if is_wheel:
+        place = tmp_path / "site-packages" / "xares_bench"
+        for name in ("fixtures/mini-decoder", "fixtures/mini", "examples"):
+            (place / name).mkdir(parents=True)
+        monkeypatch.setattr(xares_bench, "__path__", [str(place)])
+    for name in ("fixtures/mini-decoder", "fixtures/mini", "examples/logmel_encoder.py"):
+        assert shown_path(str(place / name)) == f"{name} of xares-bench"
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(str(tmp_path / "fixtures" / "decoder")) == "fixtures/decoder"
+    for other in ("/data/decoder", "HuggingFaceTB/SmolLM2-135M", f"{place}/tests/decoder", f"{place}/fixtures_of_mine"):
+        assert shown_path(other) == other.replace(f"{tmp_path}/", "")
 
 
 def test_a_preset_whose_own_folder_is_missing_is_no_name_on_the_hub(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.suite.conftest import MakeSuite
-from xares_bench.suite.manifest import _relative
 
 CLASS = """
 import torch
@@ -28,8 +28,17 @@ def test_the_name_of_a_folder_is_short_whatever_that_of_the_encoder(make_suite: 
     assert run.encoder["commit"] == "0123abc"
 
 
-def test_results_name_no_folder_of_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert _relative(str(tmp_path / "decoder")) == "decoder"
-    assert _relative("/elsewhere/decoder") == "/elsewhere/decoder"
-    assert _relative("name/on-the-hub") == "name/on-the-hub"
+def test_results_name_no_folder_of_a_home_or_an_installation(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_suite().open_run(["mine"])
+    assert run.decoder["name"] == "fixtures/mini-decoder of xares-bench"
+    assert run.data["folder"] == "own tar files"
+    (tmp_path / "decoder").mkdir()
+    for file in (REPOSITORY / "fixtures" / "mini-decoder").iterdir():
+        (tmp_path / "decoder" / file.name).symlink_to(file)
+    suite = make_suite(decoder="decoder")
+    run = suite.open_run(["mine"])
+    assert run.decoder["name"] == "decoder"
+    assert run.deviations["decoder"] == ["fixtures/mini-decoder of xares-bench", "decoder"]
+    assert suite.open_run(["gtzan"]).data["folder"] == "fixtures/mini of xares-bench"

@@ -17,6 +17,7 @@ from xares_bench.config.encoder_spec import EncoderSpec, parse_encoder_spec
 from xares_bench.config.own_data import OWN_TASK, check_places, read_own_evaluations, read_own_mix
 from xares_bench.config.recipe import GenerationRecipe, Recipe
 from xares_bench.core.errors import CatalogueError, UsageError
+from xares_bench.core.own_files import shown_path
 from xares_bench.core.parsing import did_you_mean, local_path
 from xares_bench.core.yaml_text import MisreadWord, load_yaml
 from xares_bench.hub import parse_data_revisions
@@ -65,8 +66,8 @@ class Plan:
     @property
     def deviations(self) -> dict[str, tuple[Any, Any]]:
         """Values of recipe and decoder that differ from the preset, as `{key: (preset's, this run's)}`."""
-        preset = {**self.catalogue.preset.recipe.values(), "decoder": self.catalogue.preset.decoder}
-        own = {**self.recipe.values(), "decoder": self.decoder}
+        preset = {**self.catalogue.preset.recipe.values(), "decoder": shown_path(self.catalogue.preset.decoder)}
+        own = {**self.recipe.values(), "decoder": shown_path(self.decoder)}
         return {key: (preset[key], own[key]) for key in own if own[key] != preset[key]}
 
     def data_deviations(self, names: Iterable[str]) -> dict[str, tuple[str | None, str]]:
@@ -76,7 +77,7 @@ class Plan:
             return found
         preset = self.catalogue.preset.folder
         if preset is not None and self.data_folder != preset.absolute():
-            found["data_home"] = (None, str(self.data_folder))
+            found["data_home"] = (None, shown_path(str(self.data_folder)))
         if self.data_revisions:
             revisions = self.data_revisions.items()
             found["data_revision"] = (None, ", ".join(f"{repo}={rev}" if repo else rev for repo, rev in revisions))

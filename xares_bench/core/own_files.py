@@ -10,6 +10,9 @@ from pathlib import Path
 import xares_bench
 from xares_bench.core.errors import UsageError
 
+# With files that a run may read: what is shown of a run names them without the place of the installation.
+_NAMED = ("examples", "fixtures")
+
 
 def own_folder(name: str) -> Path | None:
     """Return a folder such as `fixtures/mini`; None if this installation lacks it."""
@@ -33,3 +36,18 @@ def required_folder(name: str, wanted_by: str) -> Path:
             f"({xares_bench.__path__[0]}); install xares-bench again, or run it from a clone"
         )
     return folder
+
+
+def shown_path(path: str) -> str:
+    """Return a path as results and the header show it: without the place of this installation, and no home folder.
+
+    A path of ours is `fixtures/mini of xares-bench`, one in the current folder is relative to it, and all others stay.
+    """
+    for name in _NAMED:
+        folder = own_folder(name)
+        if folder is not None and Path(path).is_relative_to(folder):
+            return f"{Path(path).relative_to(folder.parent).as_posix()} of xares-bench"
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from xares_bench.config.plan import Plan
+from xares_bench.core.own_files import shown_path
 from xares_bench.encoders.contract_report import ContractReport
 from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.hub.models import Decoder
@@ -59,14 +59,14 @@ def run_manifest(
             "warnings": dict(contract.warnings),
         },
         preset=plan.catalogue.preset.name,
-        decoder={"name": _relative(decoder.name), "commit": decoder.commit, "fingerprint": decoder.digest},
+        decoder={"name": shown_path(decoder.name), "commit": decoder.commit, "fingerprint": decoder.digest},
         recipe=plan.recipe.values(),
         deviations={
             **{key: list(values) for key, values in plan.deviations.items()},
-            **{key: [preset, _relative(own)] for key, (preset, own) in plan.data_deviations(names).items()},
+            **{key: list(values) for key, values in plan.data_deviations(names).items()},
         },
         data={
-            "folder": _relative(str(plan.data_folder)) if plan.uses_public(names) else "own tar files",
+            "folder": shown_path(str(plan.data_folder)) if plan.uses_public(names) else "own tar files",
             "revision": keys.data(names)[:12],
             "repositories": dict(commits),
             "limit": plan.limit,
@@ -85,11 +85,3 @@ def run_manifest(
             },
         },
     )
-
-
-def _relative(path: str) -> str:
-    """Return a path relative to the current directory if it is inside, so that results name no home folders."""
-    try:
-        return Path(path).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path
