@@ -22,7 +22,7 @@ from xares_bench.core.progress import Progress
 from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
 from xares_bench.metrics.registry import METRICS, metric_identity
-from xares_bench.reports.runs import read_run
+from xares_bench.reports.runs import find_runs, read_run
 from xares_bench.runtime.signals import interrupt_on_end_signals
 
 _PRESET = "full"
@@ -206,7 +206,7 @@ def _init(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
-    runs = [read_run(local_path(path)) for path in options.runs]
+    runs = [read_run(path) for path in options.runs]
     _print(comparison_table(compare(runs)))
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
@@ -214,10 +214,10 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
-    from xares_bench.reports.leaderboard import leaderboard_html, read_runs
+    from xares_bench.reports.leaderboard import leaderboard_html
 
     folder = local_path(options.folder)
-    runs, problems = read_runs(folder)
+    runs, problems = find_runs(folder)
     for problem in problems:
         sys.stderr.write(f"xares-bench: left out: {problem}\n")
     output = local_path(options.output) if options.output else folder / "leaderboard.html"

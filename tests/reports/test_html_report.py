@@ -111,7 +111,7 @@ def background(tmp_path: Path) -> Background:
 
 def results_of(folder: Path, **values: Any) -> Results:
     found = read_run(folder)
-    return Results(run=found.run, records=tuple(found.records.values()), lalms=found.lalms, **values)
+    return Results(run=found.manifest, records=tuple(found.records.values()), lalms=found.lalms, **values)
 
 
 def predictions_in(reader: Reader) -> dict[str, list[list[Any]]]:

@@ -143,6 +143,13 @@ def test_overall_over_fewer_clips_is_incomplete() -> None:
     assert not overall.complete
 
 
+def test_the_interval_of_an_overall_score_begins_at_zero_and_never_at_minus_zero() -> None:
+    records = [made(name, score, deviation=0.1, interval=(0.0, 0.3)) for name, score in (("a", 0.0), ("b", 0.1))]
+    interval = overall_of("task1", records, ["a", "b"]).interval
+    assert interval is not None
+    assert f"{interval[0]:.3f}" == "0.000"
+
+
 def test_overall_of_a_nan_is_nan() -> None:
     assert math.isnan(overall_of("task1", [made("a", 0.5), made("b", math.nan)], ["a", "b"]).score)
 

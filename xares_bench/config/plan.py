@@ -138,7 +138,7 @@ class Plan:
 
 def make_plan(
     *,
-    encoder: str | None,
+    encoder: str | EncoderSpec | None,
     encoder_arguments: str | None,
     preset: str,
     train: str,
@@ -158,11 +158,15 @@ def make_plan(
 ) -> Plan:
     """Read and check the options of the command line; each argument is the value of one option.
 
+    An encoder that a program has made comes as its specification.
+
     Raises:
         UsageError: An option, or a file that it names, is wrong.
     """
     if encoder is None and encoder_arguments is not None:
         raise UsageError("--encoder-args needs --encoder")
+    if isinstance(encoder, EncoderSpec) and encoder_arguments is not None:
+        raise UsageError(f"{encoder.text} is an object, which has its arguments; leave out --encoder-args")
     catalogue = load_catalogue(preset)
     own = read_own_evaluations(local_path(evaluate), catalogue) if evaluate else ()
     if own and train == "auto":
@@ -175,7 +179,7 @@ def make_plan(
     home = local_path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     folder = home if data_home else catalogue.preset.folder or home
     return Plan(
-        encoder=None if encoder is None else parse_encoder_spec(encoder, encoder_arguments),
+        encoder=parse_encoder_spec(encoder, encoder_arguments) if isinstance(encoder, str) else encoder,
         catalogue=catalogue,
         own_datasets={dataset.name: dataset for dataset in own},
         mix=mix,

@@ -6,6 +6,7 @@ earlier           scores of earlier sessions of the same run, which stay in its 
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 described         a run in words: its encoder, and what differs from its preset
 runs              reads the folders of finished runs, and checks them
+tables            scores and predictions as rows for pandas, polars and Parquet
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline

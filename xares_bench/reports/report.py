@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,11 @@ INTERVAL_HEADER = "95 % CI"
 
 # All of them, in the order in which they are written: the scores first.
 REPORTS: tuple[Report, ...] = (
-    Report(file="results.json", text=lambda results, folder, background: results_json(results), required=True),
+    Report(
+        file="results.json",
+        text=lambda results, folder, background: results_json(results, background.failures),
+        required=True,
+    ),
     Report(file="scores.tsv", text=lambda results, folder, background: scores_tsv(results), required=True),
     Report(
         file="scores.md",
@@ -145,8 +149,15 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def results_json(results: Results) -> str:
-    """Return everything, for programs, with the version of the schema first. A score of NaN is null."""
+def results_json(results: Results, failures: Mapping[str, str]) -> str:
+    """Return everything, for programs, with the version of the schema first. A score of NaN is null.
+
+    docs/results.md describes every field.
+
+    Args:
+        results: What the session found out.
+        failures: Why scores fail against the baseline, by dataset or `TASK overall`.
+    """
     data = {
         "schema": RESULTS_SCHEMA,
         "written_by": None if results.origin is None else results.origin.to_json(),
@@ -166,6 +177,7 @@ def results_json(results: Results) -> str:
             for overall in results.overalls
         ],
         "missing": list(results.missing),
+        "failures": {**failures, **dict.fromkeys(results.missing, "no score")},
         "lalms": [dict(lalm) for lalm in results.lalms],
         "timings": {"wall_s": results.wall_s, **timings(results)},
     }

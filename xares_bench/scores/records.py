@@ -255,7 +255,8 @@ def _interval_of_mean(
     total_weight = math.fsum(record.weight for record in records)
     below_zero = math.fsum(record.weight for record in records if record.interval and record.interval[0] < 0)
     half = _HALF_WIDTH * deviation
-    return min(score, max(score - half, -below_zero / total_weight)), max(score, min(score + half, 1.0))
+    lowest = 0.0 - below_zero / total_weight  # never -0.0
+    return min(score, max(score - half, lowest)), max(score, min(score + half, 1.0))
 
 
 def _spread(scores: tuple[float, ...]) -> float | None:
