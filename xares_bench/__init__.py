@@ -15,12 +15,6 @@ from importlib import import_module as _import_module
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if _TYPE_CHECKING:
-    from xares_bench.reports.runs import Run as Run
-    from xares_bench.reports.runs import read_run as read_run
-    from xares_bench.reports.runs import read_runs as read_runs
-    from xares_bench.session.call import run as run
-
 __all__ = ["Run", "__version__", "metrics", "read_run", "read_runs", "run"]
 
 __version__ = "0.2.0"
@@ -33,8 +27,14 @@ if (_Path(__path__[0]).parent / "hatch_build.py").is_file():
 # Imported when they are asked for: pytest imports this package in every run of an environment, for the plugin.
 _HOMES = {"Run": "reports.runs", "read_run": "reports.runs", "read_runs": "reports.runs", "run": "session.call"}
 
+if _TYPE_CHECKING:
+    from xares_bench.reports.runs import Run as Run
+    from xares_bench.reports.runs import read_run as read_run
+    from xares_bench.reports.runs import read_runs as read_runs
+    from xares_bench.session.call import run as run
+else:
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
