@@ -145,6 +145,7 @@ def make_plan(
     evaluate: str | None,
     changes: Sequence[str],
     seed: int | None,
+    pool: int | None,
     num_seeds: int,
     tracker: str | None,
     decoder: str | None,
@@ -183,7 +184,7 @@ def make_plan(
         catalogue=catalogue,
         own_datasets={dataset.name: dataset for dataset in own},
         mix=mix,
-        recipe=catalogue.preset.recipe.replace(_read_changes(changes, seed)),
+        recipe=catalogue.preset.recipe.replace(_read_changes(changes, {"seed": seed, "frame_pool": pool})),
         num_seeds=num_seeds,
         decoder=catalogue.preset.decoder if decoder is None else _read_decoder(decoder),
         limit=limit,
@@ -210,18 +211,21 @@ def _read_revisions(texts: Sequence[str], datasets: Iterable[Dataset]) -> Mappin
     return revisions
 
 
-def _read_changes(changes: Sequence[str], seed: int | None) -> dict[str, Any]:
-    """The changes of the recipe by `--set` and `--seed`."""
+def _read_changes(changes: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of the recipe by `--set`, and by the options that are the same as one."""
     values: dict[str, Any] = {}
     for change in changes:
         key, value = _parse_change(change)
         if key in values:
             raise UsageError(f"--set={change}: {key} is set twice, before to {values[key]}; give each key once")
         values[key] = value
-    if seed is not None:
-        if "seed" in values:
-            raise UsageError(f"--seed={seed} and --set seed={values['seed']} both set the seed; give one of them")
-        values["seed"] = seed
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in values:
+            option = {"seed": "--seed", "frame_pool": "--pool"}[key]
+            raise UsageError(f"{option}={value} and --set {key}={values[key]} both set {key}; give one of them")
+        values[key] = value
     return values
 
 

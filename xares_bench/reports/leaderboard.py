@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.reports.described import arguments_in_words, deviations_in_words
+from xares_bench.reports.described import arguments_in_words, deviations_in_words, frames_per_second_of
 from xares_bench.reports.html_report import PAGE_FILE
 from xares_bench.reports.runs import Run
 from xares_bench.reports.templating import rendered
@@ -146,9 +146,10 @@ def _run_row(run: Run, tasks: Mapping[str, tuple[str, ...]], datasets: list[str]
         weight = math.fsum(record.weight for record in complete)
         mean = _score(math.fsum(record.score * record.weight for record in complete) / weight, None, None)
     training_s = math.fsum(lalm["training_s"] for lalm in run.lalms)
+    frames_per_second = frames_per_second_of(run.manifest)
     costs = [
         Cell(text=str(encoder["output_dim"]), value=encoder["output_dim"]),
-        Cell(text=f"{encoder['frames_per_second']:.4g}", value=encoder["frames_per_second"]),
+        Cell(text=f"{frames_per_second:.4g}", value=frames_per_second),
         Cell(text=f"{encoder['realtime_factor']:.2g}", value=encoder["realtime_factor"]),
         Cell(text=f"{training_s:.0f}", value=training_s, note=f"on {run.manifest.environment.get('device', '')}"),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from xares_bench.core.errors import RunWarning, UsageError
 from xares_bench.core.parsing import local_path, parse_json
-from xares_bench.reports.described import arguments_in_words
+from xares_bench.reports.described import arguments_in_words, frames_per_second_of
 from xares_bench.reports.origin import Origin
 from xares_bench.reports.tables import Table, overall_rows, prediction_rows, score_rows, write_parquet
 from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
@@ -240,7 +240,7 @@ class OtherRun:
         encoder: Name of the encoder's class, or of the model.
         arguments: The encoder's arguments as JSON; empty if there are none.
         dimensions: Dimensions of its frames.
-        frames_per_second: Frames per second of audio.
+        frames_per_second: Frames per second of audio that the LALM gets.
         realtime_factor: Seconds of computing per second of audio.
         score: Weighted mean over the given datasets.
     """
@@ -291,7 +291,7 @@ def other_run(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Co
         encoder=encoder["name"],
         arguments=arguments_in_words(run),
         dimensions=encoder["output_dim"],
-        frames_per_second=encoder["frames_per_second"],
+        frames_per_second=frames_per_second_of(run),
         realtime_factor=encoder["realtime_factor"],
         score=math.fsum(record.score * record.weight for record in chosen)
         / math.fsum(record.weight for record in chosen),

@@ -64,6 +64,13 @@ def add_options(parser: pytest.Parser) -> None:
     )
     add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, the same as --set seed=N")
     add(
+        "--pool",
+        dest="xares_pool",
+        type=_count(1),
+        metavar="N",
+        help="average N neighbouring frames to one, from the same cached features; the same as --set frame_pool=N",
+    )
+    add(
         "--seeds",
         dest="xares_seeds",
         type=_count(1),

@@ -90,6 +90,7 @@ def read_options(option: argparse.Namespace) -> Options:
         evaluate=option.xares_eval,
         changes=option.xares_set,
         seed=option.xares_seed,
+        pool=option.xares_pool,
         num_seeds=option.xares_seeds,
         tracker=option.xares_track,
         decoder=option.xares_decoder,
