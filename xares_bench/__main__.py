@@ -177,6 +177,19 @@ def _parser() -> argparse.ArgumentParser:
         "--clips", type=int, default=10, metavar="N", help="for two runs: show the N rows that differ most; default: 10"
     )
     compare.set_defaults(do=_compare)
+    sweep = commands.add_parser(
+        "sweep",
+        help="many runs from one file: encoders, arguments, options",
+        description="Runs every combination that a YAML file names, some at a time, and shows a table. Started again, "
+        "it goes on with what is not finished.",
+    )
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="encoders, tasks and options: docs/sweeps.md")
+    sweep.add_argument(
+        "--jobs", type=int, metavar="N", help="so many runs at a time; default: one per GPU, or one without a GPU"
+    )
+    sweep.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder for results; default: ./runs")
+    sweep.add_argument("--dry-run", action="store_true", help="only show the command of every run")
+    sweep.set_defaults(do=_sweep)
     board = commands.add_parser(
         "leaderboard",
         help="one page over many finished runs",
@@ -211,6 +224,33 @@ def _compare(options: argparse.Namespace) -> None:
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
         _print(f"\n{rows}" if rows else "\nno rows differ")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from xares_bench.sweeps.board import board
+    from xares_bench.sweeps.jobs import environments_of, run_points, visible_gpus
+    from xares_bench.sweeps.points import read_points
+
+    file, runs = local_path(options.file), local_path(options.runs_dir)
+    points = read_points(file)
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs={options.jobs}: expected a whole number of at least 1")
+    if options.dry_run:
+        for point in points:
+            _print(point.command(runs))
+        return
+    environments = environments_of(options.jobs, visible_gpus(), os.cpu_count() or 1)
+    logs = runs / "sweeps" / file.stem
+    _print(f"{len(points)} runs, {len(environments)} at a time; logs: {logs}")
+    jobs: dict[Any, Any] = {}
+    for job in run_points(points, runs, logs, environments, _print):
+        jobs[job.point] = job
+        _print(f"{len(jobs)} of {len(points)}: {job.point.label}: {job.reason or 'done'}, {job.seconds:.0f} s")
+        write_atomically(logs / "table.md", board(points, jobs, "github") + "\n")
+    _print(f"\n{board(points, jobs)}\n\ntable: {logs / 'table.md'}")
+    failed = [f"{job.point.label}: {job.reason} ({job.log})" for job in jobs.values() if job.reason]
+    if failed:
+        raise XaresError(f"{len(failed)} of {len(points)} runs do not pass: {'; '.join(failed)}")
 
 
 def _leaderboard(options: argparse.Namespace) -> None:

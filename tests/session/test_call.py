@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.test_bench import write_data
 from xares_bench.core.errors import BaselineError, EncoderError, UsageError, XaresError
 from xares_bench.reports.runs import Run
-from xares_bench.session.call import _arguments, _shown
+from xares_bench.session.call import _shown
 
 FILE = REPOSITORY / "examples" / "dummy_encoder.py"
 SHORT = {"steps": 3, "batch_size": 4, "max_new_tokens": 3}
@@ -196,41 +196,6 @@ def test_a_class_and_a_launcher_are_refused(call: Callable[..., Run], monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="works in one process"):
         call(FrameEncoder())
-
-
-@pytest.mark.parametrize(
-    ("options", "arguments"),
-    [
-        ({"seeds": 3, "baseline": None}, ["--seeds=3"]),
-        ({"runs_dir": Path("a b")}, ["--runs-dir=a b"]),
-        ({"tolerance": 0.02, "preset": "mini"}, ["--tolerance=0.02", "--preset=mini"]),
-        ({"allow_cpu": True, "force": False}, ["--allow-cpu"]),
-        ({"set": {"learning_rate": 1e-3, "steps": None, "compile": True}},
-         ["--set=learning_rate=0.001", "--set=steps=null", "--set=compile=true"]),
-        ({"set": {"adaptation": "lora"}}, ["--set=adaptation=lora"]),
-        ({"set": "steps=3", "data_revision": ["a/b@v1", "main"]},
-         ["--set=steps=3", "--data-revision=a/b@v1", "--data-revision=main"]),
-        ({"encoder_args": {"layer": 6, "name": "a"}}, ['--encoder-args={"layer": 6, "name": "a"}']),
-        ({"encoder_args": '{"layer": 6}'}, ['--encoder-args={"layer": 6}']),
-    ],
-)  # fmt: skip
-def test_options_become_arguments(options: dict[str, Any], arguments: list[str]) -> None:
-    assert _arguments(options) == arguments
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"limit": True}, "limit=True: expected a text, a number or a path"),
-        ({"train": ["task1"]}, r"train=\['task1'\]: expected a text, a number or a path"),
-        ({"allow_cpu": "yes"}, "allow_cpu='yes': expected True or False"),
-        ({"set": 3}, "set=3: expected a mapping, or texts of the form KEY=VALUE"),
-        ({"set": [1, 2]}, r"set=\[1, 2\]: expected a mapping"),
-    ],
-)
-def test_values_of_another_kind_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        _arguments(options)
 
 
 def test_the_call_is_shown() -> None:

@@ -6,7 +6,6 @@ An encoder that is an object does not go through the command line, but to the se
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -19,8 +18,7 @@ from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.parsing import did_you_mean
 from xares_bench.reports.runs import Run, read_run
 from xares_bench.runtime.exits import process_goes_on
-from xares_bench.session.arguments import option_actions
-from xares_bench.session.command import pytest_arguments
+from xares_bench.session.command import option_arguments, pytest_arguments
 from xares_bench.session.hooks import SESSION, parameters_of
 from xares_bench.session.session import BenchSession
 from xares_bench.session.workers import num_processes
@@ -76,7 +74,7 @@ def run(
     else:
         spec = spec_of_instance(encoder)
     call = _Call(spec, (tasks,) if isinstance(tasks, str) else tasks, _shown(encoder, tasks, given))
-    arguments = pytest_arguments([*_arguments(given), *_QUIET, *pytest_options], os.environ)
+    arguments = pytest_arguments([*option_arguments(given), *_QUIET, *pytest_options], os.environ)
     try:
         status = pytest.main(arguments, plugins=[call])
     finally:
@@ -179,45 +177,6 @@ def _without_usage(message: str) -> str:
     if not message.startswith("usage: "):
         return message
     return message.partition("error: ")[2].partition("\n  inifile")[0]
-
-
-def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Return options with their values as arguments of the command line.
-
-    Raises:
-        UsageError: There is no such option, or its value is of another kind.
-    """
-    actions = option_actions()
-    arguments: list[str] = []
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if option not in actions:
-            known = [known.removeprefix("--").replace("-", "_") for known in actions]
-            raise UsageError(f"{name}: no such option; expected some of {', '.join(known)}{did_you_mean(name, known)}")
-        if value is None:
-            continue
-        if actions[option] == "store_true":
-            if not isinstance(value, bool):
-                raise UsageError(f"{name}={value!r}: expected True or False")
-            arguments += [option] if value else []
-        elif actions[option] == "append":
-            arguments += [f"{option}={text}" for text in _texts(name, value)]
-        else:
-            text = json.dumps(value) if name == "encoder_args" and not isinstance(value, str) else value
-            if isinstance(text, bool) or not isinstance(text, str | int | float | os.PathLike):
-                raise UsageError(f"{name}={value!r}: expected a text, a number or a path")
-            arguments.append(f"{option}={os.fspath(text) if isinstance(text, os.PathLike) else text}")
-    return arguments
-
-
-def _texts(name: str, value: object) -> list[str]:
-    """Return the values of an option that can be repeated: one text, several, or a mapping."""
-    if isinstance(value, Mapping):
-        return [f"{key}={item if isinstance(item, str) else json.dumps(item)}" for key, item in value.items()]
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{name}={value!r}: expected a mapping, or texts of the form KEY=VALUE")
-    return [*texts]
 
 
 def _shown(encoder: object, tasks: object, options: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from xares_bench.runtime.signals import (
     interrupt_on_end_signals,
     save_stderr,
 )
-from xares_bench.runtime.variables import shorten_waits
+from xares_bench.runtime.variables import END_WITH_PARENT, shorten_waits
 from xares_bench.session.command import shown_command
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import check_given_once, read_options
@@ -69,6 +69,8 @@ def open_session(config: pytest.Config) -> None:
         end_with_parent()
     elif not is_worker(config):
         config.add_cleanup(interrupt_on_end_signals())
+        if os.environ.get(END_WITH_PARENT):
+            end_with_parent()
     if rank() > 0:
         leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our own table has the seconds. Whoever gives an option of
