@@ -1,7 +1,7 @@
 """`xares-bench`, or `python -m xares_bench`: the suite from any folder, and what can be done without pytest.
 
 With options alone it runs the suite. `download` fetches the data of the published benchmark, `compare` compares
-finished runs, `leaderboard` puts many of them on one page.
+finished runs, `leaderboard` puts many of them on one page, `publish` puts one on the hub.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ downloads and runs with that folder use the same commit, until --data-revision n
 _COMPARE_DESCRIPTION = """\
 Shows the scores of finished runs of one preset side by side. Differences are to the first run, with 95 % confidence
 intervals, paired by clip if both runs have their clip sums. * marks the best score of a row.
+"""
+
+_PUBLISH_DESCRIPTION = """\
+Uploads a finished run to a model's repository on the hub, in one commit: its scores as .eval_results/, and page,
+results, clip sums and predictions below xares-bench/. Shows every file, its size and the licences of the test data,
+and asks before. Other files of the repository stay as they are. Needs a token with write access (HF_TOKEN).
 """
 
 
@@ -198,6 +204,19 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("folder", metavar="RUNS_DIR", help="the folder of --runs-dir")
     board.add_argument("--output", metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
     board.set_defaults(do=_leaderboard)
+    publish = commands.add_parser(
+        "publish",
+        help="upload a finished run to a model's repository on the hub",
+        description=_PUBLISH_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    publish.add_argument("run", metavar="RUN", help="a run's folder, or its results.json")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="a model's repository that exists")
+    publish.add_argument("--create-pr", action="store_true", help="open a pull request; the main branch stays as it is")
+    asking = publish.add_mutually_exclusive_group()
+    asking.add_argument("--yes", action="store_true", help="upload without asking")
+    asking.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
+    publish.set_defaults(do=_publish)
     return parser
 
 
@@ -207,9 +226,8 @@ def _init(options: argparse.Namespace) -> None:
     def may_replace(path: Path) -> bool:
         if options.force:
             return True
-        if not sys.stdin.isatty():
-            raise UsageError(f"{path} is there with other contents; move it, or replace it with --force")
-        return input(f"{path} is there with other contents. Replace it? [y/N] ").strip().lower() in ("y", "yes")
+        found = f"{path} is there with other contents"
+        return _confirmed(f"{found}. Replace it?", f"{found}; move it, or replace it with --force")
 
     for line in write_starter(local_path(options.folder), may_replace):
         _print(line)
@@ -263,6 +281,25 @@ def _leaderboard(options: argparse.Namespace) -> None:
     output = local_path(options.output) if options.output else folder / "leaderboard.html"
     write_atomically(output, leaderboard_html(runs, output.parent))
     _print(f"{output}: {len(runs)} runs")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from xares_bench.hub.upload import check_token, commit_upload, model_repository, plan_upload
+    from xares_bench.reports.publication import publication_in_words, publication_of
+
+    repository = model_repository(options.repo)
+    publication = publication_of(read_run(local_path(options.run)))
+    if not options.dry_run:
+        check_token()
+    upload = plan_upload(repository, publication.contents)
+    _print(publication_in_words(publication, upload, create_pr=options.create_pr))
+    if options.dry_run or not upload.changed:
+        _print("nothing is uploaded: " + ("--dry-run" if options.dry_run else "the repository has all of it"))
+        return
+    if not options.yes and not _confirmed("Upload?", "upload it with --yes; there is no terminal to ask in"):
+        _print("nothing is uploaded")
+        return
+    _print(commit_upload(upload, message=publication.title, create_pr=options.create_pr))
 
 
 def _download(options: argparse.Namespace) -> None:
@@ -364,6 +401,16 @@ def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
     if reasons:
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise DataError(f"{reasons[0]}{others}")
+
+
+def _confirmed(question: str, without_terminal: str) -> bool:
+    """Ask in the terminal; without one, raise a UsageError that says what to do instead."""
+    if not sys.stdin.isatty():
+        raise UsageError(without_terminal)
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _print(line: str) -> None:

@@ -258,7 +258,7 @@ def test_a_run_is_written_with_the_scores_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "replace", note)
     write_run(folder, COMPLETE)
     assert written[:2] == ["results.json", "scores.tsv"]
-    names = ["model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
+    names = ["eval_results.yaml", "model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "scores.tsv").read_text(encoding="utf-8") == scores_tsv(COMPLETE)
     assert (folder / "scores.md").read_text(encoding="utf-8") == scores_markdown(COMPLETE)

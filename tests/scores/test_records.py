@@ -94,6 +94,29 @@ def test_a_run_comes_back_from_json() -> None:
     assert back.datasets == ("gtzan", "clotho")
 
 
+@pytest.mark.parametrize(
+    ("datasets", "found"),
+    [
+        (["a"], ("owner/data", "c1")),
+        (["a", "b"], ("owner/data", "c1")),
+        (["c"], ("owner/more", None)),
+        (["a", "c"], None),
+        (["a", "mine"], None),
+        (["mine"], None),
+        ([], None),
+    ],
+)
+def test_data_have_a_repository_if_all_of_them_come_from_one(
+    datasets: list[str], found: tuple[str, str | None] | None
+) -> None:
+    data = {
+        "repositories": {"owner/data": "c1", "owner/more": None},
+        "test_repositories": {"a": "owner/data", "b": "owner/data", "c": "owner/more"},
+    }
+    assert dataclasses.replace(RUN, data=data).test_repository(datasets) == found
+    assert RUN.test_repository(datasets) is None
+
+
 def test_records_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         made().score = 1.0  # type: ignore[misc]

@@ -21,7 +21,7 @@ def test_a_complete_session_writes_its_files_and_has_no_problems(open_session: O
     ending = end_session(session)
     assert (ending.problems, ending.notes, ending.failures) == ((), (), {})
     folder = session.plan.runs_folder / "logmel-0f0f"
-    assert {"results.json", "scores.md", "scores.tsv", "report.html", "model_card.yaml"} <= {
+    assert {"results.json", "scores.md", "scores.tsv", "report.html", "eval_results.yaml", "model_card.yaml"} <= {
         path.name for path in folder.iterdir()
     }
     assert "pytest bench --preset=mini" in (folder / "report.html").read_text()

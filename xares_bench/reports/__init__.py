@@ -17,6 +17,8 @@ templating        fills the templates in templates/
 charts            coordinates of lines, points and labels
 confusion_matrix  counts of predicted labels per true label
 worst_clips       the clips with the lowest scores, and short copies of their audio
-model_card        the model-index of the Hugging Face hub
+eval_results      the scores in the hub's form for .eval_results/
+model_card        the scores in the hub's older form, model-index
+publication       a finished run as files of a model's repository
 github            annotations and job summary of GitHub Actions
 """

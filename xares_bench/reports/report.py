@@ -13,6 +13,7 @@ from typing import Any
 from xares_bench.core.errors import DiskError
 from xares_bench.core.store import write_atomically
 from xares_bench.reports.described import deviations_in_words, encoder_in_words, markdown_code
+from xares_bench.reports.eval_results import eval_results_yaml
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
@@ -51,6 +52,7 @@ REPORTS: tuple[Report, ...] = (
         text=lambda results, folder, background: scores_markdown(results, background.baseline),
         required=True,
     ),
+    Report(file="eval_results.yaml", text=lambda results, folder, background: eval_results_yaml(results)),
     Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
     Report(file=PAGE_FILE, text=report_html),
 )
