@@ -24,6 +24,7 @@ smartquotes = False
 MENU = {
     "Use": [
         "run",
+        "sweeps",
         "python",
         "encoders",
         "datasets",

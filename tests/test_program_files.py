@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 # This run has none of these.
 ABSENT = {
     "failures.WHAT",
-    *("run.environment.judges.METRIC", "run.data.repositories.REPOSITORY"),
+    *("run.environment.judges.METRIC", "run.data.repositories.REPOSITORY", "run.data.test_repositories.DATASET"),
 }
 
 

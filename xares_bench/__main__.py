@@ -1,7 +1,7 @@
 """`xares-bench`, or `python -m xares_bench`: the suite from any folder, and what can be done without pytest.
 
-With options alone it runs the suite. `download` fetches the data of the published benchmark, `compare` compares
-finished runs, `leaderboard` puts many of them on one page, `publish` puts one on the hub.
+With options alone it runs the suite; `sweep` runs it many times. `download` fetches the data of the published
+benchmark, `compare` compares finished runs, `leaderboard` puts many of them on one page, `publish` puts one on the hub.
 """
 
 from __future__ import annotations
@@ -245,30 +245,16 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from xares_bench.sweeps.board import board
-    from xares_bench.sweeps.jobs import environments_of, run_points, visible_gpus
-    from xares_bench.sweeps.points import read_points
+    from xares_bench.sweeps.sweep import commands, sweep
 
     file, runs = local_path(options.file), local_path(options.runs_dir)
-    points = read_points(file)
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs={options.jobs}: expected a whole number of at least 1")
     if options.dry_run:
-        for point in points:
-            _print(point.command(runs))
-        return
-    environments = environments_of(options.jobs, visible_gpus(), os.cpu_count() or 1)
-    logs = runs / "sweeps" / file.stem
-    _print(f"{len(points)} runs, {len(environments)} at a time; logs: {logs}")
-    jobs: dict[Any, Any] = {}
-    for job in run_points(points, runs, logs, environments, _print):
-        jobs[job.point] = job
-        _print(f"{len(jobs)} of {len(points)}: {job.point.label}: {job.reason or 'done'}, {job.seconds:.0f} s")
-        write_atomically(logs / "table.md", board(points, jobs, "github") + "\n")
-    _print(f"\n{board(points, jobs)}\n\ntable: {logs / 'table.md'}")
-    failed = [f"{job.point.label}: {job.reason} ({job.log})" for job in jobs.values() if job.reason]
-    if failed:
-        raise XaresError(f"{len(failed)} of {len(points)} runs do not pass: {'; '.join(failed)}")
+        for command in commands(file, runs):
+            _print(command)
+    else:
+        sweep(file, runs, options.jobs, _print)
 
 
 def _leaderboard(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from xares_bench.reports.described import encoder_in_words, shown_in_line
 from xares_bench.reports.eval_results import eval_results_yaml, has_entries, left_out
 from xares_bench.reports.html_report import PAGE_FILE
 from xares_bench.reports.results import Results
-from xares_bench.reports.runs import RESULTS_FILE, FinishedRun
+from xares_bench.reports.runs import RESULTS_FILE, Run
 
 # A run's reports that are published under their names. What `.eval_results/` gets is made from the checked results.
 _REPORTS = (PAGE_FILE, RESULTS_FILE, "scores.tsv", "scores.md", "model_card.yaml")
@@ -31,7 +31,7 @@ class Publication:
         left_out: Scores without an entry in `.eval_results/`, and why.
     """
 
-    run: FinishedRun
+    run: Run
     contents: Mapping[str, bytes]
     absent: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -39,10 +39,10 @@ class Publication:
     @property
     def title(self) -> str:
         """The message of the commit."""
-        return f"Results of xares-bench: {shown_in_line(self.run.run.name)}"
+        return f"Results of xares-bench: {shown_in_line(self.run.manifest.name)}"
 
 
-def publication_of(run: FinishedRun) -> Publication:
+def publication_of(run: Run) -> Publication:
     """Read what a run publishes, and check it: predictions and clip sums must be those of its scores.
 
     Raises:
@@ -50,14 +50,14 @@ def publication_of(run: FinishedRun) -> Publication:
     """
     if not run.records:
         raise UsageError(f"{run.folder / RESULTS_FILE} has no score to publish; run the suite again")
-    results = Results(run=run.run, records=tuple(run.records.values()), lalms=run.lalms, origin=run.origin)
+    results = Results(run=run.manifest, records=tuple(run.records.values()), lalms=run.lalms, origin=run.origin)
     names = list(_REPORTS)
     for dataset, record in run.records.items():
         if re.search(r"[/\\]|^\.", dataset):
             raise UsageError(f"{run.folder / RESULTS_FILE} names a dataset {dataset!r}; run the suite again")
         names += [f"clip_sums/{dataset}.npz", f"predictions/{dataset}.jsonl"]
         run.clip_sums(dataset)
-        rows = run.predictions(dataset)
+        rows = run.predictions_of(dataset)
         if rows and len(rows) != record.num_rows:
             raise UsageError(
                 f"{run.folder / 'predictions' / dataset}.jsonl has {len(rows)} rows, but the score of {dataset} has "
@@ -66,7 +66,9 @@ def publication_of(run: FinishedRun) -> Publication:
     contents, absent = {}, []
     try:
         if has_entries(results):
-            contents[f".eval_results/xares-bench-{_safe(run.run.preset)}.yaml"] = encoded(eval_results_yaml(results))
+            contents[f".eval_results/xares-bench-{_safe(run.manifest.preset)}.yaml"] = encoded(
+                eval_results_yaml(results)
+            )
         unlisted = left_out(results)
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise UsageError(
@@ -75,7 +77,7 @@ def publication_of(run: FinishedRun) -> Publication:
     for name in names:
         path = run.folder / name
         if path.is_file():
-            contents[f"xares-bench/{_safe(run.run.name)}/{name}"] = path.read_bytes()
+            contents[f"xares-bench/{_safe(run.manifest.name)}/{name}"] = path.read_bytes()
         else:
             absent.append(name)
     return Publication(run=run, contents=contents, absent=tuple(absent), left_out=tuple(unlisted))
@@ -89,7 +91,7 @@ def publication_in_words(publication: Publication, upload: Upload, *, create_pr:
     target = "a new pull request" if create_pr else "its main branch, in one commit"
     lines = [
         f"to       {upload.repository}: {target}",
-        f"run      {shown_in_line(run.run.name)}, encoder {encoder_in_words(run.run)}",
+        f"run      {shown_in_line(run.manifest.name)}, encoder {encoder_in_words(run.manifest)}",
         *(f"         {line}" for line in _incompleteness(publication)),
         *(f"         not in .eval_results: {shown_in_line(line)}" for line in publication.left_out),
     ]
@@ -113,7 +115,7 @@ def publication_in_words(publication: Publication, upload: Upload, *, create_pr:
 
 def _incompleteness(publication: Publication) -> list[str]:
     run = publication.run
-    missing = [name for name in run.run.datasets if name not in run.records]
+    missing = [name for name in run.manifest.datasets if name not in run.records]
     lines = [f"incomplete: no score of {shown_in_line(', '.join(missing))}"] if missing else []
     for overall in run.overalls.values():
         if overall.num_datasets < overall.num_expected:
@@ -125,9 +127,9 @@ def _incompleteness(publication: Publication) -> list[str]:
     return lines
 
 
-def _licences(run: FinishedRun) -> dict[str, list[str]]:
+def _licences(run: Run) -> dict[str, list[str]]:
     """The datasets of the run's test data, by licence."""
-    known = run.run.data.get("licences", {})
+    known = run.manifest.data.get("licences", {})
     found: dict[str, list[str]] = {}
     for dataset in run.records:
         licence = known.get(dataset, UNKNOWN_LICENCE)
