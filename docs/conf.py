@@ -22,7 +22,21 @@ nitpicky = True
 smartquotes = False
 
 MENU = {
-    "Use": ["run", "encoders", "datasets", "scores", "reports", "ci", "docker", "download", "captions", "gpus"],
+    "Use": [
+        "run",
+        "sweeps",
+        "python",
+        "encoders",
+        "datasets",
+        "scores",
+        "reports",
+        "results",
+        "ci",
+        "docker",
+        "download",
+        "captions",
+        "gpus",
+    ],
     "Rely on": ["reliability", "performance", "differences", "releases", "../CHANGELOG", "../SECURITY"],
     "Measured": ["../benchmarks/README", "../benchmarks/results/README", "../benchmarks/real_parts/README"],
     "Change the code": ["../CONTRIBUTING", "../ARCHITECTURE", "decisions", "log", "../fixtures/mini/README"],

@@ -93,10 +93,11 @@ def save_lasr(folder: Path) -> Path:
     return _saved(folder, LasrEncoder, config, LasrFeatureExtractor)
 
 
-def save_waveform_model(folder: Path, kind: str, **extractor: Any) -> Path:
+def save_waveform_model(folder: Path, kind: str, *, num_layers: int = NUM_LAYERS, **extractor: Any) -> Path:
     """wav2vec2 or one of its like; `kind` is a key of `WAVEFORM_KINDS`."""
     make_model, make_config, own = WAVEFORM_KINDS[kind]
-    return _saved(folder, make_model, make_config(**{**_WAVEFORMS, **own}), Wav2Vec2FeatureExtractor, **extractor)
+    config = make_config(**{**_WAVEFORMS, "num_hidden_layers": num_layers, **own})
+    return _saved(folder, make_model, config, Wav2Vec2FeatureExtractor, **extractor)
 
 
 def save_waveform_extractor(folder: Path, **settings: Any) -> None:

@@ -710,7 +710,11 @@ WRONG_COMMANDS = {
     "tolerance of nothing": ([f"--encoder={ENCODER}", "--tolerance=0.1"], "--tolerance needs --baseline"),
     "limited gate": ([f"--encoder={ENCODER}", "--limit=2", "--baseline=b.yaml"], "--limit leaves clips out"),
     "limited baseline": ([f"--encoder={ENCODER}", "--limit=2", "--save-baseline=b.yaml"], "--limit leaves clips out"),
-    "two seeds": ([f"--encoder={ENCODER}", "--seed=1", "--set", "seed=2"], "both set the seed"),
+    "two pools": (
+        [f"--encoder={ENCODER}", "--pool=2", "--set", "frame_pool=4"],
+        "--pool=2 and --set frame_pool=4 both set",
+    ),
+    "two seeds": ([f"--encoder={ENCODER}", "--seed=1", "--set", "seed=2"], "both set seed"),
     "no seeds": ([f"--encoder={ENCODER}", "--seeds=0"], "found '0', expected a whole number of at least 1"),
     "force of nothing": ([f"--encoder={ENCODER}", "--force"], "--force needs --save-baseline"),
     "missing decoder": ([f"--encoder={ENCODER}", "--decoder=./x"], "--decoder=./x: found neither a folder"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from tests.conftest import REPOSITORY, last_wins
@@ -95,6 +96,10 @@ def test_one_dataset_is_fetched_trained_scored_and_found_again_without_the_hub(m
     (results,) = results_of(machine)
     run = results["run"]
     assert run["data"]["repositories"] == {DATA: commit}
+    assert run["data"]["test_repositories"] == {"esc-50": DATA}
+    (file,) = machine.folder.parent.glob("runs/*/eval_results.yaml")
+    entries = yaml.safe_load(file.read_text())
+    assert [entry["dataset"] for entry in entries] == [{"id": DATA, "task_id": "esc-50", "revision": commit}]
     assert run["decoder"]["commit"] == hub.repository(f"models/{DECODER}").branches["main"]
     assert run["preset"] == "full"
     assert run["recipe"]["adaptation"] == "lora"

@@ -163,7 +163,7 @@ def test_predictions_of_any_text_come_back(run_folder: Path, rows: list[Predicti
         file.write_text(predictions_to_jsonl(rows), encoding="utf-8")
     except UnicodeEncodeError:
         return  # half characters, which no tokeniser makes
-    assert read_run(run_folder).predictions("esc-50") == rows
+    assert read_run(run_folder).predictions_of("esc-50") == rows
 
 
 @FUZZED

@@ -90,6 +90,15 @@ def test_a_strangers_type_checker_sees_types(installed: Path, empty: Path) -> No
     )
     assert "Revealed type is" in shown
     assert "Any" not in shown.partition("def")[0]
+    (empty / "use.py").write_text(
+        "import xares_bench\nreveal_type(xares_bench.run)\nreveal_type(xares_bench.read_runs('runs')[0].scores)\n",
+        encoding="utf-8",
+    )
+    shown = run(
+        sys.executable, "-m", "mypy", "--follow-imports=silent", "use.py", folder=empty, MYPYPATH=str(installed)
+    )
+    assert "-> xares_bench.reports.runs.Run" in shown
+    assert "list[dict[str, Any]]" in shown.replace("builtins.", "")
 
 
 def test_the_command_says_its_version(installed: Path, empty: Path) -> None:

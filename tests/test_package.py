@@ -19,8 +19,11 @@ MODULES = [file for file in PACKAGE.rglob("*.py") if not file.name.startswith("_
 MAX_LINES = 400
 
 
-def test_public_are_the_metrics_and_the_version() -> None:
-    assert xares_bench.__all__ == ["__version__", "metrics"]
+def test_public_are_running_reading_the_metrics_and_the_version() -> None:
+    assert xares_bench.__all__ == ["Run", "__version__", "metrics", "read_run", "read_runs", "run"]
+    assert all(getattr(xares_bench, name).__doc__ for name in xares_bench.__all__)
+    with pytest.raises(AttributeError, match="'xares_bench' has no attribute 'runs'"):
+        xares_bench.runs  # noqa: B018
     code = "from xares_bench import *; print(metrics.score('Accuracy', ['a', 'b'], ['a', 'c']), __version__)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["0.5", importlib.metadata.version("xares-bench")]

@@ -63,7 +63,9 @@ def test_ways_to_name_it(pytester: pytest.Pytester, named: list[str]) -> None:
 
 def test_inside_its_folder_it_needs_no_name(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BENCH)
-    result = pytester.run(sys.executable, "-m", "pytest", "--preset=mini", "--collect-only", "-q", "-p", "no:cacheprovider")
+    result = pytester.run(
+        sys.executable, "-m", "pytest", "--preset=mini", "--collect-only", "-q", "-p", "no:cacheprovider"
+    )
     assert result.ret == 0
 
 

@@ -126,7 +126,7 @@ def test_an_interruption_while_files_are_written_waits_for_them(
 ) -> None:
     def interrupted(results: Results, folder: Path, background: Background) -> str:
         os.kill(os.getpid(), number)
-        return results_json(results)
+        return results_json(results, {})
 
     first, *others = report.REPORTS
     monkeypatch.setattr(report, "REPORTS", (dataclasses.replace(first, text=interrupted), *others))

@@ -1,7 +1,7 @@
 """`xares-bench`, or `python -m xares_bench`: the suite from any folder, and what can be done without pytest.
 
-With options alone it runs the suite. `download` fetches the data of the published benchmark, `compare` compares
-finished runs, `leaderboard` puts many of them on one page.
+With options alone it runs the suite; `sweep` runs it many times. `download` fetches the data of the published
+benchmark, `compare` compares finished runs, `leaderboard` puts many of them on one page, `publish` puts one on the hub.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xares_bench.core.progress import Progress
 from xares_bench.core.store import write_atomically
 from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
 from xares_bench.metrics.registry import METRICS, metric_identity
-from xares_bench.reports.runs import read_run
+from xares_bench.reports.runs import find_runs, read_run
 from xares_bench.runtime.signals import interrupt_on_end_signals
 
 _PRESET = "full"
@@ -39,6 +39,12 @@ downloads and runs with that folder use the same commit, until --data-revision n
 _COMPARE_DESCRIPTION = """\
 Shows the scores of finished runs of one preset side by side. Differences are to the first run, with 95 % confidence
 intervals, paired by clip if both runs have their clip sums. * marks the best score of a row.
+"""
+
+_PUBLISH_DESCRIPTION = """\
+Uploads a finished run to a model's repository on the hub, in one commit: its scores as .eval_results/, and page,
+results, clip sums and predictions below xares-bench/. Shows every file, its size and the licences of the test data,
+and asks before. Other files of the repository stay as they are. Needs a token with write access (HF_TOKEN).
 """
 
 
@@ -177,6 +183,19 @@ def _parser() -> argparse.ArgumentParser:
         "--clips", type=int, default=10, metavar="N", help="for two runs: show the N rows that differ most; default: 10"
     )
     compare.set_defaults(do=_compare)
+    sweep = commands.add_parser(
+        "sweep",
+        help="many runs from one file: encoders, arguments, options",
+        description="Runs every combination that a YAML file names, some at a time, and shows a table. Started again, "
+        "it goes on with what is not finished.",
+    )
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="encoders, tasks and options: docs/sweeps.md")
+    sweep.add_argument(
+        "--jobs", type=int, metavar="N", help="so many runs at a time; default: one per GPU, or one without a GPU"
+    )
+    sweep.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder for results; default: ./runs")
+    sweep.add_argument("--dry-run", action="store_true", help="only show the command of every run")
+    sweep.set_defaults(do=_sweep)
     board = commands.add_parser(
         "leaderboard",
         help="one page over many finished runs",
@@ -185,6 +204,19 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("folder", metavar="RUNS_DIR", help="the folder of --runs-dir")
     board.add_argument("--output", metavar="FILE", help="default: RUNS_DIR/leaderboard.html")
     board.set_defaults(do=_leaderboard)
+    publish = commands.add_parser(
+        "publish",
+        help="upload a finished run to a model's repository on the hub",
+        description=_PUBLISH_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    publish.add_argument("run", metavar="RUN", help="a run's folder, or its results.json")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME", help="a model's repository that exists")
+    publish.add_argument("--create-pr", action="store_true", help="open a pull request; the main branch stays as it is")
+    asking = publish.add_mutually_exclusive_group()
+    asking.add_argument("--yes", action="store_true", help="upload without asking")
+    asking.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
+    publish.set_defaults(do=_publish)
     return parser
 
 
@@ -194,9 +226,8 @@ def _init(options: argparse.Namespace) -> None:
     def may_replace(path: Path) -> bool:
         if options.force:
             return True
-        if not sys.stdin.isatty():
-            raise UsageError(f"{path} is there with other contents; move it, or replace it with --force")
-        return input(f"{path} is there with other contents. Replace it? [y/N] ").strip().lower() in ("y", "yes")
+        found = f"{path} is there with other contents"
+        return _confirmed(f"{found}. Replace it?", f"{found}; move it, or replace it with --force")
 
     for line in write_starter(local_path(options.folder), may_replace):
         _print(line)
@@ -206,23 +237,55 @@ def _init(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from xares_bench.reports.compare import compare, comparison_table, differing_clips
 
-    runs = [read_run(local_path(path)) for path in options.runs]
+    runs = [read_run(path) for path in options.runs]
     _print(comparison_table(compare(runs)))
     if len(runs) == 2 and options.clips > 0:
         rows = differing_clips(runs[0], runs[1], options.clips)
         _print(f"\n{rows}" if rows else "\nno rows differ")
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    from xares_bench.sweeps.sweep import commands, sweep
+
+    file, runs = local_path(options.file), local_path(options.runs_dir)
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs={options.jobs}: expected a whole number of at least 1")
+    if options.dry_run:
+        for command in commands(file, runs):
+            _print(command)
+    else:
+        sweep(file, runs, options.jobs, _print)
+
+
 def _leaderboard(options: argparse.Namespace) -> None:
-    from xares_bench.reports.leaderboard import leaderboard_html, read_runs
+    from xares_bench.reports.leaderboard import leaderboard_html
 
     folder = local_path(options.folder)
-    runs, problems = read_runs(folder)
+    runs, problems = find_runs(folder)
     for problem in problems:
         sys.stderr.write(f"xares-bench: left out: {problem}\n")
     output = local_path(options.output) if options.output else folder / "leaderboard.html"
     write_atomically(output, leaderboard_html(runs, output.parent))
     _print(f"{output}: {len(runs)} runs")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from xares_bench.hub.upload import check_token, commit_upload, model_repository, plan_upload
+    from xares_bench.reports.publication import publication_in_words, publication_of
+
+    repository = model_repository(options.repo)
+    publication = publication_of(read_run(local_path(options.run)))
+    if not options.dry_run:
+        check_token()
+    upload = plan_upload(repository, publication.contents)
+    _print(publication_in_words(publication, upload, create_pr=options.create_pr))
+    if options.dry_run or not upload.changed:
+        _print("nothing is uploaded: " + ("--dry-run" if options.dry_run else "the repository has all of it"))
+        return
+    if not options.yes and not _confirmed("Upload?", "upload it with --yes; there is no terminal to ask in"):
+        _print("nothing is uploaded")
+        return
+    _print(commit_upload(upload, message=publication.title, create_pr=options.create_pr))
 
 
 def _download(options: argparse.Namespace) -> None:
@@ -324,6 +387,16 @@ def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
     if reasons:
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise DataError(f"{reasons[0]}{others}")
+
+
+def _confirmed(question: str, without_terminal: str) -> bool:
+    """Ask in the terminal; without one, raise a UsageError that says what to do instead."""
+    if not sys.stdin.isatty():
+        raise UsageError(without_terminal)
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _print(line: str) -> None:

@@ -177,8 +177,9 @@ def test_mecat_has_its_ten_shards_a_split(full: Catalogue) -> None:
 def test_full_preset_is_the_published_recipe(full: Catalogue) -> None:
     values = full.preset.recipe.values()
     assert {key: values[key] for key in RECIPE} == RECIPE
-    # What changes speed, disk and memory; and when data is refused.
+    # What changes speed, disk and memory; when data is refused; and what the published recipe does not do: pooling.
     ours = {
+        "frame_pool",
         "compile",
         "cuda_graphs",
         "feature_dtype",
@@ -189,6 +190,7 @@ def test_full_preset_is_the_published_recipe(full: Catalogue) -> None:
     }
     assert set(values) - set(RECIPE) == ours
     assert values["steps"] is None
+    assert values["frame_pool"] == 1
     assert full.preset.decoder == "HuggingFaceTB/SmolLM2-135M"
     assert full.preset.folder is None
     assert dict(full.preset.steps) == {"task1": 100_000, "task2": 100_000, "all": 100_000}

@@ -591,22 +591,23 @@ def test_wrong_evaluation_files(write: Write, catalogue: Catalogue, text: str, w
 
 def test_the_page_for_users_works_as_it_is_written(write: Write, catalogue: Catalogue, tmp_path: Path) -> None:
     blocks = re.findall(r"^ *```(\w+)\n(.*?)^ *```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    (program,) = (text for language, text in blocks if language == "python")
+    _, program = (text for language, text in blocks if language == "python")
     (tmp_path / "sounds").mkdir()
     suffixes = ("wav", "flac", "mp3", "ogg", "OPUS") * 300
     files = [f"sounds/take.{number}.{suffix}" for number, suffix in enumerate(suffixes)]
     for file in files:
         Path(file).write_bytes(file.encode())
-    Path("clips.csv").write_text("file,label\n" + "".join(f"{file},label of {file}\n" for file in files))
+    rows = [f"{file},label of {file},train\n" for file in files]
+    Path("clips.csv").write_text("".join(["file,label,split\n", *rows, f"{files[0]},heard,test\n"]))
     exec(compile(program, "docs/datasets.md", "exec"), {})  # as a reader would run it
-    tars = sorted(Path("tars").iterdir())
-    assert [tar.name for tar in tars] == ["train_00.tar", "train_01.tar"]
+    test, *tars = sorted(Path("tars").iterdir())
+    assert [tar.name for tar in (test, *tars)] == ["test_00.tar", "train_00.tar", "train_01.tar"]
+    assert [sample.fields["label"] for sample in read_samples(shard_at(test))] == ["heard"]
     samples = [sample for tar in tars for sample in read_samples(shard_at(tar))]
     assert {sample.problem for sample in samples} == {None}
     assert sorted(str(sample.fields["file"]) for sample in samples) == sorted(files)
     assert [sample.fields["file"] for sample in samples] != files
     assert all(sample.audio == sample.fields["file"].encode() for sample in samples)
-    Path("tars/test_00.tar").touch()
     yaml_files = [textwrap.dedent(text) for language, text in blocks if language == "yaml"]
     mixes = [read_own_mix(write(text), catalogue) for text in yaml_files if text.startswith("train_data:")]
     tests = [read_own_evaluations(write(text), catalogue) for text in yaml_files if text.startswith("eval_")]

@@ -38,6 +38,7 @@ def plan(*changes: str, **options: Any) -> Plan:
         "evaluate": None,
         "changes": changes,
         "seed": None,
+        "pool": None,
         "num_seeds": 1,
         "tracker": None,
         "decoder": None,
@@ -147,7 +148,7 @@ def test_seed_is_a_deviation_too() -> None:
     assert made.recipe.training.seed == 7
     assert made.deviations == {"seed": (42, 7)}
     assert plan(seed=42).deviations == {}
-    with pytest.raises(UsageError, match=r"--seed=0 and --set seed=3 both set the seed; give one of them"):
+    with pytest.raises(UsageError, match=r"--seed=0 and --set seed=3 both set seed; give one of them"):
         plan("seed=3", seed=0)
     with pytest.raises(CatalogueError, match="seed: found -1, expected a whole number of at least 0"):
         plan(seed=-1)
@@ -292,7 +293,7 @@ def test_planning_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom xares_bench.config.plan import make_plan\n"
         "make_plan(encoder='enc.py', encoder_arguments=None, preset='mini', train='train.yaml', evaluate='eval.yaml',"
-        " changes=['steps=3'], seed=1, num_seeds=1, tracker=None, decoder=None, limit=2, data_home=None,"
+        " changes=['steps=3'], seed=1, pool=None, num_seeds=1, tracker=None, decoder=None, limit=2, data_home=None,"
         " data_revisions=(), allow_cpu=False, feature_bytes=None, checkpoint_steps=500, runs_dir='runs')\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'webdataset', 'numpy', 'soundfile', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"

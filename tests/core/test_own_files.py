@@ -8,7 +8,7 @@ import xares_bench
 from tests.conftest import REPOSITORY
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
-from xares_bench.core.own_files import own_folder, shown_path
+from xares_bench.core.own_files import own_folder, required_folder, shown_path
 
 
 def test_in_a_clone_folders_lie_beside_the_package() -> None:
@@ -52,3 +52,12 @@ def test_a_preset_whose_own_folder_is_missing_is_no_name_on_the_hub(
     monkeypatch.chdir(REPOSITORY)  # where a relative path would be found
     with pytest.raises(UsageError, match=r"--preset=mini: fixtures/mini, .* is not in this installation"):
         load_catalogue("mini")
+
+
+def test_in_an_archive_the_error_says_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.whl").write_bytes(b"PK")
+    monkeypatch.setattr(xares_bench, "__path__", [str(tmp_path / "x.whl" / "xares_bench")])
+    with pytest.raises(
+        UsageError, match=r"the suite: .*x\.whl/xares_bench is inside an archive, .* pip install FILE\.whl"
+    ):
+        required_folder("bench", "the suite")

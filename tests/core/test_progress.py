@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,11 +24,33 @@ def work(progress: Progress) -> None:
             advance(note=f"loss {step}")
 
 
-def test_no_bar_is_drawn_unless_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_work_is_silent_unless_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     work(Progress())
     assert stream.getvalue() == ""
+
+
+def test_elsewhere_long_work_writes_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [1000.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress().bar("training task1", 100, num_before=20) as advance:
+        for step in range(21, 101):
+            now[0] += 1
+            advance(note=f"loss {step}")
+    with Progress().bar("fetching shards", 2_000_000, unit="bytes") as advance:
+        now[0] += 31
+        advance(1_500_000)
+    assert stream.getvalue().splitlines() == [
+        "xares-bench: training task1: 50 of 100 steps, loss 50",
+        "xares-bench: training task1: 80 of 100 steps, loss 80",
+        "xares-bench: fetching shards: 1.5 MB of 2.0 MB",
+    ]
+    with Progress(quiet=True).bar("training task1", 100) as advance:
+        now[0] += 31
+        advance()
+    assert len(stream.getvalue().splitlines()) == 3
 
 
 def test_a_terminal_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from tests.encoders.conftest import CPU, LEARNED, PLAIN, Loader, forward
-from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec, spec_of_instance
 from xares_bench.core.errors import EncoderError
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.loading import load_encoder
@@ -55,51 +57,8 @@ def test_autocast_outside_does_not_reach_it(load: Loader) -> None:
     assert features.dtype == torch.float32
 
 
-def test_features_keep_the_encoders_dtype(load: Loader) -> None:
-    features, _ = load(forward("return audio.unfold(1, 400, 160)[..., :4].half(), None"))(AUDIO)
-    assert features.dtype == torch.float16
-
-
-@pytest.mark.parametrize("mask", ["[[1, 1], [1, 0]]", "[[1.0, 1.0], [1.0, 0.0]]", "[[True, True], [True, False]]"])
-def test_its_mask_becomes_bool(load: Loader, mask: str) -> None:
-    _, frame_mask = load(forward(f"return audio[:, :8].reshape(2, 2, 4), torch.tensor({mask})"))(AUDIO, MASK)
-    assert frame_mask is not None
-    assert frame_mask.dtype == torch.bool
-    assert frame_mask.tolist() == [[True, True], [True, False]]
-
-
-@pytest.mark.parametrize("handed_back", ["mask", "mask.clone()", "None if mask is None else mask.bool()"])
-def test_the_audios_own_mask_counts_as_none(load: Loader, handed_back: str) -> None:
-    _, frame_mask = load(forward(f"return audio[:, :8].reshape(2, 2, 4), {handed_back}"))(AUDIO, MASK)
-    assert frame_mask is None
-
-
 def test_it_is_given_an_integer_mask(load: Loader) -> None:
     load(forward("assert mask.dtype == torch.long; return audio[:, :8].reshape(2, 2, 4), None"))(AUDIO, MASK.bool())
-
-
-@pytest.mark.parametrize(
-    ("body", "clause"),
-    [
-        ("return [audio[:, :8].reshape(2, 2, 4), None, None]", "two-results"),
-        ("return None", "two-results"),
-        ("return None, None", "features-float"),
-        ("return audio[:, :8].reshape(2, 2, 4).to_sparse(), None", "features-float"),
-        ("return audio[:, :8].reshape(1, 4, 4), None", "features-shape"),
-        ("return audio[:, :8].reshape(2, 2, 4) / 0, None", "features-finite"),
-        ("return audio[:, :8].reshape(2, 2, 4), torch.ones(2, 3)", "mask-shape"),
-        ("return audio[:, :8].reshape(2, 2, 4), torch.ones(2, 2, device='meta')", "device"),
-        ("return audio[:, :8].reshape(2, 2, 4), [[1, 1], [1, 1]]", "mask-shape"),
-        ("return audio[:, :8].reshape(2, 2, 4), torch.eye(2).flip(1) * torch.tensor([[1], [0]])", "mask-shape"),
-        ("raise StopIteration", "no-mask"),
-    ],
-)
-def test_every_result_is_looked_at(load: Loader, body: str, clause: str) -> None:
-    encoder = load(forward(body))
-    with pytest.raises(EncoderError) as caught:
-        encoder(AUDIO)
-    assert caught.value.clause == clause
-    assert "\n" not in str(caught.value)
 
 
 def test_what_it_raises_is_told_with_the_users_own_line(load: Loader) -> None:
@@ -249,7 +208,7 @@ def test_variables_that_libraries_read_once_are_read_before_an_encoder_can_set_t
 import hashlib
 from pathlib import Path
 import torch
-from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.config.encoder_spec import parse_encoder_spec, spec_of_instance
 from xares_bench.encoders.loading import load_encoder
 if LOADS:
     load_encoder(parse_encoder_spec("{tmp_path}/enc.py"), torch.device("cpu"))
@@ -320,3 +279,76 @@ def test_a_long_error_is_cut_and_kept_on_one_line(load: Loader) -> None:
     assert caught.value.clause == "arguments"
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+class OwnEncoder(torch.nn.Module):
+    """An encoder that a program has made."""
+
+    output_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.utils.weight_norm(torch.nn.Conv1d(1, 4, 400, 160))
+        self.cache: torch.Tensor | None = None
+
+    def forward(self, audio: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, None]:
+        self.cache = torch.ones(1)
+        return self.norm(audio[:, None]).transpose(1, 2) * self.cache, None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_of_an_object_a_copy_is_frozen_and_the_object_can_go_on_training() -> None:
+    own = OwnEncoder()
+    own(AUDIO)[0].sum().backward()  # its weight is now the result of a computation
+    assert not own.norm.weight.is_leaf
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    own.cache = None
+    encoder = load_encoder(spec_of_instance(own), CPU)
+    features, _ = encoder(AUDIO)
+    assert torch.equal(features, own(AUDIO)[0])
+    assert encoder.name == "OwnEncoder"
+    assert own.training
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in own.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+    assert own.cache is not None
+    assert not own.cache.is_inference()
+    assert not encoder.module.training
+    own(AUDIO)[0].sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_the_fingerprint_of_an_object_covers_weights_and_attributes_and_is_the_same_for_equal_ones() -> None:
+    own = OwnEncoder()
+
+    def fingerprint() -> str:
+        return load_encoder(spec_of_instance(own), CPU).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    own.scale = 2  # type: ignore[assignment]
+    assert (second := fingerprint()) != first
+    with torch.no_grad():
+        own.norm.weight_g += 0.5  # type: ignore[operator, assignment]
+    assert fingerprint() not in (first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "clause", "said"),
+    [
+        (lambda: 3, "is-module", "found an object of type int, expected a torch.nn.Module"),
+        (lambda: torch.nn.Linear(1, 1), "output-dim", "Linear has no output_dim"),
+        (lambda: holding(threading.Lock()), "loads", "copying the OwnEncoder raised TypeError: cannot pickle"),
+    ],
+    ids=["no module", "no encoder", "cannot be copied"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_an_object_that_is_no_encoder_is_refused(make: Callable[[], object], clause: str, said: str) -> None:
+    with pytest.raises(EncoderError, match=said) as caught:
+        load_encoder(spec_of_instance(make()), CPU)
+    assert caught.value.clause == clause
+
+
+def holding(value: object) -> OwnEncoder:
+    own = OwnEncoder()
+    own.held = value  # type: ignore[assignment]
+    return own

@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import REPOSITORY, last_wins
 from tests.shard_factory import tone, write_shard
+from xares_bench.reports.described import frames_per_second_of
+from xares_bench.reports.runs import read_run
 
 Run = Callable[..., pytest.RunResult]
 
@@ -212,6 +214,32 @@ def test_a_disk_full_of_features_ends_the_caching_and_not_the_run(
     assert warned.startswith("features are not cached: ")
     assert not [path for path in runs.glob("store/features/*/*") if path.suffix not in (".lock", ".keys")]
     assert outcome(runs) == outcome(undisturbed)
+
+
+def test_pooled_frames_need_no_encoder_and_train_as_those_of_an_encoder_that_pools(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plain.py").write_text(ENCODER)
+    whole = run(tmp_path / "runs", f"--encoder={tmp_path / 'plain.py'}")
+    cached = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/store/features/*/*.safetensors")}
+    calls_of_whole = num_calls(tmp_path)
+    pooled = run(tmp_path / "runs", f"--encoder={tmp_path / 'plain.py'}", "--pool=4")
+    # One call, at most two: the clips that say whether it is the same encoder.
+    assert num_calls(tmp_path) - calls_of_whole <= 2
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/store/features/*/*.safetensors")} == cached
+    pooled.stdout.fnmatch_lines(["*frame_pool=4*", "cached: features of 3 of 3 shards*"])
+    assert "frame_pool" not in whole.stdout.str()
+    pools = "return torch.stack([part.mean(dim=1) for part in frames.split(4, dim=1)], dim=1), None"
+    source = ENCODER.replace("        return LOUD * ", "        frames = LOUD * ")
+    source = source.replace("[..., :1000], None", f"[..., :1000]\n        {pools}")
+    (tmp_path / "pooling.py").write_text(source)
+    run(tmp_path / "other", f"--encoder={tmp_path / 'pooling.py'}")
+    manifests = [read_run(file).manifest for file in sorted(tmp_path.glob("*/*/results.json"))]
+    rates = sorted(frames_per_second_of(manifest) for manifest in manifests)
+    assert rates == pytest.approx([6.25, 6.25, 25], abs=0.05)
+    (expected,) = tmp_path.glob("other/store/lalms/*/loss.tsv")
+    found = [file.read_text() for file in tmp_path.glob("runs/store/lalms/*/loss.tsv")]
+    assert expected.read_text() in found
 
 
 def test_half_the_disk_is_a_deviation_and_scores_are_there(run: Run, undisturbed: Path, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.shard_factory import encode, tone
 from xares_bench.config.encoder_spec import parse_encoder_spec
 from xares_bench.core.errors import EncoderError, OutOfMemory
 from xares_bench.datasets.shards import Sample
 from xares_bench.encoders.loading import load_encoder
-from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, read_clip
+from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames, read_clip
 from xares_bench.runtime.determinism import deterministic_algorithms
 from xares_bench.scores.records import DroppedSample
 
@@ -128,3 +129,24 @@ def test_any_other_error_names_the_clip(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ZeroDivisionError, match="a fault of the program") as caught:
         read_clip(sample, "s.tar", None, "seed")
     assert caught.value.__notes__ == ["This happened while the audio of clip of s.tar was read."]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 4, 6, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pooled_frames_are_means_and_the_last_is_of_what_is_left(
+    num_frames: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    frames_TD = torch.arange(2.0 * num_frames).reshape(num_frames, 2).to(dtype)
+    save_file({"frames": frames_TD}, tmp_path / "frames.safetensors")
+    stored = StoredFrames(file=tmp_path / "frames.safetensors", start=0, num_frames=num_frames)
+    for features in (frames_TD, stored):
+        clip = Clip(key="k", shard="s", duration_s=1.0, num_frames=num_frames, fields={}, features=features)
+        assert clip.pooled(1) is clip
+        pooled = clip.pooled(4)
+        expected = [
+            part.float().mean(dim=0).tolist() for part in frames_TD.tensor_split(tuple(range(4, num_frames, 4)))
+        ]
+        assert pooled.frames().tolist() == expected
+        assert pooled.frames().dtype == dtype
+        assert pooled.num_frames == len(expected)
+        assert pooled.pooled(2).num_frames == (len(expected) + 1) // 2

@@ -72,6 +72,7 @@ class Machine:
         self.folder = root / "data"
         self.environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # the package beside these tests, whichever is installed
             "HOME": str(root),
             "HF_HOME": str(root / "hf"),
             "HF_ENDPOINT": hub.endpoint,

@@ -1,11 +1,13 @@
-"""A hub on the loopback interface: answers what huggingface_hub asks, and misbehaves on request.
+"""A hub on the loopback interface: answers what huggingface_hub asks, takes its uploads, and misbehaves on request.
 
 Like the real one, it stores large files elsewhere: `resolve` sends the client to another origin (the same server under
-another name), which knows nothing of repositories and must never see a token.
+another name), which knows nothing of repositories and must never see a token. Uploaded large files go there, too, by
+the protocol of Git LFS; of Xet, the newer one, it knows nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -14,7 +16,7 @@ import struct
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -70,6 +72,9 @@ class Repository:
         gated: Nobody may read before accepting terms.
         in_git: Files that are stored in Git, not as large files.
         promised: Sizes that the listing states instead of the true ones.
+        writer: Only who shows this token may write; others may open pull requests.
+        ignored: Endings of files that its .gitignore leaves out.
+        commits: Branch, message and URL of every commit that was made by a request.
     """
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -78,6 +83,9 @@ class Repository:
     gated: bool = False
     in_git: set[str] = field(default_factory=set)
     promised: dict[str, int] = field(default_factory=dict)
+    writer: str = "hf_writer"
+    ignored: tuple[str, ...] = ()
+    commits: list[tuple[str, str, str]] = field(default_factory=list)
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put files on a branch; returns the commit."""
@@ -96,6 +104,8 @@ class Hub:
         requests: All that were received.
         faults: What goes wrong next, by the end of a request's path; one entry per answer.
         num_sent: Bytes of large files that were sent, by SHA-256.
+        uploaded: Large files that were received, by SHA-256; a commit makes them part of a repository.
+        before_commit: Called when a request to commit has arrived.
         go_on: Lets paused answers go on.
     """
 
@@ -104,6 +114,8 @@ class Hub:
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}
         self.num_sent: dict[str, int] = {}
+        self.uploaded: dict[str, bytes] = {}
+        self.before_commit: Callable[[], object] = lambda: None
         self.go_on = threading.Event()
         self.port = 0
         self._closing = threading.Event()
@@ -179,6 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
@@ -189,11 +204,19 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             if fault is not None and fault.status is not None:
                 self._send(fault.status, b"{}", dict(fault.headers))
+            elif path.startswith("/large/") and self.command == "PUT":
+                self._receive_large(path.removeprefix("/large/"), body)
+            elif ".git/info/lfs/objects/" in path:
+                self._answer_lfs(path.lstrip("/"), json.loads(body))
             elif path.startswith("/large/"):
                 self._send_large(path.removeprefix("/large/"), fault)
             elif path.startswith("/api/"):
                 if fault is not None and fault.stall_after is not None:
                     self.state.stall()
+                    return
+                parts = path.split("/")
+                if parts[5:6] in (["preupload"], ["commit"]):
+                    self._answer_upload("/".join(parts[2:5]), parts[5], parts[6], "create_pr=1" in url.query, body)
                     return
                 self._answer_api(path.removeprefix("/api/"), urllib.parse.parse_qs(body.decode()))
             else:
@@ -220,6 +243,79 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(listing)
         else:
             self._refuse(404, "EntryNotFound")
+
+    def _answer_upload(self, key: str, what: str, branch: str, create_pr: bool, body: bytes) -> None:
+        repository = self._authorised(key, write=not create_pr)
+        if repository is None:
+            return
+        if what == "preupload":
+            asked = json.loads(body)["files"]
+            self._send_json({"files": [self._upload_mode(repository, branch, file) for file in asked]})
+            return
+        self.state.before_commit()
+        header, *operations = map(json.loads, body.splitlines())
+        assert header["key"] == "header"
+        parent = repository.branches[branch]
+        if header["value"].get("parentCommit") != parent and not create_pr:
+            self._refuse(412, "PreconditionFailed")
+            return
+        files = dict(repository.files[parent])
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+                repository.in_git.add(value["path"])
+            elif operation["key"] == "lfsFile" and value["oid"] in self.state.uploaded:
+                files[value["path"]] = self.state.uploaded[value["oid"]]
+            else:
+                self._refuse(400, "BadRequest")
+                return
+        number = sum(name.startswith("refs/pr/") for name in repository.branches) + 1
+        branch = f"refs/pr/{number}" if create_pr else branch
+        commit = repository.commit(files, branch)
+        page = f"{self.state.endpoint}/{key.removeprefix('models/')}"
+        pull_request = f"{page}/discussions/{number}" if create_pr else None
+        repository.commits.append((branch, header["value"]["summary"], pull_request or f"{page}/commit/{commit}"))
+        self._send_json(
+            {
+                "commitOid": commit,
+                "commitUrl": f"{page}/commit/{commit}",
+                "pullRequestUrl": pull_request,
+                "success": True,
+            }
+        )
+
+    def _upload_mode(self, repository: Repository, branch: str, file: dict[str, Any]) -> dict[str, Any]:
+        """Whether a file goes into Git or to the large files, as the hub decides it: by its name, or its size."""
+        path = file["path"]
+        mode = "lfs" if path.endswith(".npz") or file["size"] > 10_000_000 else "regular"
+        return {"path": path, "uploadMode": mode, "shouldIgnore": path.endswith(repository.ignored or ("\0",))}
+
+    def _answer_lfs(self, path: str, asked: dict[str, Any]) -> None:
+        name, _, what = path.partition(".git/info/lfs/objects/")
+        if self._authorised(f"models/{name}", write="ref" in asked) is None:
+            return
+        if what == "verify":
+            self._send(200 if asked["oid"] in self.state.uploaded else 404, b"{}", {})
+            return
+        assert what == "batch"
+        objects = []
+        for wanted in asked["objects"]:
+            actions = {
+                # Another origin to the client, the same server.
+                "upload": {"href": f"http://localhost:{self.state.port}/large/{wanted['oid']}"},
+                "verify": {"href": f"{self.state.endpoint}/{name}.git/info/lfs/objects/verify"},
+            }
+            known = wanted["oid"] in self.state.uploaded
+            objects.append({**wanted, **({} if known else {"actions": actions})})
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def _receive_large(self, digest: str, body: bytes) -> None:
+        if sha256(body) != digest:
+            self._send(400, b"", {})
+            return
+        self.state.uploaded[digest] = body
+        self._send(200, b"", {})
 
     def _resolve(self, path: str, fault: Fault | None) -> None:
         head, _, tail = path.lstrip("/").partition("/resolve/")
@@ -306,14 +402,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.state.num_sent[digest] = self.state.num_sent.get(digest, 0) + len(data)
 
-    def _authorised(self, key: str) -> Repository | None:
+    def _authorised(self, key: str, *, write: bool = False) -> Repository | None:
         repository = self.state.repositories.get(key)
-        if repository is None:
+        shown = self.headers.get("Authorization")
+        if shown == "Bearer hf_expired":
+            self._send(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif repository is None:
             self._refuse(404, "RepoNotFound")
         elif repository.gated:
             self._refuse(403, "GatedRepo")
-        elif repository.token is not None and self.headers.get("Authorization") != f"Bearer {repository.token}":
+        elif repository.token is not None and shown != f"Bearer {repository.token}":
             self._refuse(401, "RepoNotFound")
+        elif write and shown != f"Bearer {repository.writer}":
+            self._send(403, b"{}", {"X-Error-Message": "You have no write access"})
         else:
             return repository
         return None

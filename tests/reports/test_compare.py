@@ -11,14 +11,14 @@ from tests.run_factory import Rows, write_finished_run
 from xares_bench.__main__ import main
 from xares_bench.core.errors import UsageError
 from xares_bench.reports.compare import compare, comparison_table, differing_clips
-from xares_bench.reports.runs import FinishedRun, read_run
+from xares_bench.reports.runs import Run, read_run
 
 
 def answers(num_right: int, number: int = 40) -> Rows:
     return [(f"clip{place}", "dog", "dog" if place < num_right else "cat") for place in range(number)]
 
 
-def finished(folder: Path, esc50: int, gtzan: int = 20, **manifest: object) -> FinishedRun:
+def finished(folder: Path, esc50: int, gtzan: int = 20, **manifest: object) -> Run:
     rows = {"esc-50": answers(esc50), "gtzan": answers(gtzan)}
     return read_run(write_finished_run(folder, rows, **manifest))
 
@@ -134,10 +134,12 @@ def test_datasets_take_turns_among_the_rows_that_differ_most(tmp_path: Path) -> 
 def test_the_arguments_of_all_encoders_stand_side_by_side(tmp_path: Path) -> None:
     plain = finished(tmp_path / "a", 30)
     given = [
-        {**plain.run.encoder, "arguments": arguments}
+        {**plain.manifest.encoder, "arguments": arguments}
         for arguments in ({"layer": 6, "name": "x"}, {"layer": 9}, {"name\n\u202e": "y\nz"})
     ]
-    runs = [dataclasses.replace(plain, run=dataclasses.replace(plain.run, encoder=encoder)) for encoder in given]
+    runs = [
+        dataclasses.replace(plain, manifest=dataclasses.replace(plain.manifest, encoder=encoder)) for encoder in given
+    ]
     lines = comparison_table(compare(runs[:2])).splitlines()
     assert lines[2:5] == ["arguments of the encoders:", "  layer: A 6, B 9", '  name: A "x", B not given']
     hostile = comparison_table(compare([plain, runs[2]]))

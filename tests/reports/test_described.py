@@ -106,8 +106,8 @@ def test_every_report_takes_any_arguments(tmp_path: Path) -> None:
     folder = write_finished_run(tmp_path / "one", {"esc-50": [("a", "dog", "dog"), ("b", "cat", "dog")]})
     run = read_run(folder)
     arguments, deviations = given.run.encoder["arguments"], given.run.deviations
-    encoder = {**run.run.encoder, "arguments": arguments}
-    run = dataclasses.replace(run, run=dataclasses.replace(run.run, encoder=encoder, deviations=deviations))
+    encoder = {**run.manifest.encoder, "arguments": arguments}
+    run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, encoder=encoder, deviations=deviations))
     assert comparison_table(compare([run, run])).splitlines()[0].endswith("(preset: x))")
     assert "<script>alert" not in leaderboard_html([run], tmp_path)
     page = report_html(given, tmp_path / "two", Background())

@@ -20,8 +20,8 @@ def part_of(folder: Path, *names: str, **values: object) -> Results:
     """What a session brings that ran only some datasets of the finished run."""
     finished = read_run(folder)
     records = tuple(finished.records[name] for name in names)
-    missing = tuple(name for name in finished.run.datasets if name not in names)
-    return Results(run=finished.run, records=records, lalms=(), missing=missing, **values)  # type: ignore[arg-type]
+    missing = tuple(name for name in finished.manifest.datasets if name not in names)
+    return Results(run=finished.manifest, records=records, lalms=(), missing=missing, **values)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def background(tmp_path: Path) -> Background:
 
 def results_of(folder: Path, **values: Any) -> Results:
     found = read_run(folder)
-    return Results(run=found.run, records=tuple(found.records.values()), lalms=found.lalms, **values)
+    return Results(run=found.manifest, records=tuple(found.records.values()), lalms=found.lalms, **values)
 
 
 def predictions_in(reader: Reader) -> dict[str, list[list[Any]]]:
@@ -263,10 +263,11 @@ def test_only_some_rows_of_a_large_dataset_are_searchable(folder: Path, monkeypa
 
 def test_everything_to_reproduce_the_run_is_there(folder: Path, background: Background) -> None:
     results = results_of(folder)
+    sources = {"repositories": {"owner/data": "c0ffee"}, "test_repositories": {"esc-50": "owner/data"}}
     run = dataclasses.replace(
         results.run,
         deviations={"learning_rate": [0.1, 0.2]},
-        data={"revision": "abc", "repositories": {"owner/data": "c0ffee"}},
+        data={"revision": "abc", **sources},
         encoder={**results.run.encoder, "commit": "facade", "arguments": {"layer": 6}},
     )
     text = " ".join(Reader(report_html(dataclasses.replace(results, run=run), folder, background)).text.split())
@@ -283,6 +284,7 @@ def test_everything_to_reproduce_the_run_is_there(folder: Path, background: Back
         "score " + "a" * 64,
     ):
         assert expected in text, expected
+    assert "test_repositories" not in text, "the repositories have rows of their own"
 
 
 def test_several_seeds_show_their_spread_and_whose_predictions_these_are(folder: Path) -> None:

@@ -19,9 +19,9 @@ from tests.run_factory import Rows, change_results, write_finished_run
 from xares_bench.__main__ import main
 from xares_bench.config.catalogue import load_catalogue
 from xares_bench.core.errors import UsageError
-from xares_bench.reports.leaderboard import leaderboard_html, read_runs
+from xares_bench.reports.leaderboard import leaderboard_html
 from xares_bench.reports.origin import Origin
-from xares_bench.reports.runs import read_run
+from xares_bench.reports.runs import find_runs, read_run
 
 TASKS = load_catalogue("mini").tasks
 
@@ -112,7 +112,7 @@ def test_links_lead_from_the_page_to_reports_that_are_there(tmp_path: Path) -> N
 
 
 def test_a_row_has_arguments_deviations_and_date(tmp_path: Path) -> None:
-    encoder = {**read_run(whole(tmp_path / "plain", 5)).run.encoder, "arguments": {"layer": 6}}
+    encoder = {**read_run(whole(tmp_path / "plain", 5)).manifest.encoder, "arguments": {"layer": 6}}
     run = read_run(
         whole(tmp_path / "mine", 9, encoder=encoder, deviations={"batch_size": [32, 64], "x": [None, "<b>"]})
     )
@@ -147,7 +147,7 @@ def test_own_datasets_have_a_table_of_their_own(tmp_path: Path) -> None:
 def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, damaged: Sequence[str]) -> None:
     whole(tmp_path / "good", 5)
     change_results(whole(tmp_path / "bad", 5), **dict.fromkeys(damaged, 1))
-    runs, problems = read_runs(tmp_path)
+    runs, problems = find_runs(tmp_path)
     assert len(runs) == 2 - len(damaged)
     assert len(problems) == len(damaged)
     assert all("bad/results.json has schema 1" in problem for problem in problems)
@@ -163,7 +163,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["leaderboard", str(tmp_path / "nothing")]) == 2
     assert "no finished run in " in capsys.readouterr().err
     with pytest.raises(UsageError, match="no finished run"):
-        read_runs(tmp_path)
+        find_runs(tmp_path)
 
 
 # In a browser.

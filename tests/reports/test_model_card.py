@@ -45,10 +45,19 @@ def test_the_hubs_library_reads_every_score() -> None:
     assert again.data.eval_results == card.data.eval_results, "the library writes back what it read"
 
 
-def test_the_data_repository_is_named_with_its_commit() -> None:
-    run = dataclasses.replace(COMPLETE.run, data={"repositories": {"owner/data": "abc123"}})
-    found = read(dataclasses.replace(COMPLETE, run=run))
-    assert {(result.dataset_type, result.dataset_revision) for result in found} == {("owner/data", "abc123")}
+def test_a_dataset_has_the_repository_of_its_own_data_with_its_commit() -> None:
+    data = {
+        "repositories": {"owner/data": "abc123", "owner/more": "def456"},
+        "test_repositories": {"esc-50": "owner/data", "gtzan": "owner/more"},
+    }
+    found = read(dataclasses.replace(COMPLETE, run=dataclasses.replace(COMPLETE.run, data=data)))
+    assert {result.dataset_config: (result.dataset_type, result.dataset_revision) for result in found} == {
+        "esc-50": ("owner/data", "abc123"),
+        "gtzan": ("owner/more", "def456"),
+        "clotho": ("xares-bench-mini", None),
+        "task1": ("xares-bench-mini", None),
+        "task2": ("xares-bench-mini", None),
+    }
 
 
 def test_scores_that_cannot_be_compared_are_left_out_or_marked() -> None:

@@ -44,7 +44,9 @@ def test_scores_that_were_computed_have_the_date_of_now(tmp_path: Path) -> None:
 def test_scores_that_were_all_reused_keep_their_date(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     origin = Origin(version="0", commit=None, date=DATE)
-    file.write_text(results_json(dataclasses.replace(results(scored("gtzan", 0.5)), origin=origin)), encoding="utf-8")
+    file.write_text(
+        results_json(dataclasses.replace(results(scored("gtzan", 0.5)), origin=origin), {}), encoding="utf-8"
+    )
     reused = dataclasses.replace(scored("gtzan", 0.5), reused=True)
     assert origin_of([reused], file).date == DATE
     assert origin_of([reused, scored("esc-50", 0.5)], file).date != DATE

@@ -127,7 +127,7 @@ def test_json_is_valid_and_whole() -> None:
     given = results(
         scored("esc-50", math.nan, dropped=dropped), scored("clotho", 0.5, "task2"), missing=("gtzan",), wall_s=12.5
     )
-    text = results_json(given)
+    text = results_json(given, {})
     assert "NaN" not in text
     assert "狗" in text
     data = json.loads(text)
@@ -258,16 +258,16 @@ def test_a_run_is_written_with_the_scores_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "replace", note)
     write_run(folder, COMPLETE)
     assert written[:2] == ["results.json", "scores.tsv"]
-    names = ["model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
+    names = ["eval_results.yaml", "model_card.yaml", "report.html", "results.json", "scores.md", "scores.tsv"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "scores.tsv").read_text(encoding="utf-8") == scores_tsv(COMPLETE)
     assert (folder / "scores.md").read_text(encoding="utf-8") == scores_markdown(COMPLETE)
-    assert (folder / "results.json").read_text(encoding="utf-8") == results_json(COMPLETE)
+    assert (folder / "results.json").read_text(encoding="utf-8") == results_json(COMPLETE, {})
 
 
 def test_the_same_results_give_the_same_bytes() -> None:
     again = results(*COMPLETE.records, wall_s=99.5)
-    assert results_json(again) == results_json(COMPLETE)
+    assert results_json(again, {}) == results_json(COMPLETE, {})
     assert scores_tsv(again) == scores_tsv(COMPLETE)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.run_factory import change_results, write_finished_run
-from xares_bench.core.errors import UsageError
-from xares_bench.reports.runs import OtherRun, other_runs, read_run
+from xares_bench.core.errors import RunWarning, UsageError
+from xares_bench.reports.runs import OtherRun, other_runs, read_run, read_runs
 from xares_bench.scores.clip_sums import load_clip_sums
 
 ROWS = {
@@ -36,7 +36,7 @@ def test_a_run_is_read_back(folder: Path) -> None:
         clip_sums = run.clip_sums("esc-50")
         assert clip_sums is not None
         assert clip_sums.clips == ("a", "b")
-        assert [row.hypothesis for row in run.predictions("esc-50")] == ["dog", "dog"]
+        assert [row.hypothesis for row in run.predictions_of("esc-50")] == ["dog", "dog"]
 
 
 def test_missing_clip_sums_and_predictions_are_not_an_error(folder: Path) -> None:
@@ -44,7 +44,24 @@ def test_missing_clip_sums_and_predictions_are_not_an_error(folder: Path) -> Non
     (folder / "predictions" / "esc-50.jsonl").unlink()
     run = read_run(folder)
     assert run.clip_sums("esc-50") is None
-    assert run.predictions("esc-50") == []
+    assert run.predictions_of("esc-50") == []
+
+
+def test_a_run_tells_why_it_does_not_pass(folder: Path) -> None:
+    assert read_run(folder).failures == {}
+    change_results(folder, failures={"esc-50": "below the baseline"})
+    assert read_run(folder).failures == {"esc-50": "below the baseline"}
+    change_results(folder, failures=None)
+    assert read_run(folder).failures is None, "of an earlier version"
+
+
+def test_all_runs_of_a_folder_and_a_warning_for_what_is_none(folder: Path) -> None:
+    truncate(write_finished_run(folder.parent / "other", ROWS))
+    with pytest.warns(RunWarning, match=r"left out: .*other/results.json is truncated or damaged"):
+        (run,) = read_runs(str(folder.parent))
+    assert run.name == "logmel"
+    with pytest.raises(UsageError, match="no finished run in"):
+        read_runs(folder)
 
 
 def truncate(folder: Path) -> None:
@@ -99,13 +116,13 @@ def test_a_score_that_does_not_follow_from_its_clip_sums_is_refused(folder: Path
 def test_a_prediction_can_hold_any_line_separator(tmp_path: Path) -> None:
     said = "one\u2028two\u0085three"
     run = read_run(write_finished_run(tmp_path / "logmel", {"esc-50": [("a", "dog", said)]}))
-    assert [row.hypothesis for row in run.predictions("esc-50")] == [said]
+    assert [row.hypothesis for row in run.predictions_of("esc-50")] == [said]
 
 
 def test_damaged_predictions_are_refused(folder: Path) -> None:
     (folder / "predictions" / "esc-50.jsonl").write_text('{"clip": "a"}\n')
     with pytest.raises(UsageError, match=r"esc-50\.jsonl cannot be read"):
-        read_run(folder).predictions("esc-50")
+        read_run(folder).predictions_of("esc-50")
 
 
 OTHER_ROWS = {

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from xares_bench.runtime.determinism import deterministic_algorithms, random_states, seeded
+from xares_bench.core.errors import UsageError
+from xares_bench.runtime.determinism import deterministic_algorithms, random_states, refuse_late_workspaces, seeded
 
 CPU = torch.device("cpu")
 
@@ -93,3 +94,25 @@ def test_fresh_memory_is_filled_only_for_programs_that_may_read_it(required: boo
         if not required:
             assert torch.empty(1000).isnan().all()
     assert settings.fill_uninitialized_memory == before
+
+
+def test_a_gpu_that_was_used_too_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tensors that stand in for a GPU's, whose products fail as torch's do."""
+
+    class Ones:
+        is_refused = False
+
+        def __matmul__(self, other: object) -> None:
+            assert torch.are_deterministic_algorithms_enabled()
+            if self.is_refused:
+                raise RuntimeError("Deterministic behavior was enabled with ..., but ... uses\n CuBLAS")
+
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: Ones())
+    refuse_late_workspaces(torch.device("cuda"))
+    Ones.is_refused = True
+    refuse_late_workspaces(CPU)
+    with pytest.raises(
+        UsageError, match=r"before CUBLAS_WORKSPACE_CONFIG was set.*--set deterministic=false.*uses CuBLAS"
+    ):
+        refuse_late_workspaces(torch.device("cuda"))
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from xares_bench.core.errors import UsageError
 from xares_bench.runtime import device
-from xares_bench.runtime.device import environment_of, open_accelerator, why_no_gpu
+from xares_bench.runtime.device import _why_no_gpu, environment_of, open_accelerator
 
 
 def test_device_and_precision_are_those_that_accelerate_finds(mixed_precision: Callable[[str], None]) -> None:
@@ -66,10 +66,10 @@ def test_why_there_is_no_gpu_is_said(
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert re.fullmatch(expected, why_no_gpu())
+    assert re.fullmatch(expected, _why_no_gpu())
     if error is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-        assert re.fullmatch(rf"{expected} \(CUDA_VISIBLE_DEVICES=7\)", why_no_gpu())
+        assert re.fullmatch(rf"{expected} \(CUDA_VISIBLE_DEVICES=7\)", _why_no_gpu())
 
 
 def test_the_environment_has_what_can_affect_results_as_plain_json(mixed_precision: Callable[[str], None]) -> None:

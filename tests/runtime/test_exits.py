@@ -58,6 +58,20 @@ def test_after_the_session_its_own_status_holds(status: int) -> None:
     assert status_of(f"with exits_raise(): pass\nsession_ended({status})\nos._exit(0)") == (status, "")
 
 
+def test_a_program_that_goes_on_after_the_session_ends_as_it_likes() -> None:
+    code = """
+        from xares_bench.runtime.exits import process_goes_on
+        for _ in range(2):
+            with exits_raise(): pass
+            session_ended(0)
+            process_goes_on()
+    """
+    for end, status in (("os._exit(7)", 7), ("import ctypes; ctypes.CDLL(None).exit(8)", 8), ("sys.exit(9)", 9)):
+        assert status_of(textwrap.dedent(code) + end) == (status, "")
+    again = textwrap.dedent(code) + "with exits_raise(): threading.Timer(0, os._exit, [0]).start()\n"
+    assert status_of(again + "threading.Event().wait(20)")[0] == 3, "in the next session"
+
+
 @pytest.mark.parametrize("module", ["os", "posix"])
 def test_an_exit_handler_of_the_user_does_not_turn_a_failure_into_a_pass(module: str) -> None:
     status, _ = status_of(f"""

@@ -94,6 +94,29 @@ def test_a_run_comes_back_from_json() -> None:
     assert back.datasets == ("gtzan", "clotho")
 
 
+@pytest.mark.parametrize(
+    ("datasets", "found"),
+    [
+        (["a"], ("owner/data", "c1")),
+        (["a", "b"], ("owner/data", "c1")),
+        (["c"], ("owner/more", None)),
+        (["a", "c"], None),
+        (["a", "mine"], None),
+        (["mine"], None),
+        ([], None),
+    ],
+)
+def test_data_have_a_repository_if_all_of_them_come_from_one(
+    datasets: list[str], found: tuple[str, str | None] | None
+) -> None:
+    data = {
+        "repositories": {"owner/data": "c1", "owner/more": None},
+        "test_repositories": {"a": "owner/data", "b": "owner/data", "c": "owner/more"},
+    }
+    assert dataclasses.replace(RUN, data=data).test_repository(datasets) == found
+    assert RUN.test_repository(datasets) is None
+
+
 def test_records_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         made().score = 1.0  # type: ignore[misc]
@@ -141,6 +164,13 @@ def test_overall_over_fewer_clips_is_incomplete() -> None:
     assert overall.num_datasets == overall.num_expected == 2
     assert overall.partial
     assert not overall.complete
+
+
+def test_the_interval_of_an_overall_score_begins_at_zero_and_never_at_minus_zero() -> None:
+    records = [made(name, score, deviation=0.1, interval=(0.0, 0.3)) for name, score in (("a", 0.0), ("b", 0.1))]
+    interval = overall_of("task1", records, ["a", "b"]).interval
+    assert interval is not None
+    assert f"{interval[0]:.3f}" == "0.000"
 
 
 def test_overall_of_a_nan_is_nan() -> None:

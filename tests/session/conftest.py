@@ -35,7 +35,7 @@ def open_session(tmp_path: Path) -> OpenSession:
             "replace": False,
             "is_strict": False,
         }
-        session = BenchSession(Options(**{**defaults, **options}), nullcontext, print)
+        session = BenchSession(Options(**{**defaults, **options}), "pytest bench --preset=mini", nullcontext, print)
         session.select({"gtzan", "esc-50"}, set())
         return session
 

@@ -108,6 +108,7 @@ def test_a_run_is_named_after_all_that_it_depends_on(make_suite: MakeSuite) -> N
     assert run.data["folder"] == "own tar files"
     assert make_suite().open_run(["mine"]) == dataclasses.replace(run, encoder={**run.encoder, "contract_reused": True})
     assert run.data["licences"] == {"mine": "unknown"}
+    assert run.data["test_repositories"] == {}
     assert make_suite("learning_rate=0.5").open_run(["mine"]).name != run.name
     assert make_suite(limit=1).open_run(["mine"]).name != run.name
 

@@ -322,7 +322,8 @@ def test_killed_at_any_moment_the_end_is_the_same(
     sessions: Sessions, undisturbed: dict[str, bytes], num_kills: int
 ) -> None:
     """At random moments of the whole session: starting, encoding, training, writing, generating."""
-    runs = sessions.folder / f"killed {num_kills} times"
+    folders = (sessions.folder / f"killed {num_kills} times, try {number}" for number in itertools.count())
+    runs = next(folders)
     moments = random.Random(num_kills)
     started = time.monotonic()
     sessions.run(sessions.folder / f"timed {num_kills}")
@@ -339,6 +340,6 @@ def test_killed_at_any_moment_the_end_is_the_same(
         else:  # it was finished, in spite of all: once more, from nothing
             assert process.returncode == 0
             assert outcome(runs) == undisturbed
-            runs = sessions.folder / f"killed {num_kills} times, after {num_killed}"
+            runs = next(folders)
     sessions.run(runs)
     assert outcome(runs) == undisturbed

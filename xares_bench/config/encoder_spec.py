@@ -43,6 +43,7 @@ class EncoderSpec:
         name: The encoder's name in results; it can be part of a folder's name.
         arguments: Keyword arguments for the constructor, from `--encoder-args`.
         place: Further keyword arguments that only locate a model. They are not part of the fingerprint; the model is.
+        instance: The encoder itself, where a program has made it; None: the class is to be constructed.
     """
 
     text: str
@@ -52,6 +53,7 @@ class EncoderSpec:
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
     place: Mapping[str, object] = field(default_factory=dict)
+    instance: object = None
 
 
 def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderSpec:
@@ -82,6 +84,19 @@ def parse_encoder_spec(text: str, arguments_json: str | None = None) -> EncoderS
     class_name = classes.named(class_name) if separator else classes.only_encoder()
     return EncoderSpec(
         text=text, file=path.absolute(), module=None, class_name=class_name, name=class_name, arguments=arguments
+    )
+
+
+def spec_of_instance(instance: object) -> EncoderSpec:
+    """Return the specification of an encoder that a program has made."""
+    kind = type(instance)
+    return EncoderSpec(
+        text=f"{kind.__module__}.{kind.__qualname__}",
+        file=None,
+        module=kind.__module__,
+        class_name=kind.__name__,
+        name=kind.__name__,
+        instance=instance,
     )
 
 

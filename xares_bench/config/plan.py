@@ -139,13 +139,14 @@ class Plan:
 
 def make_plan(
     *,
-    encoder: str | None,
+    encoder: str | EncoderSpec | None,
     encoder_arguments: str | None,
     preset: str,
     train: str,
     evaluate: str | None,
     changes: Sequence[str],
     seed: int | None,
+    pool: int | None,
     num_seeds: int,
     tracker: str | None,
     decoder: str | None,
@@ -159,11 +160,15 @@ def make_plan(
 ) -> Plan:
     """Read and check the options of the command line; each argument is the value of one option.
 
+    An encoder that a program has made comes as its specification.
+
     Raises:
         UsageError: An option, or a file that it names, is wrong.
     """
     if encoder is None and encoder_arguments is not None:
         raise UsageError("--encoder-args needs --encoder")
+    if isinstance(encoder, EncoderSpec) and encoder_arguments is not None:
+        raise UsageError(f"{encoder.text} is an object, which has its arguments; leave out --encoder-args")
     catalogue = load_catalogue(preset)
     own = read_own_evaluations(local_path(evaluate), catalogue) if evaluate else ()
     if own and train == "auto":
@@ -176,11 +181,11 @@ def make_plan(
     home = local_path(data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
     folder = home if data_home else catalogue.preset.folder or home
     return Plan(
-        encoder=None if encoder is None else parse_encoder_spec(encoder, encoder_arguments),
+        encoder=parse_encoder_spec(encoder, encoder_arguments) if isinstance(encoder, str) else encoder,
         catalogue=catalogue,
         own_datasets={dataset.name: dataset for dataset in own},
         mix=mix,
-        recipe=catalogue.preset.recipe.replace(_read_changes(changes, seed)),
+        recipe=catalogue.preset.recipe.replace(_read_changes(changes, {"seed": seed, "frame_pool": pool})),
         num_seeds=num_seeds,
         decoder=catalogue.preset.decoder if decoder is None else _read_decoder(decoder),
         limit=limit,
@@ -207,18 +212,21 @@ def _read_revisions(texts: Sequence[str], datasets: Iterable[Dataset]) -> Mappin
     return revisions
 
 
-def _read_changes(changes: Sequence[str], seed: int | None) -> dict[str, Any]:
-    """The changes of the recipe by `--set` and `--seed`."""
+def _read_changes(changes: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of the recipe by `--set`, and by the options that are the same as one."""
     values: dict[str, Any] = {}
     for change in changes:
         key, value = _parse_change(change)
         if key in values:
             raise UsageError(f"--set={change}: {key} is set twice, before to {values[key]}; give each key once")
         values[key] = value
-    if seed is not None:
-        if "seed" in values:
-            raise UsageError(f"--seed={seed} and --set seed={values['seed']} both set the seed; give one of them")
-        values["seed"] = seed
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in values:
+            option = {"seed": "--seed", "frame_pool": "--pool"}[key]
+            raise UsageError(f"{option}={value} and --set {key}={values[key]} both set {key}; give one of them")
+        values[key] = value
     return values
 
 

@@ -49,6 +49,7 @@ class TrainingRecipe:
         cuda_graphs: On a GPU, start the kernels of a training step together, as one CUDA graph.
         max_dropped_share: Largest share of unusable samples in a split; more are an error.
         feature_dtype: Type of features on disk and in use: `encoder`: the encoder's; `float16`: half the disk space.
+        frame_pool: So many neighbouring frames are averaged to one before the projector; cached features stay whole.
     """
 
     seed: int
@@ -73,6 +74,7 @@ class TrainingRecipe:
     cuda_graphs: bool
     max_dropped_share: float
     feature_dtype: FeatureDtype
+    frame_pool: int
 
 
 @dataclass(frozen=True, kw_only=True)

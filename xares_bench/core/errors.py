@@ -15,6 +15,7 @@
     CacheWarning           something in the cache was damaged, or could not be cached; it is recomputed
     ShortageWarning        there is too little memory for a batch; it is split
     DataWarning            targets of a dataset are left out, or were found under another key
+    RunWarning             a finished run cannot be read, and is left out
 
 Every message says what was found, what was expected and what to do. Programming errors are assertions.
 """
@@ -112,6 +113,10 @@ class ShortageWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """Targets of a dataset are corrupt and left out, or were found under a key that is not the dataset's own."""
+
+
+class RunWarning(UserWarning):
+    """A finished run cannot be read, and is left out."""
 
 
 class DataError(XaresError):

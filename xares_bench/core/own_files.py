@@ -31,9 +31,15 @@ def required_folder(name: str, wanted_by: str) -> Path:
     """
     folder = own_folder(name)
     if folder is None:
+        place = Path(xares_bench.__path__[0])
+        if not place.is_dir():
+            raise UsageError(
+                f"{wanted_by}: {place} is inside an archive, from which pytest can collect no tests; install the "
+                "archive: pip install FILE.whl"
+            )
         raise UsageError(
             f"{wanted_by}: {name}, which comes with xares-bench, is not in this installation "
-            f"({xares_bench.__path__[0]}); install xares-bench again, or run it from a clone"
+            f"({place}); install xares-bench again, or run it from a clone"
         )
     return folder
 

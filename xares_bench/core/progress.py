@@ -1,13 +1,18 @@
-"""Progress bars for long work; silent unless standard error is a terminal."""
+"""Progress of long work: bars on a terminal, and elsewhere, as in notebooks and logs, a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+# Seconds between two lines where there is no terminal. Shorter work is silent there.
+_LINE_S = 30.0
 
 
 class Advance(Protocol):
@@ -19,11 +24,11 @@ class Advance(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Shows progress bars on a terminal's standard error; elsewhere, nothing.
+    """Shows progress on standard error: bars if it is a terminal, else a line every 30 s.
 
     Attributes:
         uncaptured: Context in which standard error is the terminal's, e.g. with pytest's capturing off.
-        quiet: Whether nothing is shown even on a terminal.
+        quiet: Whether nothing is shown.
     """
 
     uncaptured: Callable[[], AbstractContextManager[object]] = field(default=contextlib.nullcontext)
@@ -42,8 +47,11 @@ class Progress:
     ) -> Iterator[Advance]:
         """Show a bar of `total` units, `num_before` of them done, during the block; bytes with sizes and speed."""
         with self.uncaptured():
-            if self.quiet or not sys.stderr.isatty():
+            if self.quiet:
                 yield _ignore
+                return
+            if not sys.stderr.isatty():
+                yield _lines(description, total, unit, num_before)
                 return
             from rich import progress as rich_progress
             from rich.console import Console
@@ -76,6 +84,29 @@ def hush_transformers() -> None:
     imported = sys.modules.get("transformers.utils.logging")
     if imported is not None:
         imported.disable_progress_bar()
+
+
+def _lines(description: str, total: int, unit: str, num_before: int) -> Advance:
+    """Return what writes a line if the last one, or the beginning, is long enough ago."""
+    lock, next_s, num_finished = threading.Lock(), time.monotonic() + _LINE_S, num_before
+
+    def shown(number: int) -> str:
+        from rich.filesize import decimal
+
+        return decimal(number) if unit == "bytes" else str(number)
+
+    def advance(num_done: int = 1, note: str = "") -> None:
+        nonlocal next_s, num_finished
+        with lock:
+            num_finished += num_done
+            if time.monotonic() < next_s:
+                return
+            next_s = time.monotonic() + _LINE_S
+            amount = f"{shown(num_finished)} of {shown(total)}" + (" steps" if unit == "steps" else "")
+            sys.stderr.write(f"xares-bench: {description}: {amount}{f', {note}' if note else ''}\n")
+            sys.stderr.flush()
+
+    return advance
 
 
 def _ignore(num_done: int = 1, note: str = "") -> None:

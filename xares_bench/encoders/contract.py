@@ -36,7 +36,8 @@ from xares_bench.encoders.contract_probes import (
 from xares_bench.encoders.contract_report import ContractReport, Outcome, Status, completed, stopped
 from xares_bench.encoders.fingerprint import weight_digests
 from xares_bench.encoders.identity import identified
-from xares_bench.encoders.loading import FrozenEncoder, checked_result, hands_mask_back, load_encoder, refuse_stuck
+from xares_bench.encoders.loading import FrozenEncoder, load_encoder, refuse_stuck
+from xares_bench.encoders.returned import checked_result, hands_mask_back
 from xares_bench.encoders.shortest_clip import shortest_clip
 from xares_bench.runtime.determinism import seeded
 from xares_bench.runtime.variables import keyed_variables
@@ -52,6 +53,8 @@ CONTRACT_MODULES = (
     "encoders.held_state",
     "encoders.identity",
     "encoders.loading",
+    "encoders.main_code",
+    "encoders.returned",
     "encoders.shortest_clip",
     "runtime.determinism",
     "runtime.patches",

@@ -18,7 +18,7 @@ import importlib.util
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -28,6 +28,7 @@ from torch import nn
 from xares_bench.config.encoder_spec import EncoderSpec, find_module
 from xares_bench.core.digests import code_digest, digest_of, file_digest, installed_editions
 from xares_bench.encoders.held_state import held_state, tensor_digest
+from xares_bench.encoders.main_code import MAIN, reached_main_code
 
 # Values of a configuration that describe its origin, and not what is computed.
 _UNSETTING_KEYS = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
@@ -45,17 +46,19 @@ def structure_digest(
         weights: Digest of each tensor, from `weight_digests`.
         folder: Folder in which imports of that module are looked up first.
     """
-    sources, libraries = _reached_sources(source_module, encoder_module, folder)
+    main_code = reached_main_code(type(child) for child in encoder_module.modules())
+    sources, libraries = _reached_sources(source_module, encoder_module, folder, main_code.modules)
     roots: dict[str, object] = {"": encoder_module}
     for name in sources:
         roots.update(_globals_of(name or source_module.__name__, name))
+    roots.update((f"{MAIN}:{name}", value) for name, value in main_code.values.items())
     known = {id(tensor): weights[name] for name, tensor in _named_tensors(encoder_module)}
     return digest_of(
         {
             "class": spec.class_name,
             "arguments": dict(spec.arguments),
             "settings": _setting_digests(encoder_module),
-            "sources": sources,
+            "sources": {**sources, **{f"{MAIN}:{name}": digest for name, digest in main_code.digests.items()}},
             "libraries": libraries,
             "held": held_state(roots, _is_users_module, known),
         }
@@ -86,13 +89,15 @@ def _standard_library_folders() -> tuple[Path, ...]:
 
 
 def _is_users_module(name: str) -> bool:
+    if name == MAIN:
+        return True
     file = getattr(sys.modules.get(name), "__file__", None)
     return file is not None and name.partition(".")[0] != "xares_bench" and not is_library_file(file)
 
 
 def _globals_of(module_name: str, prefix: str) -> Iterator[tuple[str, object]]:
     """Yield the globals of a loaded module of the user, by name."""
-    if _is_users_module(module_name):
+    if module_name != MAIN and _is_users_module(module_name):
         for name, value in list(vars(sys.modules[module_name]).items()):
             if not name.startswith("__"):
                 yield f"{prefix}:{name}", value
@@ -124,18 +129,19 @@ def _without_place(settings: object) -> object:
 
 
 def _reached_sources(
-    source_module: ModuleType, encoder_module: nn.Module, folder: Path
+    source_module: ModuleType, encoder_module: nn.Module, folder: Path, further: Iterable[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return digests of the user's modules that the encoder reaches, and versions of the libraries, both by name.
 
     A module is reached if an import statement names it anywhere in a reached file, executed or not, if a global of a
-    reached module comes from it, or if it defines the class of a submodule. The encoder's own module has the name "".
-    For modules of xares_bench the code counts without comments, as in all cache keys.
+    reached module comes from it, or if it defines the class of a submodule, and so are those of `further`. The
+    encoder's own module has the name "". For modules of xares_bench the code counts without comments, as in all cache
+    keys. `__main__` is left to `main_code`.
     """
     sources: dict[str, str] = {}
     libraries = {"torch"}
-    seen: set[str] = set()
-    pending = [source_module.__name__]
+    seen: set[str] = {MAIN}
+    pending = [source_module.__name__, *further]
     pending.extend(cls.__module__ for child in encoder_module.modules() for cls in type(child).__mro__)
     while pending:
         name = pending.pop()

@@ -131,6 +131,8 @@ def _key(encoder: FrozenEncoder, number: int) -> str:
             "device": encoder.device.type,
             "number": number,
             "variables": keyed_variables(os.environ),
-            "code": code_digest("xares_bench.encoders.identity", "xares_bench.encoders.loading"),
+            "code": code_digest(
+                "xares_bench.encoders.identity", "xares_bench.encoders.loading", "xares_bench.encoders.returned"
+            ),
         }
     )

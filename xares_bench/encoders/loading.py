@@ -1,4 +1,4 @@
-"""The user's encoder: imported, constructed, frozen, and its results checked on every call.
+"""The user's encoder: imported, constructed, frozen, and called.
 
 Shapes: B clips, S samples (16 kHz), T frames, D = output_dim.
 """
@@ -6,6 +6,7 @@ Shapes: B clips, S samples (16 kHz), T frames, D = output_dim.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from xares_bench.config.encoder_spec import EncoderSpec
 from xares_bench.core.errors import EncoderError
 from xares_bench.encoders.fingerprint import is_library_file, structure_digest, weight_digests
+from xares_bench.encoders.returned import checked_result, kind_of
 from xares_bench.runtime.determinism import let_libraries_read_variables, seeded
 from xares_bench.runtime.process_state import OwnSettings
 from xares_bench.runtime.signals import deadline
@@ -111,7 +114,7 @@ class FrozenEncoder:
 
 
 def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
-    """Import and construct an encoder, move it to its device and freeze it.
+    """Import and construct an encoder, move it to its device and freeze it; of one that is there already, a copy.
 
     The file's folder (for a dotted path the current one) is importable meanwhile, and while the encoder runs. Untrained
     weights are the same on every load, because the constructor runs with fixed random seeds. The session's random state
@@ -122,11 +125,17 @@ def load_encoder(spec: EncoderSpec, device: torch.device) -> FrozenEncoder:
     """
     folder = spec.file.parent if spec.file is not None else Path.cwd()
     settings = OwnSettings()
-    _forget_local_modules()
+    if spec.instance is None:
+        _forget_local_modules()
     let_libraries_read_variables(device)
     with settings.being_set(), importable(folder), seeded(0, device):
-        source_module, encoder_class = _import_class(spec)
-        module = _construct(encoder_class, spec)
+        if spec.instance is None:
+            source_module, encoder_class = _import_class(spec)
+            module = _construct(encoder_class, spec)
+        else:
+            module = _copied(spec.instance, spec.class_name)
+            name = type(module).__module__
+            source_module = sys.modules.get(name, ModuleType(name))
         output_dim = _output_dim(module, spec.class_name)
         _refuse_unmade_weights(module, spec.class_name)
         with _users_code("device", f"moving {spec.class_name} to {device}", "a module must support .to(device)"):
@@ -158,92 +167,6 @@ def refuse_stuck(settings: OwnSettings) -> None:
         raise EncoderError("process", f"it changes {name} ({change}), which cannot be undone; remove that")
 
 
-def checked_result(
-    result: object, audio_BS: Tensor, mask_BS: Tensor | None, output_dim: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the features `[B, T, D]` and the bool mask `[B, T]`, or None, of an encoder's result.
-
-    The audio's own mask, returned instead of a mask of the frames, counts as None.
-
-    Raises:
-        EncoderError: The result breaks a clause of the contract.
-    """
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        found = f"{_kind(result)} of {len(result)}" if isinstance(result, tuple | list) else _kind(result)
-        raise EncoderError("two-results", f"forward returned {found}; return the two (features, mask or None)")
-    features_BTD, returned_mask = result
-    _check_features(features_BTD, audio_BS, output_dim)
-    if returned_mask is None or hands_mask_back(result, mask_BS):
-        return features_BTD.clone(), None
-    _check_mask(returned_mask, features_BTD)
-    # Cloned, because tensors made in inference mode cannot be used in training.
-    return features_BTD.clone(), returned_mask.bool()
-
-
-def hands_mask_back(result: object, mask_BS: Tensor | None) -> bool:
-    """Whether a result's mask is the audio's own `[B, S]` mask instead of one for its T frames."""
-    if mask_BS is None or not isinstance(result, tuple | list) or len(result) != 2:
-        return False
-    features, returned = result
-    if not (isinstance(features, Tensor) and isinstance(returned, Tensor)) or features.ndim != 3:
-        return False
-    if returned.shape != mask_BS.shape or returned.device != mask_BS.device:
-        return False
-    return returned.shape[1] != features.shape[1] and bool((returned == mask_BS).all())
-
-
-def _check_features(features: object, audio_BS: Tensor, output_dim: int) -> None:
-    is_dense = isinstance(features, Tensor) and features.layout is torch.strided
-    if not isinstance(features, Tensor) or not is_dense or not features.is_floating_point():
-        found = f"{features.dtype} {features.layout}" if isinstance(features, Tensor) else _kind(features)
-        raise EncoderError("features-float", f"the features are {found}; return a dense floating-point tensor")
-    batch_size, shape = len(audio_BS), list(features.shape)
-    expected = f"[{batch_size}, T, {output_dim}] with T >= 1 (batch, frames, output_dim)"
-    if features.ndim != 3 or shape[0] != batch_size or shape[2] != output_dim or shape[1] == 0:
-        raise EncoderError("features-shape", f"the features have the shape {shape}; expected {expected}")
-    if features.device != audio_BS.device:
-        raise EncoderError(
-            "device",
-            f"the features are on {features.device}, the audio on {audio_BS.device}; "
-            "make new tensors with device=audio.device and register constants as buffers",
-        )
-    num_bad = features.numel() - int(torch.isfinite(features).sum())
-    if num_bad:
-        raise EncoderError(
-            "features-finite",
-            f"{num_bad} of {features.numel()} feature values are NaN or infinite; "
-            "look for a log of zero, a division by zero or an overflow",
-        )
-
-
-def _check_mask(mask: object, features_BTD: Tensor) -> None:
-    num_frames = features_BTD.shape[1]
-    expected = f"return None or [{len(features_BTD)}, {num_frames}] of 0 and 1 (1 keeps a frame)"
-    if not isinstance(mask, Tensor):
-        raise EncoderError("mask-shape", f"the mask is {_kind(mask)}; {expected}")
-    if mask.shape != features_BTD.shape[:2]:
-        raise EncoderError(
-            "mask-shape", f"the mask has the shape {list(mask.shape)} for {num_frames} frames; {expected}"
-        )
-    if mask.device != features_BTD.device:
-        raise EncoderError(
-            "device", f"the mask is on {mask.device}, the features on {features_BTD.device}; keep both on one device"
-        )
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        odd = next(value for value in mask.flatten().tolist() if value not in (0, 1))
-        raise EncoderError("mask-shape", f"the mask contains {odd:g}; {expected}")
-    empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise EncoderError("mask-shape", f"the mask keeps no frame of clip {empty[0]}; keep at least one per clip")
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "None"
-    names = {Tensor: "a bare tensor", list: "a list", tuple: "a tuple", dict: "a dict"}
-    return names.get(type(value), f"an object of type {type(value).__name__}")
-
-
 def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
     place = spec.file if spec.file is not None else spec.module
     with _users_code("loads", f"importing {place}", "install what is missing or fix the import"):
@@ -256,7 +179,7 @@ def _import_class(spec: EncoderSpec) -> tuple[ModuleType, type[nn.Module]]:
     if found is None:
         raise EncoderError("loads", f"{place} has no {spec.class_name}; check the spelling of the class")
     if not isinstance(found, type) or not issubclass(found, nn.Module):
-        kind = "a class" if isinstance(found, type) else _kind(found)
+        kind = "a class" if isinstance(found, type) else kind_of(found)
         raise EncoderError(
             "is-module", f"{spec.class_name} is {kind} that is not a torch.nn.Module; derive it from torch.nn.Module"
         )
@@ -306,6 +229,22 @@ def _construct(encoder_class: type[nn.Module], spec: EncoderSpec) -> nn.Module:
             ) from None
     with _users_code("arguments", call, "change --encoder-args or fix the constructor"):
         return encoder_class(**arguments)
+
+
+def _copied(instance: object, name: str) -> nn.Module:
+    """Return a copy of the user's own object, which stays as it is: on its device, in its mode, and trainable."""
+    if not isinstance(instance, nn.Module):
+        raise EncoderError("is-module", f"found {kind_of(instance)}, expected a torch.nn.Module")
+    # What a forward has computed with gradients, such as a normalised weight, can be copied without them only.
+    computed = [
+        value
+        for child in instance.modules()
+        for value in vars(child).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    with _users_code("loads", f"copying the {name}", "let copy.deepcopy work, or name the class as FILE.py::CLASS"):
+        return copy.deepcopy(instance, memo)
 
 
 def _output_dim(module: nn.Module, name: str) -> int:

@@ -5,8 +5,9 @@ Shapes: B clips, S samples at 16 kHz, T frames, D `output_dim`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,23 @@ class StoredFrames:
         return frames
 
 
+@dataclass(frozen=True, kw_only=True)
+class PooledFrames:
+    """Means of `pool` neighbouring frames each; the last may be of fewer."""
+
+    source: torch.Tensor | StoredFrames | PooledFrames
+    pool: int
+
+    def read(self) -> torch.Tensor:
+        """The means, `[ceil(T / pool), D]`, in the dtype of the frames."""
+        frames_TD = self.source if isinstance(self.source, torch.Tensor) else self.source.read()
+        num_whole = len(frames_TD) // self.pool * self.pool
+        means_TD = frames_TD[:num_whole].float().reshape(-1, self.pool, frames_TD.shape[1]).mean(dim=1)
+        if num_whole < len(frames_TD):
+            means_TD = torch.cat([means_TD, frames_TD[num_whole:].float().mean(dim=0, keepdim=True)])
+        return means_TD.to(frames_TD.dtype)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
     """One encoded clip: its features, in memory or on disk, and its JSON fields.
@@ -66,11 +84,19 @@ class Clip:
     duration_s: float
     num_frames: int
     fields: Mapping[str, Any]
-    features: torch.Tensor | StoredFrames
+    features: torch.Tensor | StoredFrames | PooledFrames
 
     def frames(self) -> torch.Tensor:
         """The clip's features, `[num_frames, output_dim]`, in the encoder's dtype."""
         return self.features if isinstance(self.features, torch.Tensor) else self.features.read()
+
+    def pooled(self, pool: int) -> Clip:
+        """The clip with `pool` neighbouring frames averaged to one; nothing is read or computed yet."""
+        if pool == 1:
+            return self
+        return replace(
+            self, num_frames=math.ceil(self.num_frames / pool), features=PooledFrames(source=self.features, pool=pool)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

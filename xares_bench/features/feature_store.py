@@ -52,6 +52,8 @@ FEATURES_MODULES = (
     "encoders.fingerprint",
     "encoders.held_state",
     "encoders.loading",
+    "encoders.main_code",
+    "encoders.returned",
     "features.cached_shard",
     "features.chunks",
     "features.encoding",

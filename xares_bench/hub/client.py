@@ -47,6 +47,13 @@ def is_offline() -> bool:
     return bool(is_offline_mode())
 
 
+def hub_api() -> Any:
+    """Return huggingface_hub's client of the hub; its requests name us."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="xares-bench")
+
+
 def resolve(repository: Repository, revision: str) -> str:
     """The commit that a branch, tag or commit of a repository points to now.
 
@@ -55,7 +62,7 @@ def resolve(repository: Repository, revision: str) -> str:
     """
 
     def ask() -> str:
-        info = _api().repo_info(repository.name, repo_type=repository.kind, revision=revision, timeout=_timeout_s())
+        info = hub_api().repo_info(repository.name, repo_type=repository.kind, revision=revision, timeout=_timeout_s())
         assert isinstance(info.sha, str), repository
         return info.sha
 
@@ -70,7 +77,7 @@ def model_files(name: str, commit: str) -> dict[str, FileInfo]:
     """
 
     def ask() -> dict[str, FileInfo]:
-        info = _api().repo_info(name, revision=commit, files_metadata=True, timeout=_timeout_s())
+        info = hub_api().repo_info(name, revision=commit, files_metadata=True, timeout=_timeout_s())
         return {
             file.rfilename: FileInfo(
                 size_bytes=file.size,
@@ -352,12 +359,6 @@ def _asked_wait_s(cause: Exception) -> float | None:
         return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())
     limit = parse_ratelimit_headers(cause.response.headers)
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
-
-
-def _api() -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="xares-bench")
 
 
 def _headers() -> Mapping[str, str]:

@@ -6,6 +6,7 @@ earlier           scores of earlier sessions of the same run, which stay in its 
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 described         a run in words: its encoder, and what differs from its preset
 runs              reads the folders of finished runs, and checks them
+tables            scores and predictions as rows for pandas, polars and Parquet
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
@@ -16,6 +17,8 @@ templating        fills the templates in templates/
 charts            coordinates of lines, points and labels
 confusion_matrix  counts of predicted labels per true label
 worst_clips       the clips with the lowest scores, and short copies of their audio
-model_card        the model-index of the Hugging Face hub
+eval_results      the scores in the hub's form for .eval_results/
+model_card        the scores in the hub's older form, model-index
+publication       a finished run as files of a model's repository
 github            annotations and job summary of GitHub Actions
 """

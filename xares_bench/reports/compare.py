@@ -11,7 +11,7 @@ from typing import Any
 from xares_bench.core.errors import UsageError
 from xares_bench.reports.described import deviations_in_words, encoder_in_words, shown_in_line
 from xares_bench.reports.report import INTERVAL_HEADER, shown_interval, tabulated
-from xares_bench.reports.runs import FinishedRun
+from xares_bench.reports.runs import Run
 from xares_bench.scores.clip_sums import ClipSums
 from xares_bench.scores.records import Overall, ScoreRecord
 from xares_bench.scores.statistics import (
@@ -65,18 +65,18 @@ class Comparison:
         warnings: Differences between the runs besides the encoder.
     """
 
-    runs: tuple[FinishedRun, ...]
+    runs: tuple[Run, ...]
     rows: Mapping[str, tuple[Row, ...]]
     warnings: tuple[str, ...]
 
 
-def compare(runs: Sequence[FinishedRun]) -> Comparison:
+def compare(runs: Sequence[Run]) -> Comparison:
     """Compare runs with the first of them.
 
     Raises:
         UsageError: The runs have different presets, or the clip sums of one are damaged.
     """
-    presets = {run.run.preset: run for run in runs}
+    presets = {run.manifest.preset: run for run in runs}
     if len(presets) > 1:
         named = ", ".join(f"{run.folder} has --preset={preset}" for preset, run in presets.items())
         raise UsageError(f"runs of different presets cannot be compared: {named}")
@@ -108,7 +108,7 @@ def comparison_table(comparison: Comparison) -> str:
     return "\n\n".join([legend, *tables]) + ("\n" + warnings if warnings else "")
 
 
-def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str:
+def differing_clips(first: Run, second: Run, number: int) -> str:
     """Return a table of the rows whose values differ most between two runs; empty if none differ.
 
     Datasets take turns: each gives its largest difference, then each its second largest, and so on. Otherwise one
@@ -118,7 +118,7 @@ def differing_clips(first: FinishedRun, second: FinishedRun, number: int) -> str
     for dataset in first.records:
         if dataset not in second.records:
             continue
-        ours, theirs = first.predictions(dataset), second.predictions(dataset)
+        ours, theirs = first.predictions_of(dataset), second.predictions_of(dataset)
         if [(row.clip, row.reference) for row in ours] != [(row.clip, row.reference) for row in theirs]:
             continue  # another test set
         for one, other in zip(ours, theirs, strict=True):
@@ -155,13 +155,13 @@ def _named(row: Row) -> str:
     return named + ")"
 
 
-def _described(run: FinishedRun) -> str:
-    return "; ".join([encoder_in_words(run.run), *deviations_in_words(run.run, run.records.values())])
+def _described(run: Run) -> str:
+    return "; ".join([encoder_in_words(run.manifest), *deviations_in_words(run.manifest, run.records.values())])
 
 
-def _arguments(runs: Sequence[FinishedRun]) -> str:
+def _arguments(runs: Sequence[Run]) -> str:
     """Return the encoders' arguments name by name, a line each; empty if no encoder has any."""
-    given = [run.run.encoder["arguments"] for run in runs]
+    given = [run.manifest.encoder["arguments"] for run in runs]
     names = dict.fromkeys(name for arguments in given for name in arguments)
     lines = [
         "\n  "
@@ -174,7 +174,7 @@ def _arguments(runs: Sequence[FinishedRun]) -> str:
     return "\narguments of the encoders:" + "".join(lines) if lines else ""
 
 
-def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
+def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
     found = tuple(run.records.get(name) for run in runs)
     first, *others = runs
     differences: list[Difference | None] = [None]
@@ -185,9 +185,7 @@ def _dataset_row(name: str, runs: Sequence[FinishedRun]) -> Row:
     return Row(what=name, metric=metric, found=found, differences=tuple(differences))
 
 
-def _dataset_difference(
-    name: str, first: FinishedRun, other: FinishedRun, reference: ClipSums | None
-) -> Difference | None:
+def _dataset_difference(name: str, first: Run, other: Run, reference: ClipSums | None) -> Difference | None:
     """Return another run's score minus the first run's, paired by clip if both have clip sums."""
     base, record = first.records.get(name), other.records.get(name)
     if base is None or record is None or not math.isfinite(base.score + record.score):
@@ -207,7 +205,7 @@ def _training_noise(base: ScoreRecord | Overall, other: ScoreRecord | Overall) -
     return pooled_training_noise((other.spread, len(other.seed_scores)), (base.spread, len(base.seed_scores)))
 
 
-def _overall_row(task: str, runs: Sequence[FinishedRun], members: Sequence[Row]) -> Row:
+def _overall_row(task: str, runs: Sequence[Run], members: Sequence[Row]) -> Row:
     """Return a task's overall scores, of complete runs only."""
     found = tuple(overall if overall is not None and overall.complete else None for overall in _overalls(task, runs))
     differences: list[Difference | None] = [None]
@@ -226,7 +224,7 @@ def _overall_row(task: str, runs: Sequence[FinishedRun], members: Sequence[Row])
     return Row(what="Overall", metric="", found=found, differences=tuple(differences))
 
 
-def _overalls(task: str, runs: Sequence[FinishedRun]) -> list[Overall | None]:
+def _overalls(task: str, runs: Sequence[Run]) -> list[Overall | None]:
     return [run.overalls.get(task) for run in runs]
 
 
@@ -252,7 +250,7 @@ def _letter(place: int) -> str:
     return chr(65 + place % 26) + (str(place // 26) if place >= 26 else "")
 
 
-def _warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
+def _warnings(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return what differs between the runs besides the encoder, one line each."""
     described = [_conditions(run) for run in runs]
     warnings = [
@@ -271,9 +269,9 @@ def _by_letter(values: Sequence[object]) -> str:
     return ", ".join(f"{_letter(place)} {_short(str(value))}" for place, value in enumerate(values))
 
 
-def _conditions(run: FinishedRun) -> dict[str, Any]:
+def _conditions(run: Run) -> dict[str, Any]:
     """Return what a score depends on besides the encoder and the datasets, by name."""
-    manifest = run.run
+    manifest = run.manifest
     environment = {
         key: ", ".join([str(value), *_trained_elsewhere(run, key, value)])
         for key, value in manifest.environment.items()
@@ -292,7 +290,7 @@ def _conditions(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _trained_elsewhere(run: FinishedRun, key: str, value: object) -> list[str]:
+def _trained_elsewhere(run: Run, key: str, value: object) -> list[str]:
     """Return where a value differed when LALMs were trained that this run reused."""
     values = {lalm["mix"]: lalm.get("environment", {}).get(key, value) for lalm in run.lalms}
     return [f"LALM {mix} trained with {other}" for mix, other in values.items() if other != value]

@@ -41,6 +41,16 @@ def arguments_in_words(run: RunManifest) -> str:
     return shown_in_line(json.dumps(arguments, ensure_ascii=False)) if arguments else ""
 
 
+def frames_per_second_of(run: RunManifest) -> float:
+    """Return how many frames per second of audio the LALM gets: the encoder's, fewer where they are pooled.
+
+    Raises:
+        KeyError: The manifest lacks a value of the encoder.
+    """
+    per_second: float = run.encoder["frames_per_second"]
+    return per_second / int(run.recipe.get("frame_pool", 1))
+
+
 def deviations_in_words(run: RunManifest, records: Iterable[ScoreRecord]) -> list[str]:
     """Return what makes the scores of a run others than those of its preset, each as `NAME=VALUE`."""
     return [f"{name}={value}" for name, value in deviations_of(run, records)]

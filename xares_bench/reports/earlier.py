@@ -30,8 +30,10 @@ def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
         earlier = read_run(folder)
     except UsageError as problem:
         return results, [f"scores of earlier sessions are not kept: {problem}"]
-    if earlier.run.name != results.run.name:
-        return results, [f"scores of earlier sessions are not kept: {folder / RESULTS_FILE} is of {earlier.run.name}"]
+    if earlier.manifest.name != results.run.name:
+        return results, [
+            f"scores of earlier sessions are not kept: {folder / RESULTS_FILE} is of {earlier.manifest.name}"
+        ]
     kept = [
         dataclasses.replace(earlier.records[name], reused=True) for name in results.missing if name in earlier.records
     ]

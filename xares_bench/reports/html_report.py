@@ -307,7 +307,8 @@ def _reproduction(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     judges = environment.pop("judges", {})
     changed = deviations_of(run, results.records)
     shown_encoder = ("spec", "name", "arguments", "fingerprint", "commit", "output_dim", "frames_per_second")
-    data = {**run.data, "repositories": None, "mixes": None, "test_data": None, "licences": None}
+    listed_elsewhere = ("repositories", "test_repositories", "mixes", "test_data", "licences")
+    data: dict[str, Any] = {**run.data, **dict.fromkeys(listed_elsewhere)}
     data |= {f"repository {name}": commit for name, commit in run.data.get("repositories", {}).items()}
     return [
         ("Encoder", _rows({key: run.encoder.get(key) for key in (*shown_encoder, "honours_mask", "realtime_factor")})),

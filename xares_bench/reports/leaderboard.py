@@ -13,10 +13,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from xares_bench.config.catalogue import load_catalogue
-from xares_bench.core.errors import UsageError
-from xares_bench.reports.described import arguments_in_words, deviations_in_words
+from xares_bench.reports.described import arguments_in_words, deviations_in_words, frames_per_second_of
 from xares_bench.reports.html_report import PAGE_FILE
-from xares_bench.reports.runs import RESULTS_FILE, FinishedRun, read_run
+from xares_bench.reports.runs import Run
 from xares_bench.reports.templating import rendered
 from xares_bench.scores.baselines import load_baseline, shipped_baselines
 
@@ -83,43 +82,22 @@ class Board:
 _COSTS = ("dimensions", "frames/s", "real-time factor", "training s")
 
 
-def read_runs(folder: Path) -> tuple[list[FinishedRun], list[str]]:
-    """Read the finished runs of a folder, by name.
-
-    Returns:
-        The runs, and a problem for each that cannot be read.
-
-    Raises:
-        UsageError: The folder has no runs.
-    """
-    files = sorted(folder.glob(f"*/{RESULTS_FILE}"))
-    if not files:
-        raise UsageError(f"no finished run in {folder}; expected the folder of --runs-dir (default: runs)")
-    runs, problems = [], []
-    for file in files:
-        try:
-            runs.append(read_run(file))
-        except UsageError as cause:
-            problems.append(str(cause))
-    return runs, problems
-
-
-def leaderboard_html(runs: Iterable[FinishedRun], folder: Path) -> str:
+def leaderboard_html(runs: Iterable[Run], folder: Path) -> str:
     """Return the page of these runs; the table of the full preset is always there, for the published scores.
 
     Args:
         runs: The runs.
         folder: The folder that the page is for: links to the pages of runs are relative to it.
     """
-    by_preset: dict[str, list[FinishedRun]] = {}
+    by_preset: dict[str, list[Run]] = {}
     for run in runs:
-        by_preset.setdefault(run.run.preset, []).append(run)
+        by_preset.setdefault(run.manifest.preset, []).append(run)
     presets = sorted({*by_preset, "full"}, key=lambda preset: (preset != "full", preset))
     boards = [_board(preset, by_preset.get(preset, []), folder) for preset in presets]
     return rendered("leaderboard", {"boards": boards})
 
 
-def _board(preset: str, runs: list[FinishedRun], folder: Path) -> Board:
+def _board(preset: str, runs: list[Run], folder: Path) -> Board:
     catalogue = load_catalogue(preset)
     tasks = {task: tuple(names) for task, names in catalogue.tasks.items()}
     datasets = list(catalogue.datasets)
@@ -147,8 +125,8 @@ def _board(preset: str, runs: list[FinishedRun], folder: Path) -> Board:
     )
 
 
-def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: list[str], folder: Path) -> Row:
-    encoder = run.run.encoder
+def _run_row(run: Run, tasks: Mapping[str, tuple[str, ...]], datasets: list[str], folder: Path) -> Row:
+    encoder = run.manifest.encoder
     missing = [
         f"{task}: {overall.num_datasets if overall else 0} of {len(names)} datasets"
         + (", some clips left out" if overall and overall.partial else "")
@@ -168,17 +146,18 @@ def _run_row(run: FinishedRun, tasks: Mapping[str, tuple[str, ...]], datasets: l
         weight = math.fsum(record.weight for record in complete)
         mean = _score(math.fsum(record.score * record.weight for record in complete) / weight, None, None)
     training_s = math.fsum(lalm["training_s"] for lalm in run.lalms)
+    frames_per_second = frames_per_second_of(run.manifest)
     costs = [
         Cell(text=str(encoder["output_dim"]), value=encoder["output_dim"]),
-        Cell(text=f"{encoder['frames_per_second']:.4g}", value=encoder["frames_per_second"]),
+        Cell(text=f"{frames_per_second:.4g}", value=frames_per_second),
         Cell(text=f"{encoder['realtime_factor']:.2g}", value=encoder["realtime_factor"]),
-        Cell(text=f"{training_s:.0f}", value=training_s, note=f"on {run.run.environment.get('device', '')}"),
+        Cell(text=f"{training_s:.0f}", value=training_s, note=f"on {run.manifest.environment.get('device', '')}"),
     ]
     return Row(
         encoder=encoder["name"],
-        arguments=arguments_in_words(run.run),
-        deviations=tuple(deviations_in_words(run.run, run.records.values())),
-        about=run.run.name,
+        arguments=arguments_in_words(run.manifest),
+        deviations=tuple(deviations_in_words(run.manifest, run.records.values())),
+        about=run.manifest.name,
         report=_address(run.folder / PAGE_FILE, folder),
         missing="; ".join(missing),
         cells=(mean, *overalls, _date(run), *costs, *_scores(run, datasets)),
@@ -205,12 +184,12 @@ def _baseline_row(name: str, preset: str, tasks: Mapping[str, tuple[str, ...]], 
     )
 
 
-def _scores(run: FinishedRun, datasets: Iterable[str]) -> tuple[Cell, ...]:
+def _scores(run: Run, datasets: Iterable[str]) -> tuple[Cell, ...]:
     found = [run.records.get(name) for name in datasets]
     return tuple(Cell() if record is None else _score(record.score, record.interval, record.spread) for record in found)
 
 
-def _date(run: FinishedRun) -> Cell:
+def _date(run: Run) -> Cell:
     """Return the day of a run; what wrote it is the note."""
     origin = run.origin
     if origin is None or origin.date is None:

@@ -1,8 +1,12 @@
-"""Model cards: a run's scores as the Hugging Face hub's `model-index`, for the front matter of a model's README."""
+"""Model cards: a run's scores as the hub's `model-index`, for the front matter of a model's README.
+
+It is the hub's older form; `eval_results` has the present one.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from xares_bench.core.yaml_text import dump_yaml
@@ -19,13 +23,12 @@ def model_index_yaml(results: Results) -> str:
     score over only some of its dataset's clips says so.
     """
     run = results.run
-    data = _dataset(results)
     found = [_result(results, record) for record in results.records if math.isfinite(record.score)]
     found += [
         {
             "task": {"type": "audio-classification" if overall.task == "task1" else "audio-text-to-text"},
             "dataset": {
-                **data,
+                **_data(results, run.tasks.get(overall.task, ())),
                 "name": f"XARES-LLM {overall.task} ({_setting(results)})",
                 "config": overall.task,
             },
@@ -48,7 +51,7 @@ def _result(results: Results, record: ScoreRecord) -> dict[str, Any]:
     name = f"{record.dataset}{part}, XARES-LLM {_setting(results)}"
     return {
         "task": {"type": metric.hub_task, "name": metric.task},
-        "dataset": {**_dataset(results), "name": name, "config": record.dataset, "split": "test"},
+        "dataset": {**_data(results, [record.dataset]), "name": name, "config": record.dataset, "split": "test"},
         "metrics": [_metric(metric.hub_name, metric.description, record.score)],
     }
 
@@ -58,12 +61,12 @@ def _setting(results: Results) -> str:
     return ", ".join([results.run.preset, *deviations_in_words(results.run, results.records)])
 
 
-def _dataset(results: Results) -> dict[str, Any]:
-    """The data's repository and commit, if all data comes from one repository."""
-    repositories = dict(results.run.data.get("repositories", {}))
-    if len(repositories) != 1:
+def _data(results: Results, datasets: Iterable[str]) -> dict[str, Any]:
+    """The repository of the test data and its commit, if all of it comes from one repository."""
+    found = results.run.test_repository(datasets)
+    if found is None:
         return {"type": f"xares-bench-{results.run.preset}"}
-    (repository, commit), *_ = repositories.items()
+    repository, commit = found
     return {"type": repository, **({"revision": commit} if commit else {})}
 
 

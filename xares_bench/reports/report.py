@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from xares_bench.core.errors import DiskError
 from xares_bench.core.store import write_atomically
 from xares_bench.reports.described import deviations_in_words, encoder_in_words, markdown_code
+from xares_bench.reports.eval_results import eval_results_yaml
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
@@ -40,13 +41,18 @@ INTERVAL_HEADER = "95 % CI"
 
 # All of them, in the order in which they are written: the scores first.
 REPORTS: tuple[Report, ...] = (
-    Report(file="results.json", text=lambda results, folder, background: results_json(results), required=True),
+    Report(
+        file="results.json",
+        text=lambda results, folder, background: results_json(results, background.failures),
+        required=True,
+    ),
     Report(file="scores.tsv", text=lambda results, folder, background: scores_tsv(results), required=True),
     Report(
         file="scores.md",
         text=lambda results, folder, background: scores_markdown(results, background.baseline),
         required=True,
     ),
+    Report(file="eval_results.yaml", text=lambda results, folder, background: eval_results_yaml(results)),
     Report(file="model_card.yaml", text=lambda results, folder, background: model_index_yaml(results)),
     Report(file=PAGE_FILE, text=report_html),
 )
@@ -145,8 +151,15 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def results_json(results: Results) -> str:
-    """Return everything, for programs, with the version of the schema first. A score of NaN is null."""
+def results_json(results: Results, failures: Mapping[str, str]) -> str:
+    """Return everything, for programs, with the version of the schema first. A score of NaN is null.
+
+    docs/results.md describes every field.
+
+    Args:
+        results: What the session found out.
+        failures: Why scores fail against the baseline, by dataset or `TASK overall`.
+    """
     data = {
         "schema": RESULTS_SCHEMA,
         "written_by": None if results.origin is None else results.origin.to_json(),
@@ -166,6 +179,7 @@ def results_json(results: Results) -> str:
             for overall in results.overalls
         ],
         "missing": list(results.missing),
+        "failures": {**failures, **dict.fromkeys(results.missing, "no score")},
         "lalms": [dict(lalm) for lalm in results.lalms],
         "timings": {"wall_s": results.wall_s, **timings(results)},
     }

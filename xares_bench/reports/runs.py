@@ -6,16 +6,20 @@ from scores) is compared with what the file says.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xares_bench.core.errors import UsageError
-from xares_bench.core.parsing import parse_json
-from xares_bench.reports.described import arguments_in_words
+from xares_bench.core.errors import RunWarning, UsageError
+from xares_bench.core.parsing import local_path, parse_json
+from xares_bench.reports.described import arguments_in_words, frames_per_second_of
 from xares_bench.reports.origin import Origin
+from xares_bench.reports.tables import Table, overall_rows, prediction_rows, score_rows, write_parquet
 from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
 
@@ -26,24 +30,67 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """A finished run.
+class Run:
+    """A finished run, as its files have it.
+
+    `scores`, `overall` and `predictions` are tables: lists of flat mappings, which `pandas.DataFrame` and
+    `polars.DataFrame` take as they are. Every row begins with the run's name, so tables of several runs can be joined.
 
     Attributes:
         folder: The run's folder.
-        run: What it evaluated, and with what.
+        manifest: What it evaluated, and with what.
         records: The scores by dataset, in the catalogue's order.
         overalls: The overall scores by task.
         lalms: The manifests of the LALMs.
+        failures: Why the run does not pass, by what fails: scores that are below the baseline, and datasets without a
+            score. None in a run of an earlier version, which does not tell.
         origin: What wrote it, and when; None in a run of an earlier version.
     """
 
     folder: Path
-    run: RunManifest
+    manifest: RunManifest
     records: Mapping[str, ScoreRecord]
     overalls: Mapping[str, Overall]
     lalms: tuple[Mapping[str, Any], ...]
+    failures: Mapping[str, str] | None = None
     origin: Origin | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run, which is that of its folder."""
+        return self.manifest.name
+
+    @property
+    def scores(self) -> Table:
+        """A row per dataset, in the catalogue's order: score, 95 % confidence interval, and what was scored."""
+        return score_rows(self.manifest, self.records.values())
+
+    @property
+    def overall(self) -> Table:
+        """A row per task: its overall score."""
+        return overall_rows(self.manifest, self.overalls.values())
+
+    @functools.cached_property
+    def predictions(self) -> Table:
+        """A row per clip and target of every dataset: reference, hypothesis and value, read from the run's files.
+
+        Raises:
+            UsageError: A file is damaged.
+        """
+        return [row for name in self.records for row in prediction_rows(self.name, name, self.predictions_of(name))]
+
+    def write_parquet(self, folder: str | os.PathLike[str] | None = None) -> list[Path]:
+        """Write `scores.parquet`, `overall.parquet` and `predictions.parquet`; return their paths.
+
+        Args:
+            folder: Where to; None: the run's folder.
+
+        Raises:
+            UsageError: pyarrow is not installed, or a file of the run is damaged.
+            DiskError: A file cannot be written.
+        """
+        tables = {"scores": self.scores, "overall": self.overall, "predictions": self.predictions}
+        return write_parquet(self.folder if folder is None else local_path(os.fspath(folder)), tables)
 
     def clip_sums(self, dataset: str) -> ClipSums | None:
         """Read the clip sums behind a score; None if the file is missing.
@@ -63,7 +110,7 @@ class FinishedRun:
             )
         return clip_sums
 
-    def predictions(self, dataset: str) -> list[Prediction]:
+    def predictions_of(self, dataset: str) -> list[Prediction]:
         """Read the predictions of a dataset; empty if the file is missing.
 
         Raises:
@@ -79,12 +126,48 @@ class FinishedRun:
             raise UsageError(f"{path} cannot be read: {cause}; run the suite again") from cause
 
 
-def read_run(path: Path) -> FinishedRun:
-    """Read a run by its folder, or by its results.json.
+def read_runs(folder: str | os.PathLike[str]) -> list[Run]:
+    """Read all finished runs of a folder, by name, such as `runs`; a warning names each that cannot be read.
 
     Raises:
-        UsageError: There is no run, it is of another version, or it is damaged.
+        UsageError: The folder has no runs.
     """
+    runs, problems = find_runs(local_path(os.fspath(folder)))
+    for problem in problems:
+        warnings.warn(f"left out: {problem}", RunWarning, stacklevel=2)
+    return runs
+
+
+def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
+    """Read the finished runs of a folder, by name.
+
+    Returns:
+        The runs, and a problem for each that cannot be read.
+
+    Raises:
+        UsageError: The folder has no runs.
+    """
+    files = sorted(folder.glob(f"*/{RESULTS_FILE}"))
+    if not files:
+        raise UsageError(f"no finished run in {folder}; expected the folder of --runs-dir (default: runs)")
+    runs, problems = [], []
+    for file in files:
+        try:
+            runs.append(read_run(file))
+        except UsageError as cause:
+            problems.append(str(cause))
+    return runs, problems
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read a finished run by its folder, or by its results.json.
+
+    What can be recomputed is compared with what the file says.
+
+    Raises:
+        UsageError: There is no run, it is of another version, or it is damaged or was changed.
+    """
+    path = local_path(os.fspath(path))
     file = path if path.name == RESULTS_FILE else path / RESULTS_FILE
     try:
         data = parse_json(file.read_text(encoding="utf-8"))
@@ -107,6 +190,7 @@ def read_run(path: Path) -> FinishedRun:
         }
         written = {overall["task"]: overall["score"] for overall in data["overall"]}
         lalms = tuple(dict(lalm) for lalm in data["lalms"])
+        failures = None if data.get("failures") is None else dict(data["failures"])
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise UsageError(f"{file} does not have the fields of a run ({cause!r}); run the suite again") from cause
     for task, overall in overalls.items():
@@ -115,12 +199,13 @@ def read_run(path: Path) -> FinishedRun:
                 f"{file}: the overall score of {task} is {written.get(task)}, but its datasets give "
                 f"{overall.score:.6f}; one of them was changed. Run the suite again"
             )
-    return FinishedRun(
+    return Run(
         folder=file.parent,
-        run=run,
+        manifest=run,
         records=by_name,
         overalls=overalls,
         lalms=lalms,
+        failures=failures,
         origin=Origin.from_json(data.get("written_by")),
     )
 
@@ -155,7 +240,7 @@ class OtherRun:
         encoder: Name of the encoder's class, or of the model.
         arguments: The encoder's arguments as JSON; empty if there are none.
         dimensions: Dimensions of its frames.
-        frames_per_second: Frames per second of audio.
+        frames_per_second: Frames per second of audio that the LALM gets.
         realtime_factor: Seconds of computing per second of audio.
         score: Weighted mean over the given datasets.
     """
@@ -184,8 +269,8 @@ def other_runs(folder: Path, *, preset: str, device: str, datasets: Collection[s
             continue
         try:
             other = read_run(path)
-            if other.run.preset == preset and other.run.environment["device"] == device:
-                found.append(other_run(other.run, other.records, datasets))
+            if other.manifest.preset == preset and other.manifest.environment["device"] == device:
+                found.append(other_run(other.manifest, other.records, datasets))
         except (UsageError, KeyError):
             continue  # of another version, or not finished
     return [run for run in found if run is not None]
@@ -206,7 +291,7 @@ def other_run(run: RunManifest, records: Mapping[str, ScoreRecord], datasets: Co
         encoder=encoder["name"],
         arguments=arguments_in_words(run),
         dimensions=encoder["output_dim"],
-        frames_per_second=encoder["frames_per_second"],
+        frames_per_second=frames_per_second_of(run),
         realtime_factor=encoder["realtime_factor"],
         score=math.fsum(record.score * record.weight for record in chosen)
         / math.fsum(record.weight for record in chosen),

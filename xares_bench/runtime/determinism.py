@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xares_bench.core.errors import UsageError
+
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
@@ -57,6 +59,27 @@ def let_libraries_read_variables(device: torch.device) -> None:
     _fix_workspaces()
     ones = torch.ones(1, 8, 8, device=device)
     torch.nn.functional.conv1d(ones @ ones, ones)
+
+
+def refuse_late_workspaces(device: torch.device) -> None:
+    """Refuse a process in which cuBLAS was used before it had workspaces of fixed size, as in a notebook.
+
+    Raises:
+        UsageError: So it is, and no deterministic training is possible in this process.
+    """
+    if device.type != "cuda":
+        return
+    ones = torch.ones(8, 8, device=device)
+    try:
+        with deterministic_algorithms(wanted=True, required=True):
+            ones @ ones
+    except RuntimeError as cause:
+        raise UsageError(
+            "the GPU was used in this process before CUBLAS_WORKSPACE_CONFIG was set, which cuBLAS reads once; start "
+            "the process (in a notebook the kernel) again and set os.environ['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8' "
+            "first, or give up identical scores from run to run with --set deterministic=false "
+            f"(torch says: {' '.join(str(cause).split())[:200]})"
+        ) from cause
 
 
 def _fix_workspaces() -> None:

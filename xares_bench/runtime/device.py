@@ -71,7 +71,20 @@ def _variables_of_launchers() -> str:
     return ", ".join(f"{name}={os.environ[name]}" for name in names)
 
 
-def why_no_gpu() -> str:
+def refuse_cpu(device: torch.device, preset: str) -> None:
+    """Refuse a preset that is made for a GPU where there is none.
+
+    Raises:
+        UsageError: There is none; the message says why.
+    """
+    if device.type == "cpu":
+        raise UsageError(
+            f"--preset={preset} needs a GPU and none was found: {_why_no_gpu()}. Use --preset=mini, or force it with "
+            "--allow-cpu (its number of training steps takes weeks on a CPU)"
+        )
+
+
+def _why_no_gpu() -> str:
     """Return the reason why torch has found no GPU, and what to do, for a message."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this build of torch ({torch.__version__}) is for CPUs only; install one for your GPU"

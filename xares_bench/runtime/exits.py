@@ -36,6 +36,7 @@ _exit, _execv, _execve = os._exit, os.execv, os.execve
 _IN_C = ("exit", "_exit", "_Exit", "quick_exit", "Py_Exit")
 _process: int | None = None
 _final_status: int | None = None
+_is_hooked = False
 _in_users_code = threading.local()
 # A signal that nobody sends: see `_answer_exits_in_c`.
 _SIGNAL_OF_EXIT = getattr(signal, "SIGRTMAX", getattr(signal, "SIGSYS", None))
@@ -66,16 +67,23 @@ def session_ended(status: int) -> None:
     _final_status = int(status)
 
 
+def process_goes_on() -> None:
+    """Let the process end as it likes: the session was a call of a program, which goes on after it."""
+    global _process
+    _process = None
+
+
 def _replace_functions() -> None:
-    global _process, _final_status
+    global _process, _final_status, _is_hooked
     _final_status = None
     if _process == os.getpid():
         return
-    if _process is None:
+    if not _is_hooked:
         # Both for good: neither Python nor the C library can remove such a hook.
         sys.addaudithook(_refuse_lookups)
         if os.name == "posix":
             _answer_exits_in_c()
+        _is_hooked = True
     _process = os.getpid()
     modules: tuple[Any, ...] = (os, _SYSTEM)
     for module in modules:

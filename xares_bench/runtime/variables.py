@@ -94,6 +94,10 @@ def shorten_waits(environ: MutableMapping[str, str]) -> None:
         environ["GOMP_SPINCOUNT"] = SPINCOUNT
 
 
+# A process that finds this variable set ends when the one that has started it is gone.
+END_WITH_PARENT = "XARES_BENCH_END_WITH_PARENT"
+
+
 def num_workers(variables: Mapping[str, str]) -> int:
     """How many workers of xdist there are, if this process is one of them; else 1."""
     text = variables.get("PYTEST_XDIST_WORKER_COUNT", "")

@@ -141,7 +141,8 @@ class RunManifest:
         decoder: Name and fingerprint of the decoder.
         recipe: Every value of the recipe.
         deviations: Values of the recipe that differ from the preset's, as `{key: [preset's, this run's]}`.
-        data: Where the data comes from, and its revision.
+        data: Where the data comes from, and its revision: among others `repositories`, the commit of every hub
+            repository, and `test_repositories`, the one that a dataset's test data come from, if there is one.
         tasks: All datasets of each task, evaluated or not.
         environment: Device, library versions, platform.
         seeds: Training seeds; every score is the mean over them.
@@ -158,6 +159,16 @@ class RunManifest:
     tasks: Mapping[str, tuple[str, ...]]
     environment: Mapping[str, Any]
     seeds: tuple[int, ...] = ()
+
+    def test_repository(self, datasets: Iterable[str]) -> tuple[str, str | None] | None:
+        """Return the hub repository that the test data of all these datasets come from, and its commit if it is known.
+
+        None if the data of one of them are not on the hub, or if they are in several repositories.
+        """
+        known = self.data.get("test_repositories", {})
+        found = {known.get(dataset) for dataset in datasets}
+        (repository,) = found if len(found) == 1 else (None,)
+        return None if repository is None else (repository, self.data.get("repositories", {}).get(repository))
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping; `from_json` reads it back."""
@@ -255,7 +266,8 @@ def _interval_of_mean(
     total_weight = math.fsum(record.weight for record in records)
     below_zero = math.fsum(record.weight for record in records if record.interval and record.interval[0] < 0)
     half = _HALF_WIDTH * deviation
-    return min(score, max(score - half, -below_zero / total_weight)), max(score, min(score + half, 1.0))
+    lowest = 0.0 - below_zero / total_weight  # never -0.0
+    return min(score, max(score - half, lowest)), max(score, min(score + half, 1.0))
 
 
 def _spread(scores: tuple[float, ...]) -> float | None:

@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -62,6 +63,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="change a value of the recipe, e.g. --set learning_rate=0.001; repeatable",
     )
     add("--seed", dest="xares_seed", type=_count(0), metavar="N", help="seed of the training, the same as --set seed=N")
+    add(
+        "--pool",
+        dest="xares_pool",
+        type=_count(1),
+        metavar="N",
+        help="average N neighbouring frames to one, from the same cached features; the same as --set frame_pool=N",
+    )
     add(
         "--seeds",
         dest="xares_seeds",
@@ -139,6 +147,26 @@ def add_options(parser: pytest.Parser) -> None:
     )
     add("--save-baseline", dest="xares_save_baseline", metavar="FILE", help="save this run's scores as a baseline")
     add("--force", dest="xares_force", action="store_true", help="allow --save-baseline to overwrite a file")
+
+
+class _Noted:
+    """Stands in for pytest's parser, and notes what is done with the value of each option."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, str] = {}
+
+    def getgroup(self, *_: object) -> _Noted:
+        return self
+
+    def addoption(self, name: str, action: str = "store", **_: object) -> None:
+        self.actions[name] = action
+
+
+def option_actions() -> dict[str, str]:
+    """Return `store`, `store_true` or `append` for every option, by name."""
+    noted = _Noted()
+    add_options(cast(pytest.Parser, noted))
+    return noted.actions
 
 
 def _count(at_least: int) -> Callable[[str], int]:

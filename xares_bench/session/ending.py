@@ -32,12 +32,11 @@ class Ending:
     failures: Mapping[str, str]
 
 
-def end_session(session: BenchSession, command: str) -> Ending:
+def end_session(session: BenchSession) -> Ending:
     """Write everything that is to be written, whatever of it fails.
 
     Args:
         session: The session, all of whose tests have ended.
-        command: The command line, for the report.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -58,7 +57,7 @@ def end_session(session: BenchSession, command: str) -> Ending:
         results, unread = with_earlier(results, folder)
         results = replace(results, origin=origin_of(results.records, folder / RESULTS_FILE))
         findings, failed = session.outcomes.findings, session.failures_by_gate()
-        background = background_of(session.plan, results, command, session.baseline, findings, failed)
+        background = background_of(session.plan, results, session.command, session.baseline, findings, failed)
         unwritten = write_run(folder, results, background)
         problems += unwritten.required
         notes += [*unread, *unwritten.optional]

@@ -19,7 +19,7 @@ from xares_bench.runtime.signals import (
     interrupt_on_end_signals,
     save_stderr,
 )
-from xares_bench.runtime.variables import shorten_waits
+from xares_bench.runtime.variables import END_WITH_PARENT, shorten_waits
 from xares_bench.session.command import shown_command
 from xares_bench.session.ending import Ending, end_session
 from xares_bench.session.options import check_given_once, read_options
@@ -61,7 +61,7 @@ def open_session(config: pytest.Config) -> None:
         with uncaptured():
             say_at_once(config, line)
 
-    session = BenchSession(options, uncaptured, say)
+    session = BenchSession(options, shown_command([*map(str, config.invocation_params.args)]), uncaptured, say)
     config.pluginmanager.register(BenchHooks(config, session), "xares_bench_session")
     save_stderr()
     if is_launched():
@@ -69,6 +69,8 @@ def open_session(config: pytest.Config) -> None:
         end_with_parent()
     elif not is_worker(config):
         config.add_cleanup(interrupt_on_end_signals())
+        if os.environ.get(END_WITH_PARENT):
+            end_with_parent()
     if rank() > 0:
         leave_reports_to_the_first(config, session.plan.runs_folder / f"process-{rank()}.log")
     # Statistics over one round say nothing, and our own table has the seconds. Whoever gives an option of
@@ -120,7 +122,7 @@ class BenchHooks:
         """Take note of what is selected, and refuse what cannot work before anything is fetched or trained."""
         # With --benchmark-skip no dataset is to be scored.
         to_score = () if self._config.option.benchmark_skip else session.items
-        parameters = [_parameters(item) for item in to_score]
+        parameters = [parameters_of(item) for item in to_score]
         self._session.select(
             {found["dataset"] for found in parameters if "dataset" in found},
             {found["task"] for found in parameters if "task" in found},
@@ -173,9 +175,8 @@ class BenchHooks:
         self._status = lambda: session.exitstatus  # still open: other plugins may change it
         if is_helper(self._config) or _only_shows(self._config):
             return
-        command = shown_command([*map(str, self._config.invocation_params.args)])
         with defer_interrupts() as is_interrupted:  # an interruption must not cost the files
-            self._ending = end_session(self._session, command)
+            self._ending = end_session(self._session)
         if not runs_what_failed(self._config):
             remember_datasets(self._config, self._session.run_datasets or self._session.outcomes.datasets)
         if self._ending.problems and session.exitstatus == pytest.ExitCode.OK:
@@ -232,7 +233,7 @@ def _check_startable(config: pytest.Config, session: BenchSession) -> None:
         )
 
 
-def _parameters(item: pytest.Item) -> Mapping[str, Any]:
+def parameters_of(item: pytest.Item) -> Mapping[str, Any]:
     """Parameters of a bench test, all of which use the fixture `bench` in the end; nothing for other tests."""
     callspec = getattr(item, "callspec", None)
     return callspec.params if callspec is not None and "bench" in getattr(item, "fixturenames", ()) else {}
@@ -240,7 +241,7 @@ def _parameters(item: pytest.Item) -> Mapping[str, Any]:
 
 def _datasets_of(item: pytest.Item, session: BenchSession) -> Iterable[str]:
     """The datasets that a bench test needs: its own, or all of its task."""
-    parameters = _parameters(item)
+    parameters = parameters_of(item)
     if "dataset" in parameters:
         return (parameters["dataset"],)
     return session.plan.catalogue.tasks[parameters["task"]] if "task" in parameters else ()

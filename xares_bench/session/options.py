@@ -8,16 +8,13 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import pytest
 
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import local_path
 from xares_bench.scores.baselines import Baseline, check_comparable, load_baseline
 from xares_bench.scores.new_baseline import check_new_baseline
-from xares_bench.session.arguments import add_options
+from xares_bench.session.arguments import option_actions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +57,6 @@ def check_folder(folder: Path, option: str) -> None:
         ) from cause
 
 
-class _Names:
-    """Stands in for pytest's parser, and takes note of the options that can be given only once."""
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-
-    def getgroup(self, *_: object) -> _Names:
-        return self
-
-    def addoption(self, *names: str, action: str = "store", **_: object) -> None:
-        if action == "store":
-            self.found.update(names)
-
-
 def check_given_once(arguments: Iterable[str]) -> None:
     """Refuse an option that a command line has twice, where pytest would let the last one win.
 
@@ -83,12 +66,11 @@ def check_given_once(arguments: Iterable[str]) -> None:
     Raises:
         UsageError: An option of ours is given twice.
     """
-    ours = _Names()
-    add_options(cast(pytest.Parser, ours))
+    once = {name for name, action in option_actions().items() if action == "store"}
     given: dict[str, str] = {}
     for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
         name = argument.partition("=")[0]
-        if name in ours.found:
+        if name in once:
             if name in given:
                 raise UsageError(f"{argument}: {name} is given twice, before as {given[name]}; give it once")
             given[name] = argument
@@ -108,6 +90,7 @@ def read_options(option: argparse.Namespace) -> Options:
         evaluate=option.xares_eval,
         changes=option.xares_set,
         seed=option.xares_seed,
+        pool=option.xares_pool,
         num_seeds=option.xares_seeds,
         tracker=option.xares_track,
         decoder=option.xares_decoder,

@@ -32,7 +32,8 @@ class BenchSession:
     Everything that imports torch or numpy is made when it is first asked for, so that a listing imports neither.
 
     Attributes:
-        options: The command line.
+        options: The command line, read.
+        command: What was typed or called, for the report.
         plan: What to train and evaluate.
         outcomes: What has come in from the tests.
         selected: Datasets whose tests this session runs, in the order of the catalogue.
@@ -44,17 +45,20 @@ class BenchSession:
     def __init__(
         self,
         options: Options,
+        command: str,
         uncaptured: Callable[[], AbstractContextManager[None]],
         say: Callable[[str], None],
     ) -> None:
         """Do nothing yet.
 
         Args:
-            options: The command line.
+            options: The command line, read.
+            command: What was typed or called.
             uncaptured: Makes a context in which output reaches the terminal, for progress bars.
             say: Shows a line at once, during the tests.
         """
         self.options = options
+        self.command = command
         self.plan = options.plan
         self.outcomes = Outcomes()
         self.selected: tuple[str, ...] = ()
@@ -89,6 +93,11 @@ class BenchSession:
     def run(self) -> RunManifest:
         """Name and description of this run."""
         return self.suite.open_run(self.run_datasets)
+
+    @property
+    def contract_failure(self) -> tuple[str, str] | None:
+        """Clause and message of the encoder's contract if it was found broken; None if not, or if nobody has looked."""
+        return self.suite.contract.failure if "suite" in vars(self) else None
 
     @property
     def baseline(self) -> Baseline | None:

@@ -69,6 +69,9 @@ def run_manifest(
             "folder": shown_path(str(plan.data_folder)) if plan.uses_public(names) else "own tar files",
             "revision": keys.data(names)[:12],
             "repositories": dict(commits),
+            "test_repositories": {
+                name: repository for name in names if (repository := plan.dataset(name).repository) is not None
+            },
             "limit": plan.limit,
             "mixes": {name: keys.mix(plan.mix_for(name))[:12] for name in names},
             "test_data": {name: keys.data([name])[:12] for name in names},

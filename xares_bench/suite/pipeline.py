@@ -168,6 +168,7 @@ class Pipeline:
         texts: list[str] = []
         rows: list[tuple[int, str]] = []
         duration_s = generation_s = 0.0
+        pool = self.plan.recipe.training.frame_pool
         batches = read_clip_batches(self.features, dataset.eval, part, count=sample_count)
         for batch in self._shown(batches, f"reading {title}"):
             generating = time.perf_counter()
@@ -176,7 +177,7 @@ class Pipeline:
             rows.extend((index_of[id(row.clip)], row.target) for row in batch.rows)
             texts += generate(
                 self._loaded_lalm(lalm),
-                [self._tokenizer.prompt(clip, _prompt_for(clip, dataset)) for clip in batch.clips],
+                [self._tokenizer.prompt(clip.pooled(pool), _prompt_for(clip, dataset)) for clip in batch.clips],
                 tokenizer=self._tokenizer,
                 recipe=self.plan.generation_recipe(dataset),
                 device=self.accelerator.device,

@@ -14,7 +14,7 @@ from xares_bench.config.catalogue import Dataset, Mix
 from xares_bench.config.plan import Plan
 from xares_bench.core.errors import DataError, XaresError
 from xares_bench.core.progress import Progress
-from xares_bench.core.store import Store
+from xares_bench.core.store import Entry, Store
 from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.disk_budget import KIND as FEATURES
 from xares_bench.features.feature_store import FeatureStore
@@ -140,9 +140,9 @@ class Preflight:
         """Whether a dataset cannot be scored, as `fetch` found; then `require` raises."""
         return name in self._failing
 
-    def is_new(self, key: str) -> bool:
-        """Whether a score was not cached when `fetch` looked, whichever process has computed it since."""
-        return key in self._new_scores
+    def was_cached(self, score: Entry) -> bool:
+        """Whether a score is not of this session: neither made by this call, nor since `fetch` by any process."""
+        return score.reused and score.folder.name not in self._new_scores
 
     def require(self, name: str) -> None:
         """Refuse a dataset that cannot be scored, before anything is trained for it.

@@ -34,7 +34,8 @@ from xares_bench.features.feature_store import FeatureStore
 from xares_bench.features.rows import parts_of
 from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
-from xares_bench.runtime.device import environment_of, open_accelerator, start_tracker, why_no_gpu
+from xares_bench.runtime.determinism import refuse_late_workspaces
+from xares_bench.runtime.device import environment_of, open_accelerator, refuse_cpu, start_tracker
 from xares_bench.runtime.processes import obtain_in_all_processes
 from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
 from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
@@ -141,16 +142,16 @@ class Suite:
         """Refuse what cannot work, before anything is fetched or trained.
 
         Raises:
-            UsageError: The preset needs a GPU and there is none, there are more processes than samples in a batch, a
-                metric's model is missing, or there is too little disk space.
+            UsageError: The preset needs a GPU and there is none, or one that cannot compute deterministically any
+                more; there are more processes than samples in a batch; a metric's model is missing; or there is too
+                little disk space.
             DataError: The hub does not answer.
         """
         preset = self.plan.catalogue.preset
-        if preset.needs_gpu and self.device.type == "cpu" and not self.plan.allow_cpu:
-            raise UsageError(
-                f"--preset={preset.name} needs a GPU and none was found: {why_no_gpu()}. Use --preset=mini, or force "
-                "it with --allow-cpu (its number of training steps takes weeks on a CPU)"
-            )
+        if preset.needs_gpu and not self.plan.allow_cpu:
+            refuse_cpu(self.device, preset.name)
+        if self.plan.recipe.training.deterministic:
+            refuse_late_workspaces(self.device)
         batch_size = self.plan.recipe.training.batch_size
         if self.num_processes > batch_size:
             raise UsageError(
@@ -309,8 +310,7 @@ class Suite:
 
         entry = self._store.obtain("scores", key, make)
         remove_texts(self._store, key)
-        reused = entry.reused and not self.preflight.is_new(key)
-        return ScoreRecord.from_json({**entry.manifest["record"], "reused": reused})
+        return ScoreRecord.from_json({**entry.manifest["record"], "reused": self.preflight.was_cached(entry)})
 
     def _texts(self, name: str, seed: int) -> TextStore:
         """The texts of a test set, generated or not."""

@@ -128,4 +128,6 @@ def _encode_windows(
             encoded = dict(zip(recordings, made, strict=True))
         for example in window[num_past_of_next if number == num_past_windows else 0 :]:
             clip = encoded[id(example.clip)] if isinstance(example.clip, AudioClip) else example.clip
-            yield Utterance(clip=clip, prompt_ids=example.prompt_ids, target_ids=example.target_ids)
+            yield Utterance(
+                clip=clip.pooled(recipe.frame_pool), prompt_ids=example.prompt_ids, target_ids=example.target_ids
+            )
