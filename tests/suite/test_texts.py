@@ -123,18 +123,18 @@ rows._PART_SAMPLES = 2
 generate = Pipeline.generate
 rank, fault = os.environ["RANK"], os.environ["FAULT"]
 
-def generate_and_note(self, dataset, lalm, part, title):
+def generate_and_note(self, dataset, lalm, part, title, corruption):
     time.sleep(0.3)
     if rank == "1" and fault == "no memory":
         raise OutOfMemory("not enough memory for generation of one clip")
     if rank == "1" and fault == "is killed" and Path(os.environ["LOG"]).exists():
         os.kill(os.getpid(), signal.SIGKILL)
-    made = generate(self, dataset, lalm, part, title)
+    made = generate(self, dataset, lalm, part, title, corruption)
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{rank} {title}\\n")
     return made
 
-def wait_for_scores(self, names):
+def wait_for_scores(self, names, corrupted):
     while len(list(self.plan.runs_folder.glob("store/scores/*/manifest.json"))) < len(names):
         time.sleep(0.1)
 

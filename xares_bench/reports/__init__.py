@@ -10,6 +10,7 @@ tables            scores and predictions as rows for pandas, polars and Parquet
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
+robustness        the matrix of what is lost by corruptions
 score_rows        the rows of a table of scores, beside baseline and chance level
 chance            what an answer that hears nothing scores
 verdict           whether a run passes, in a sentence

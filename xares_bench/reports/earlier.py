@@ -15,7 +15,7 @@ from xares_bench.reports.runs import RESULTS_FILE, read_run
 
 
 def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
-    """Add the scores of earlier sessions of a run to those of this one, which has precedence.
+    """Add the scores and losses of earlier sessions of a run to those of this one, which has precedence.
 
     Args:
         results: What this session found out.
@@ -24,16 +24,17 @@ def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
     Returns:
         All results, and why those of earlier sessions are left out, if they are, in a line.
     """
-    if not results.missing or not (folder / RESULTS_FILE).exists():
+    if not (folder / RESULTS_FILE).exists():
         return results, []
     try:
         earlier = read_run(folder)
-    except UsageError as problem:
-        return results, [f"scores of earlier sessions are not kept: {problem}"]
+    except UsageError as cause:
+        return results, _needed(results, f"scores of earlier sessions are not kept: {cause}")
     if earlier.manifest.name != results.run.name:
-        return results, [
-            f"scores of earlier sessions are not kept: {folder / RESULTS_FILE} is of {earlier.manifest.name}"
-        ]
+        problem = f"{folder / RESULTS_FILE} is of {earlier.manifest.name}"
+        return results, _needed(results, f"scores of earlier sessions are not kept: {problem}")
+    losses = {(record.dataset, record.corruption): record for record in (*earlier.losses, *results.robustness)}
+    results = dataclasses.replace(results, robustness=tuple(losses.values()))
     kept = [
         dataclasses.replace(earlier.records[name], reused=True) for name in results.missing if name in earlier.records
     ]
@@ -48,3 +49,8 @@ def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
         missing=tuple(name for name in results.missing if name not in records),
     )
     return merged, []
+
+
+def _needed(results: Results, problem: str) -> list[str]:
+    """Return a problem with an earlier session, if this one lacks scores that it could have."""
+    return [problem] if results.missing else []

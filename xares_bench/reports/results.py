@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xares_bench.reports.origin import Origin
 from xares_bench.scores.baselines import Baseline
-from xares_bench.scores.records import Overall, RunManifest, ScoreRecord, overall_of
+from xares_bench.scores.records import Overall, RobustnessRecord, RunManifest, ScoreRecord, overall_of
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
@@ -26,6 +26,7 @@ class Results:
         lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
         missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
+        robustness: What scores lose on corrupted test clips.
         origin: What writes them, and when; None if nobody has said it.
     """
 
@@ -34,6 +35,7 @@ class Results:
     lalms: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...] = ()
     wall_s: float = 0.0
+    robustness: tuple[RobustnessRecord, ...] = ()
     origin: Origin | None = None
     overalls: tuple[Overall, ...] = field(init=False)
 
