@@ -148,10 +148,11 @@ def _parsed(text: str) -> Corruption:
     example = f"e.g. --corrupt={name}:{kind.example:g}"
     if not level.strip():
         raise UsageError(f"--corrupt={text}: found no level, expected a {kind.levels}; {example}")
-    if not _NUMBER.fullmatch(level.strip()) or not kind.allows(float(level)):
-        raise UsageError(f"--corrupt={text}: found {level!r}, expected a {kind.levels}; {example}")
     # By way of the text that names it, so that levels with equal names are equal.
-    return Corruption(name=name, level=float(f"{float(level):g}"))
+    value = float(f"{float(level):g}") if _NUMBER.fullmatch(level.strip()) else math.nan
+    if not kind.allows(value):
+        raise UsageError(f"--corrupt={text}: found {level!r}, expected a {kind.levels}; {example}")
+    return Corruption(name=name, level=value)
 
 
 def _noise(waveform: Waveform, snr_db: float, random: np.random.Generator) -> NDArray[Any]:

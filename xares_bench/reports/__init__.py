@@ -2,7 +2,7 @@
 
 results           the results of a session, and what reports show beside them
 origin            what wrote a run's files, and when: version, commit, date
-earlier           scores of earlier sessions of the same run, which stay in its files
+earlier           scores and losses of earlier sessions of the same run, which stay in its files
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 described         a run in words: its encoder, and what differs from its preset
 runs              reads the folders of finished runs, and checks them

@@ -1,7 +1,8 @@
-"""Earlier sessions of a run: their scores stay in its files.
+"""Earlier sessions of a run: their scores, and losses by corruptions, stay in its files.
 
-A session that ends early, or that runs only what failed before, has fewer scores than the run. The name of a run's
-folder is a digest of the keys of all its scores, so what an earlier session has left in the folder is of the same keys.
+A session that ends early, or that runs only what failed before, has fewer scores than the run. One with other
+corruptions, or none, has other losses. The name of a run's folder is a digest of the keys of all its scores, so what an
+earlier session has left in the folder is of the same keys.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
     if earlier.manifest.name != results.run.name:
         problem = f"{folder / RESULTS_FILE} is of {earlier.manifest.name}"
         return results, _needed(results, f"scores of earlier sessions are not kept: {problem}")
-    losses = {(record.dataset, record.corruption): record for record in (*earlier.losses, *results.robustness)}
-    results = dataclasses.replace(results, robustness=tuple(losses.values()))
     kept = [
         dataclasses.replace(earlier.records[name], reused=True) for name in results.missing if name in earlier.records
     ]
-    if not kept:
+    if not kept and not earlier.losses:
         return results, []
+    losses = {(loss.dataset, loss.corruption): loss for loss in (*earlier.losses, *results.robustness)}
     records = {record.dataset: record for record in (*results.records, *kept)}
     lalms = {lalm["key"]: lalm for lalm in (*earlier.lalms, *results.lalms)}
     merged = dataclasses.replace(
@@ -47,6 +47,7 @@ def with_earlier(results: Results, folder: Path) -> tuple[Results, list[str]]:
         records=tuple(records[name] for name in results.run.datasets if name in records),
         lalms=tuple(lalms[key] for key in sorted(lalms)),
         missing=tuple(name for name in results.missing if name not in records),
+        robustness=tuple(losses.values()),
     )
     return merged, []
 

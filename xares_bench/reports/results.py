@@ -26,7 +26,7 @@ class Results:
         lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
         missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
-        robustness: What scores lose on corrupted test clips.
+        robustness: What these scores lose on corrupted test clips.
         origin: What writes them, and when; None if nobody has said it.
     """
 
@@ -40,10 +40,14 @@ class Results:
     overalls: tuple[Overall, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compute the overall score of every task that has a score."""
+        """Compute the overall score of every task that has a score, and put losses in order."""
         tasks = dict.fromkeys(record.task for record in self.records)
         overalls = [overall_of(task, self.records, self.run.tasks.get(task, ())) for task in tasks]
         object.__setattr__(self, "overalls", tuple(overalls))
+        places = {record.dataset: place for place, record in enumerate(self.records)}
+        losses = [loss for loss in self.robustness if loss.dataset in places]  # a loss of no score says nothing
+        losses.sort(key=lambda loss: (places[loss.dataset], *loss.order))
+        object.__setattr__(self, "robustness", tuple(losses))
 
     def of_task(self, task: str) -> list[ScoreRecord]:
         """Return the records of a task."""

@@ -41,7 +41,9 @@ class Matrix:
 def matrix_of(results: Results) -> Matrix | None:
     """Return the losses of a run; None if nothing was corrupted."""
     found = {(record.dataset, record.corruption): record for record in results.robustness}
-    corruptions = tuple(dict.fromkeys(record.corruption for record in sorted(results.robustness, key=_level_of)))
+    corruptions = tuple(
+        dict.fromkeys(record.corruption for record in sorted(results.robustness, key=lambda found: found.order))
+    )
     rows = [
         MatrixRow(
             dataset=record.dataset,
@@ -67,12 +69,9 @@ def cells(row: MatrixRow, *, intervals: bool) -> list[str]:
         if record is None:
             losses.append("")
         elif intervals and record.interval is not None:
-            losses.append(f"{record.loss:+.3f} ({record.interval[0]:+.3f} to {record.interval[1]:+.3f})")
+            low, high = record.interval
+            losses.append(f"{record.loss:+.3f} ({low:+.3f} to {high:+.3f})")
         else:
-            losses.append(f"{record.loss:+.3f}" + ("*" if record.direction else " " * (not intervals)))
+            star = "*" if record.direction else " "  # numbers stay below each other
+            losses.append(f"{record.loss:+.3f}" + ("" if intervals else star))
     return [row.dataset, row.metric, f"{row.clean:.3f}", *losses]
-
-
-def _level_of(record: RobustnessRecord) -> tuple[str, float]:
-    name, _, level = record.corruption.partition(":")
-    return name, float(level)

@@ -153,6 +153,12 @@ class RobustnessRecord:
     key: str
 
     @property
+    def order(self) -> tuple[str, float]:
+        """Name and level of the corruption, by which tables are sorted."""
+        name, _, level = self.corruption.partition(":")
+        return name, float(level)
+
+    @property
     def direction(self) -> str:
         """`good` or `bad` if the interval of the loss excludes 0, else empty."""
         low, high = self.interval or (0.0, 0.0)
