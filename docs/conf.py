@@ -28,6 +28,7 @@ MENU = {
         "encoders",
         "datasets",
         "scores",
+        "robustness",
         "reports",
         "results",
         "ci",

@@ -283,3 +283,17 @@ def test_a_set_with_too_many_unusable_samples_fails_alone(launched: Launched, by
     assert "broken: 6 of 9 samples are unusable, more than the allowed share of 20.0%" in output
     for name in ("large", "small"):
         assert launched.outcome("broken")[name] == by_one[name]
+
+
+def test_two_processes_share_corrupted_sets_too(launched: Launched, by_one: dict[str, Any]) -> None:
+    corrupt = ("--corrupt=noise:0", str(REPOSITORY / "bench" / "test_robustness.py"))
+    status, output = launched.run("corrupted", "none", *USABLE, *corrupt)
+    assert status == 0, output
+    assert launched.outcome("corrupted") == by_one, "clean scores are what they are without"
+    titles = Counter(title for _, title in launched.made("corrupted"))
+    assert set(titles.values()) == {1}
+    assert {title for title in titles if "noise" in title} == {
+        "small with noise:0",
+        *(f"large with noise:0, part {number} of 6" for number in range(1, 7)),
+    }
+    assert not list(parts_left(launched.folder / "corrupted"))
