@@ -177,7 +177,6 @@ def test_of_several_processes_each_begins_elsewhere_and_leaves_errors_to_the_tes
 
     scores = SimpleNamespace(make_free=make_free, record=record)
     suite.__dict__["scores"] = scores
-    monkeypatch.setattr(suite.preflight, "require", lambda name: None)
     one_of_many = SimpleNamespace(num_processes=1, process_index=1, is_main_process=False, mixed_precision="no")
     monkeypatch.setattr(suite, "_accelerator", one_of_many)
     suite.evaluate_share(["a", "b"])

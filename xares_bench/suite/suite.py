@@ -248,9 +248,10 @@ class Suite:
                 self.preflight.require(name)
                 self.scores.make_free(name, seed, corruption)
         for name, corruption in shares[0]:
-            with self._left_to_its_test(titled(name, corruption)):
-                self.preflight.require(name)
-                self.scores.record(name, corruption)
+            title = titled(name, corruption)
+            if title not in self._failed:
+                with self._left_to_its_test(title):
+                    self.scores.record(name, corruption)
 
     @contextlib.contextmanager
     def _left_to_its_test(self, title: str) -> Iterator[None]:
