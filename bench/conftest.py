@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from xares_bench.core.errors import XaresError
 from xares_bench.plugin import is_open
-from xares_bench.scores.records import ScoreRecord, overall_of
+from xares_bench.scores.records import RobustnessRecord, ScoreRecord, overall_of
 from xares_bench.session.clock import ComputeClock
 from xares_bench.session.hooks import SESSION
 from xares_bench.session.session import BenchSession
 
 if TYPE_CHECKING:
     from xares_bench.core.store import Entry
+    from xares_bench.datasets.corruptions import Corruption
     from xares_bench.encoders.contract_report import ContractReport
 
 _CLOCK = ComputeClock()
@@ -43,10 +45,12 @@ def _check_plugin(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A folder above does not name the benchmark; own datasets are listed only where there are some."""
+    """A folder above does not name the benchmark; own datasets and corruptions are listed only where there are some."""
     if not is_open(config):
         return True
-    return True if collection_path.name == "test_custom.py" and not config.stash[SESSION].plan.own_datasets else None
+    options = config.stash[SESSION].options
+    asked_for = {"test_custom.py": options.plan.own_datasets, "test_robustness.py": options.corruptions}
+    return None if asked_for.get(collection_path.name, True) else True
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -82,7 +86,10 @@ def lalms(bench: BenchSession, data: None, dataset: str) -> list[Entry]:
         return []  # nothing is trained for it; `evaluate` raises what is wrong
     mix = bench.plan.mix_for(dataset)
     lalms = bench.suite.lalms(mix, bench.mixes)
-    bench.suite.evaluate_share([name for name in bench.selected if bench.plan.mix_for(name) == mix])
+    bench.suite.evaluate_share(
+        [name for name in bench.selected if bench.plan.mix_for(name) == mix],
+        [pair for pair in bench.corrupted if bench.plan.mix_for(pair[0]) == mix],
+    )
     return lalms
 
 
@@ -113,6 +120,27 @@ def evaluate(
             cached=record.reused,
         )
         bench.publish(request.node, record)
+        return record
+
+    return evaluate_and_record
+
+
+@pytest.fixture
+def evaluate_corrupted(
+    bench: BenchSession, lalms: list[Entry], benchmark: BenchmarkFixture, request: pytest.FixtureRequest
+) -> Callable[[str, Corruption], RobustnessRecord]:
+    """Scores a dataset on corrupted test clips, and records what is lost; skips a dataset without a clean score."""
+
+    def evaluate_and_record(dataset: str, corruption: Corruption) -> RobustnessRecord:
+        try:
+            bench.suite.evaluate(dataset)
+        except XaresError as error:
+            pytest.skip(f"{dataset} has no clean score, so nothing to compare with: {error}")
+        once: Callable[..., RobustnessRecord] = benchmark.pedantic
+        benchmark.group = str(corruption)
+        record = once(bench.suite.robustness, args=(dataset, corruption), rounds=1, iterations=1)
+        benchmark.extra_info.update(score=record.score, loss=record.loss, num_clips=record.num_clips)
+        bench.publish_robustness(request.node, record, corruption)
         return record
 
     return evaluate_and_record

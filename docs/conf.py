@@ -29,6 +29,7 @@ MENU = {
         "encoders",
         "datasets",
         "scores",
+        "robustness",
         "reports",
         "results",
         "ci",

@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         data_home=write_data(folder / "data"),
         runs_dir=folder / "runs",
         seeds=2,
+        corrupt=["noise:0"],
         set={"steps": 2, "batch_size": 4, "max_new_tokens": 3},
     )
 
@@ -125,7 +126,8 @@ def test_the_versions_on_the_page_are_those_of_the_code() -> None:
 
 def test_the_tables_have_the_columns_of_the_page(run: Run) -> None:
     page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
-    tables = {"scores": run.scores, "overall": run.overall, "predictions": run.predictions}
+    tables = {"scores": run.scores, "overall": run.overall, "robustness": run.robustness}
+    tables["predictions"] = run.predictions
     for name, table in tables.items():
         (columns,) = re.findall(rf"^\| `{name}` \| [^|]+ \| ([^|]+) \|", page, flags=re.MULTILINE)
         assert [*table[0]] == re.findall(r"`(\w+)`", columns)

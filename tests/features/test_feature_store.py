@@ -24,15 +24,17 @@ from torch import nn
 
 from tests.shard_factory import encode, shard_at, tone, write_members, write_shard
 from xares_bench.config.encoder_spec import parse_encoder_spec
+from xares_bench.core.digests import digest_of
 from xares_bench.core.errors import CacheWarning, DataError, EncoderError
 from xares_bench.core.store import MANIFEST, Store
+from xares_bench.datasets.corruptions import Corruption, parse_corruptions
 from xares_bench.datasets.shards import Shard
 from xares_bench.encoders.loading import FrozenEncoder, load_encoder
 from xares_bench.features.cached_shard import SAMPLES_FILE
 from xares_bench.features.chunks import Pending
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import AudioClip, Clip, ClipEncoder, StoredFrames
-from xares_bench.features.feature_store import FeatureStore
+from xares_bench.features.feature_store import FeatureStore, features_parts
 from xares_bench.runtime.signals import defer_interrupts
 from xares_bench.scores.records import DroppedSample
 
@@ -802,3 +804,42 @@ def test_an_interruption_does_not_wait_for_the_rest_of_a_shard(
         assert not is_cached(features, shards[0])
     prepare(features, shards)
     assert is_cached(features, shards[0])
+
+
+def test_corrupted_clips_have_features_and_keys_of_their_own_and_clean_ones_keep_theirs(
+    tmp_path: Path, encoder: FrozenEncoder
+) -> None:
+    shard = shard_of(tmp_path / "s.tar", [0.2, 0.3, 0.2])
+    clips = ClipEncoder(encoder=encoder, honours_mask=False)
+    store = Store(root=tmp_path / "store")
+    clean = FeatureStore(store, clips)
+    parts = {"shard": shard.digest, "max_clips": None, **features_parts(clips, None)}
+    assert clean.key(shard, None, None) == digest_of(parts), "without a corruption, nothing is added to the key"
+    found = {}
+    for text in ("noise:10", "noise:5", "lowpass:300"):
+        (corruption,) = parse_corruptions([text])
+        features = clean.corrupted(corruption)
+        found[text] = list(features.read(shard, max_clips=None, num_threads=2))
+        assert features.key(shard, None, None) not in (clean.key(shard, None, None), clean.key(shard, None, 2))
+        num_calls = len(calls(encoder))
+        again = list(clean.corrupted(corruption).read(shard, max_clips=None, num_threads=0))
+        assert len(calls(encoder)) == num_calls, "cached"
+        assert digest_of_frames(again) == digest_of_frames(found[text])
+    plain = list(clean.read(shard, max_clips=None, num_threads=None))
+    assert len({digest_of_frames(made) for made in (plain, *found.values())}) == 4
+    assert len(list((tmp_path / "store" / "features").glob("*/manifest.json"))) == 4
+
+
+def test_a_clip_that_a_corruption_makes_too_short_for_the_encoder_is_unusable(
+    tmp_path: Path, encoder: FrozenEncoder
+) -> None:
+    shard = shard_of(tmp_path / "s.tar", [0.2, 0.15])
+    clips = ClipEncoder(encoder=encoder, honours_mask=False, min_samples=1400)
+    features = FeatureStore(Store(root=tmp_path / "store"), clips)
+    assert all(isinstance(clip, Clip) for clip in features.read(shard, max_clips=None, num_threads=0))
+    faster = features.corrupted(Corruption(name="speed", level=2))
+    kept, dropped = faster.read(shard, max_clips=None, num_threads=0)
+    assert isinstance(kept, Clip)
+    assert kept.duration_s == 0.1
+    assert isinstance(dropped, DroppedSample)
+    assert dropped.reason == "audio of 75 ms; the encoder takes clips of 87.5 ms and more"

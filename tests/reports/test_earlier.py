@@ -43,7 +43,7 @@ def test_scores_that_a_session_lacks_are_those_of_the_one_before(folder: Path) -
     assert after["lalms"] == before["lalms"]
 
 
-def test_a_complete_session_reads_nothing(folder: Path) -> None:
+def test_a_complete_session_needs_nothing_of_the_one_before(folder: Path) -> None:
     complete = part_of(folder, "esc-50", "gtzan", "librispeech")
     (folder / "results.json").write_text("damaged")
     assert with_earlier(complete, folder) == (complete, [])

@@ -45,11 +45,19 @@ def test_a_tolerance_is_noise_with_a_floor_or_a_number(text: str, by_noise: bool
         (["--force"], "--force needs --save-baseline"),
         (["--preset=mini", "--baseline=whisper-base"], "cannot be compared"),
         (["--baseline=unknown"], "no baseline 'unknown'"),
+        (["--corrupt=noise"], "found no level"),
+        (["--corrupt=noise:10", "--corrupt=noise:10.0"], "noise:10 is given twice"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read(*arguments)
+
+
+def test_corruptions_are_in_the_order_given_and_none_are_the_default() -> None:
+    assert read().corruptions == ()
+    found = read("--corrupt=reverb", "--corrupt=noise:-5").corruptions
+    assert [str(corruption) for corruption in found] == ["reverb:0.5", "noise:-5"]
 
 
 def test_a_baseline_is_overwritten_only_with_force(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from tests.encoders.conftest import PLAIN
 from tests.shard_factory import tone, write_shard
 from tests.suite.conftest import MakeSuite
 from xares_bench.core.errors import CacheWarning, DataError, EncoderError, TrainingError, UsageError, XaresError
+from xares_bench.datasets.corruptions import Corruption
 from xares_bench.suite.keys import Keys
 from xares_bench.suite.preflight import Preflight
+from xares_bench.suite.score_store import titled
 from xares_bench.suite.suite import Suite
 
 BROKEN = """
@@ -55,7 +57,7 @@ def test_a_score_is_found_only_while_it_is_intact_and_nothing_is_computed(make_s
     found = suite.find_score("mine")
     assert found is not None
     assert found[0] == dataclasses.replace(computed, reused=True)
-    path = suite.predictions_file("mine").with_name(file)
+    path = suite.scores.predictions_file("mine").with_name(file)
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -70,15 +72,15 @@ def test_the_score_is_the_mean_over_the_seeds_and_its_clip_sums_are_of_all(make_
     record = suite.evaluate("mine")
     assert len(record.seed_scores) == 2
     assert record.score == sum(record.seed_scores) / 2
-    clip_sums = suite.clip_sums("mine")
+    clip_sums = suite.scores.clip_sums("mine")
     assert clip_sums.parts.shape[0] == 2
     assert float(clip_sums.scores()[0]) == pytest.approx(record.score)
     alone = make_suite().evaluate("mine")
     assert alone.reused, "a seed's score is the same alone and among others"
     assert alone.key != record.key
     assert alone.score == record.seed_scores[0]
-    predictions = suite.predictions_file("mine").read_text().splitlines()
-    assert suite.predictions_file("mine").parent.name == alone.key
+    predictions = suite.scores.predictions_file("mine").read_text().splitlines()
+    assert suite.scores.predictions_file("mine").parent.name == alone.key
     assert [set(json.loads(line)) for line in predictions] == [{"clip", "reference", "hypothesis", "value"}] * 4
 
 
@@ -165,35 +167,36 @@ def test_of_several_processes_each_begins_elsewhere_and_leaves_errors_to_the_tes
     suite = make_suite(num_seeds=2)
     done: list[str] = []
 
-    def texts(name: str, seed: int) -> Any:
-        done.append(f"texts of {name}, {seed}")
-        raise UsageError(name)
+    noise = Corruption(name="noise", level=10)
 
-    def evaluate(name: str) -> None:
-        done.append(f"score of {name}")
+    def make_free(name: str, seed: int, corruption: Corruption | None) -> None:
+        done.append(f"texts of {titled(name, corruption)}, {seed}")
+        raise UsageError(titled(name, corruption))
 
-    monkeypatch.setattr(suite, "_texts", texts)
-    monkeypatch.setattr(suite, "_evaluate", evaluate)
+    def record(name: str, corruption: Corruption | None = None) -> None:
+        done.append(f"score of {titled(name, corruption)}")
+
+    scores = SimpleNamespace(make_free=make_free, record=record)
+    suite.__dict__["scores"] = scores
     one_of_many = SimpleNamespace(num_processes=1, process_index=1, is_main_process=False, mixed_precision="no")
     monkeypatch.setattr(suite, "_accelerator", one_of_many)
     suite.evaluate_share(["a", "b"])
     assert done == [], "alone, every test evaluates its own dataset"
     monkeypatch.setattr(Suite, "num_processes", 3)
-    monkeypatch.setattr(Keys, "score", lambda _, name, seed: f"{name} {seed}")
-    suite.evaluate_share(["a", "b", "c", "d", "e"])
-    order = ("b", "e", "c", "a", "d")
+    suite.evaluate_share(["a", "b", "c"], [("a", noise), ("b", noise)])
+    order = ("b", "b with noise:10", "c", "a", "a with noise:10")
     seeds = suite.plan.seeds
     assert done == [f"texts of {name}, {seed}" for seed in seeds for name in order]
     assert capsys.readouterr().err.splitlines() == [f"xares-bench: process 1 of 3: {name}: {name}" for name in order]
     for name in order:
+        plain = name.partition(" ")[0]
         with pytest.raises(UsageError, match=f"^{name}$"):
-            suite.evaluate(name)
+            suite.evaluate(name) if plain == name else suite.robustness(plain, noise)
     done.clear()
-    monkeypatch.setattr(
-        suite, "_texts", lambda name, _: SimpleNamespace(make_free=lambda: done.append(f"texts of {name}"))
-    )
-    suite.evaluate_share(["f", "g"])
-    assert done == ["texts of g", "texts of f"] * len(seeds) + ["score of g"]
+    scores.make_free = lambda name, _, corruption: done.append(f"texts of {titled(name, corruption)}")
+    suite.evaluate_share(["f"], [("f", noise)])
+    noisy = "f with noise:10"
+    assert done == [f"texts of {noisy}", "texts of f"] * len(seeds) + [f"score of {noisy}"]
 
 
 def test_a_score_of_another_process_of_the_session_was_not_cached_before(make_suite: MakeSuite) -> None:

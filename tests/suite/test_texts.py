@@ -123,18 +123,18 @@ rows._PART_SAMPLES = 2
 generate = Pipeline.generate
 rank, fault = os.environ["RANK"], os.environ["FAULT"]
 
-def generate_and_note(self, dataset, lalm, part, title):
+def generate_and_note(self, dataset, lalm, part, title, corruption):
     time.sleep(0.3)
     if rank == "1" and fault == "no memory":
         raise OutOfMemory("not enough memory for generation of one clip")
     if rank == "1" and fault == "is killed" and Path(os.environ["LOG"]).exists():
         os.kill(os.getpid(), signal.SIGKILL)
-    made = generate(self, dataset, lalm, part, title)
+    made = generate(self, dataset, lalm, part, title, corruption)
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{rank} {title}\\n")
     return made
 
-def wait_for_scores(self, names):
+def wait_for_scores(self, names, corrupted):
     while len(list(self.plan.runs_folder.glob("store/scores/*/manifest.json"))) < len(names):
         time.sleep(0.1)
 
@@ -283,3 +283,18 @@ def test_a_set_with_too_many_unusable_samples_fails_alone(launched: Launched, by
     assert "broken: 6 of 9 samples are unusable, more than the allowed share of 20.0%" in output
     for name in ("large", "small"):
         assert launched.outcome("broken")[name] == by_one[name]
+
+
+def test_two_processes_share_corrupted_sets_too(launched: Launched, by_one: dict[str, Any]) -> None:
+    corrupt = ("--corrupt=noise:0", str(REPOSITORY / "bench" / "test_robustness.py"))
+    status, output = launched.run("corrupted", "none", *USABLE, *corrupt)
+    assert status == 0, output
+    outcome = launched.outcome("corrupted")
+    assert {name: outcome[name] for name in by_one} == by_one, "clean scores are what they are without"
+    titles = Counter(title for _, title in launched.made("corrupted"))
+    assert set(titles.values()) == {1}
+    assert {title for title in titles if "noise" in title} == {
+        "small with noise:0",
+        *(f"large with noise:0, part {number} of 6" for number in range(1, 7)),
+    }
+    assert not list(parts_left(launched.folder / "corrupted"))

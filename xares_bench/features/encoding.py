@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from xares_bench.datasets.corruptions import Corruption
+
 # The largest batch: samples of audio, padding included (2 minutes), and clips. Fixed, not fitted to the memory at hand:
 # the batches that clips share are the same on every machine. `split_on_out_of_memory` splits those that are too large.
 _BATCH_SAMPLES = 120 * SAMPLE_RATE_HZ
@@ -221,7 +223,12 @@ def _halved(audio: AudioClip, features_TD: torch.Tensor) -> torch.Tensor:
 
 
 def read_clip(
-    sample: Sample, shard: str, max_audio_s: float | None, seed: str, min_samples: int = 1
+    sample: Sample,
+    shard: str,
+    max_audio_s: float | None,
+    seed: str,
+    min_samples: int = 1,
+    corruption: Corruption | None = None,
 ) -> AudioClip | DroppedSample:
     """Read the audio of a sample; a `DroppedSample` says why it is unusable.
 
@@ -231,6 +238,7 @@ def read_clip(
         max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies, if that is more than a frame's choice (`crop`).
         min_samples: Audio of fewer samples is too short for the encoder.
+        corruption: Applied to the waveform, before its length is looked at; None: none is.
 
     Raises:
         OutOfMemory: There is too little memory to read it.
@@ -244,9 +252,11 @@ def read_clip(
     num_samples = len(waveform)
     if max_audio_s is not None:
         waveform = crop(waveform, max_audio_s, seed)
+    is_window = num_samples - len(waveform) > SMALL_EXCESS_SAMPLES
+    if corruption is not None:
+        waveform = corruption.apply(waveform)
     if len(waveform) < min_samples:
         found_ms, least_ms = (1000 * length / SAMPLE_RATE_HZ for length in (len(waveform), min_samples))
         reason = f"audio of {found_ms:.4g} ms; the encoder takes clips of {least_ms:.4g} ms and more"
         return DroppedSample(shard=shard, clip=sample.key, reason=reason)
-    is_window = num_samples - len(waveform) > SMALL_EXCESS_SAMPLES
     return AudioClip(key=sample.key, shard=shard, fields=sample.fields, waveform=waveform, is_window=is_window)

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +35,9 @@ from xares_bench.features.prefetch import ReadRequest, read_ahead
 from xares_bench.runtime.signals import interrupt_is_waiting
 from xares_bench.runtime.variables import keyed_variables
 from xares_bench.scores.records import DroppedSample
+
+if TYPE_CHECKING:
+    from xares_bench.datasets.corruptions import Corruption
 
 ItemT = TypeVar("ItemT")
 
@@ -85,7 +88,12 @@ class FeatureStore:
     """
 
     def __init__(
-        self, store: Store, clips: ClipEncoder, budget: FeatureBudget | None = None, num_processes: int = 1
+        self,
+        store: Store,
+        clips: ClipEncoder,
+        budget: FeatureBudget | None = None,
+        num_processes: int = 1,
+        corruption: Corruption | None = None,
     ) -> None:
         """Nothing is read or computed yet.
 
@@ -94,18 +102,28 @@ class FeatureStore:
             clips: Computes features.
             budget: How much disk they may take; None: a share of the disk.
             num_processes: Processes that use the same shards at the same time; they share the encoding (`prepare`).
+            corruption: Applied to every clip before it is encoded; None: none is.
         """
         self.seconds = 0.0
         self.budget = budget or FeatureBudget(store, None)
         self._store = store
         self._clips = clips
         self._num_processes = num_processes
+        self._corruption = corruption
         self._writers: list[CachedShardWriter] = []
         self.not_cached_reason: str | None = None if self.budget.max_bytes else "--feature-budget=0"
 
     def key(self, shard: Shard, max_audio_s: float | None, max_clips: int | None) -> str:
         """Digest of everything that the features of a shard depend on."""
-        return digest_of({"shard": shard.digest, "max_clips": max_clips, **features_parts(self._clips, max_audio_s)})
+        parts = {"shard": shard.digest, "max_clips": max_clips, **features_parts(self._clips, max_audio_s)}
+        # Only where there is one: its code is no part of the key of clean features, which every user has.
+        if self._corruption is not None:
+            parts["corruption"] = self._corruption.identity
+        return digest_of(parts)
+
+    def corrupted(self, corruption: Corruption) -> FeatureStore:
+        """A store of the features of the corrupted clips, beside these and within the same budget."""
+        return FeatureStore(self._store, self._clips, self.budget, self._num_processes, corruption)
 
     def read(self, shard: Shard, *, max_clips: int | None, num_threads: int | None) -> Iterator[Clip | DroppedSample]:
         """The clips of a shard in order, never cropped, and the unusable samples among them.
@@ -278,6 +296,7 @@ class FeatureStore:
                 max_audio_s=max_audio_s,
                 seed=f"{seed} {identity} {sample.key}",
                 min_samples=self._clips.min_samples,
+                corruption=self._corruption,
             )
 
         return request

@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from xares_bench.datasets.shards import Sample
 from xares_bench.features.encoding import AudioClip, read_clip
 from xares_bench.scores.records import DroppedSample
+
+if TYPE_CHECKING:
+    from xares_bench.datasets.corruptions import Corruption
 
 ItemT = TypeVar("ItemT")
 
@@ -35,6 +38,7 @@ class ReadRequest:
         max_audio_s: Longer audio is cropped to a window of this many seconds; None: never.
         seed: Decides where the window lies.
         min_samples: Audio of fewer samples is too short for the encoder.
+        corruption: Applied to the waveform; None: none is.
     """
 
     sample: Sample
@@ -42,6 +46,7 @@ class ReadRequest:
     max_audio_s: float | None
     seed: str
     min_samples: int = 1
+    corruption: Corruption | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -50,7 +55,7 @@ class ReadRequest:
 
     def read(self) -> AudioClip | DroppedSample:
         """The audio, or why the sample is unusable."""
-        return read_clip(self.sample, self.shard, self.max_audio_s, self.seed, self.min_samples)
+        return read_clip(self.sample, self.shard, self.max_audio_s, self.seed, self.min_samples, self.corruption)
 
 
 def read_ahead(

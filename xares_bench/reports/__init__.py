@@ -2,7 +2,7 @@
 
 results           the results of a session, and what reports show beside them
 origin            what wrote a run's files, and when: version, commit, date
-earlier           scores of earlier sessions of the same run, which stay in its files
+earlier           scores and losses of earlier sessions of the same run, which stay in its files
 report            the list of a run's files; the terminal's table, TSV, Markdown and JSON
 described         a run in words: its encoder, and what differs from its preset
 runs              reads the folders of finished runs, and checks them
@@ -10,6 +10,7 @@ tables            scores and predictions as rows for pandas, polars and Parquet
 compare           compares runs: differences with confidence intervals
 leaderboard       many runs on one page
 html_report       report.html, one page that opens offline
+robustness        the matrix of what is lost by corruptions
 score_rows        the rows of a table of scores, beside baseline and chance level
 chance            what an answer that hears nothing scores
 verdict           whether a run passes, in a sentence

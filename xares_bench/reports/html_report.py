@@ -23,6 +23,7 @@ from xares_bench.reports.charts import Plane, Point, Radar, cost_chart, line_cha
 from xares_bench.reports.confusion_matrix import ConfusionMatrix, confusion_matrix_of
 from xares_bench.reports.described import deviations_of
 from xares_bench.reports.results import Background, ClipSource, Results
+from xares_bench.reports.robustness import matrix_of
 from xares_bench.reports.runs import OtherRun, other_run, other_runs
 from xares_bench.reports.score_rows import ScoreRow, score_rows
 from xares_bench.reports.templating import json_for_script, rendered
@@ -120,6 +121,7 @@ def _rendered(
         "deviations": deviations_of(results.run, results.records),
         "tasks": tasks,
         "near_chance": [row.name for task in tasks for row in task.rows if row.is_near_chance and not row.is_overall],
+        "robustness": matrix_of(results),
         "datasets": datasets,
         "losses": _losses(results, folder.parent / "store" / "lalms"),
         "reproduction": _reproduction(results),

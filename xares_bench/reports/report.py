@@ -17,6 +17,7 @@ from xares_bench.reports.eval_results import eval_results_yaml
 from xares_bench.reports.html_report import PAGE_FILE, report_html
 from xares_bench.reports.model_card import model_index_yaml
 from xares_bench.reports.results import Background, Results
+from xares_bench.reports.robustness import cells, matrix_of
 from xares_bench.scores.baselines import Baseline, BaselineScore
 from xares_bench.scores.records import RESULTS_SCHEMA, Overall, ScoreRecord
 
@@ -142,6 +143,12 @@ def scores_markdown(results: Results, baseline: Baseline | None = None) -> str:
         score, *noise = _measured(overall, several=several)
         rows.append([f"**Overall**{_incomplete(overall)}", "", f"**{score}**", *noise, *compared, ""])
         parts.append(f"## {overall.task}\n\n{tabulated(rows, headers, 'github')}")
+    matrix = matrix_of(results)
+    if matrix is not None:
+        headers = ["dataset", "metric", "clean score", *matrix.corruptions]
+        rows = [cells(row, intervals=True) for row in matrix.rows]
+        about = "What scores lose on corrupted test clips, with 95 % confidence intervals:"
+        parts.append(f"## Robustness\n\n{about}\n\n{tabulated(rows, headers, 'github')}")
     dropped = {record.dataset: len(record.dropped) for record in results.records if record.dropped}
     if dropped:
         counts = ", ".join(f"{name} {count}" for name, count in dropped.items())
@@ -178,6 +185,7 @@ def results_json(results: Results, failures: Mapping[str, str]) -> str:
             }
             for overall in results.overalls
         ],
+        "robustness": [record.to_json() for record in results.robustness],
         "missing": list(results.missing),
         "failures": {**failures, **dict.fromkeys(results.missing, "no score")},
         "lalms": [dict(lalm) for lalm in results.lalms],
@@ -199,7 +207,7 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
     """Return one table per task: score, noise, baseline, number of rows, and seconds or `cached`.
 
     `95 % CI` is the confidence interval from the test clips. `over seeds` is the standard deviation over trainings,
-    where there are several.
+    where there are several. A last table has the losses by corruptions, if there are any.
     """
     several = len(results.run.seeds) > 1
     headers = ["dataset", "metric", "score", INTERVAL_HEADER, *(["over seeds"] if several else [])]
@@ -219,6 +227,11 @@ def terminal_table(results: Results, baseline: Baseline | None) -> str:
         measured = _measured(overall, several=several)
         rows.append([f"Overall{_incomplete(overall)}", "", *measured, *_comparison(overall.score, expected), "", ""])
         tables.append(f"{overall.task}\n" + tabulated(rows, headers, "simple"))
+    matrix = matrix_of(results)
+    if matrix is not None:
+        headers = ["dataset", "metric", "clean", *matrix.corruptions]
+        table = tabulated([cells(row, intervals=False) for row in matrix.rows], headers, "simple")
+        tables.append(f"robustness: loss on corrupted test clips (* its 95 % CI excludes 0)\n{table}")
     return "\n\n".join(tables)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xares_bench.reports.origin import Origin
 from xares_bench.scores.baselines import Baseline
-from xares_bench.scores.records import Overall, RunManifest, ScoreRecord, overall_of
+from xares_bench.scores.records import Overall, RobustnessRecord, RunManifest, ScoreRecord, overall_of
 
 if TYPE_CHECKING:
     from xares_bench.config.plan import Plan
@@ -26,6 +26,7 @@ class Results:
         lalms: The manifests of their LALMs: mix, key, seed, steps, samples, times.
         missing: Datasets that the run was asked to evaluate and that have no score.
         wall_s: Wall time of the session.
+        robustness: What these scores lose on corrupted test clips.
         origin: What writes them, and when; None if nobody has said it.
     """
 
@@ -34,14 +35,19 @@ class Results:
     lalms: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...] = ()
     wall_s: float = 0.0
+    robustness: tuple[RobustnessRecord, ...] = ()
     origin: Origin | None = None
     overalls: tuple[Overall, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compute the overall score of every task that has a score."""
+        """Compute the overall score of every task that has a score, and put losses in order."""
         tasks = dict.fromkeys(record.task for record in self.records)
         overalls = [overall_of(task, self.records, self.run.tasks.get(task, ())) for task in tasks]
         object.__setattr__(self, "overalls", tuple(overalls))
+        places = {record.dataset: place for place, record in enumerate(self.records)}
+        losses = [loss for loss in self.robustness if loss.dataset in places]  # a loss of no score says nothing
+        losses.sort(key=lambda loss: (places[loss.dataset], *loss.order))
+        object.__setattr__(self, "robustness", tuple(losses))
 
     def of_task(self, task: str) -> list[ScoreRecord]:
         """Return the records of a task."""

@@ -19,9 +19,17 @@ from xares_bench.core.errors import RunWarning, UsageError
 from xares_bench.core.parsing import local_path, parse_json
 from xares_bench.reports.described import arguments_in_words, frames_per_second_of
 from xares_bench.reports.origin import Origin
-from xares_bench.reports.tables import Table, overall_rows, prediction_rows, score_rows, write_parquet
+from xares_bench.reports.tables import Table, overall_rows, prediction_rows, robustness_rows, score_rows, write_parquet
 from xares_bench.scores.clip_sums import ClipSums, load_clip_sums
-from xares_bench.scores.records import RESULTS_SCHEMA, Overall, Prediction, RunManifest, ScoreRecord, overall_of
+from xares_bench.scores.records import (
+    RESULTS_SCHEMA,
+    Overall,
+    Prediction,
+    RobustnessRecord,
+    RunManifest,
+    ScoreRecord,
+    overall_of,
+)
 
 RESULTS_FILE = "results.json"
 
@@ -33,7 +41,7 @@ _ROUNDING = 1e-5
 class Run:
     """A finished run, as its files have it.
 
-    `scores`, `overall` and `predictions` are tables: lists of flat mappings, which `pandas.DataFrame` and
+    `scores`, `overall`, `robustness` and `predictions` are tables: lists of flat mappings, which `pandas.DataFrame` and
     `polars.DataFrame` take as they are. Every row begins with the run's name, so tables of several runs can be joined.
 
     Attributes:
@@ -45,6 +53,7 @@ class Run:
         failures: Why the run does not pass, by what fails: scores that are below the baseline, and datasets without a
             score. None in a run of an earlier version, which does not tell.
         origin: What wrote it, and when; None in a run of an earlier version.
+        losses: What scores lose on corrupted test clips; empty without `--corrupt`.
     """
 
     folder: Path
@@ -54,6 +63,7 @@ class Run:
     lalms: tuple[Mapping[str, Any], ...]
     failures: Mapping[str, str] | None = None
     origin: Origin | None = None
+    losses: tuple[RobustnessRecord, ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,6 +80,11 @@ class Run:
         """A row per task: its overall score."""
         return overall_rows(self.manifest, self.overalls.values())
 
+    @property
+    def robustness(self) -> Table:
+        """A row per dataset and corruption: what the score loses; empty without `--corrupt`."""
+        return robustness_rows(self.manifest, self.records, self.losses)
+
     @functools.cached_property
     def predictions(self) -> Table:
         """A row per clip and target of every dataset: reference, hypothesis and value, read from the run's files.
@@ -80,7 +95,7 @@ class Run:
         return [row for name in self.records for row in prediction_rows(self.name, name, self.predictions_of(name))]
 
     def write_parquet(self, folder: str | os.PathLike[str] | None = None) -> list[Path]:
-        """Write `scores.parquet`, `overall.parquet` and `predictions.parquet`; return their paths.
+        """Write each table to `NAME.parquet`, except one without rows; return the paths.
 
         Args:
             folder: Where to; None: the run's folder.
@@ -89,7 +104,8 @@ class Run:
             UsageError: pyarrow is not installed, or a file of the run is damaged.
             DiskError: A file cannot be written.
         """
-        tables = {"scores": self.scores, "overall": self.overall, "predictions": self.predictions}
+        tables = {"scores": self.scores, "overall": self.overall, "robustness": self.robustness}
+        tables["predictions"] = self.predictions
         return write_parquet(self.folder if folder is None else local_path(os.fspath(folder)), tables)
 
     def clip_sums(self, dataset: str) -> ClipSums | None:
@@ -190,6 +206,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         }
         written = {overall["task"]: overall["score"] for overall in data["overall"]}
         lalms = tuple(dict(lalm) for lalm in data["lalms"])
+        losses = tuple(RobustnessRecord.from_json(loss) for loss in data.get("robustness", ()))
+        for loss in losses:
+            _check_loss(loss, by_name)
         failures = None if data.get("failures") is None else dict(data["failures"])
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise UsageError(f"{file} does not have the fields of a run ({cause!r}); run the suite again") from cause
@@ -207,6 +226,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         lalms=lalms,
         failures=failures,
         origin=Origin.from_json(data.get("written_by")),
+        losses=losses,
     )
 
 
@@ -225,6 +245,21 @@ def _check(record: ScoreRecord) -> None:
         raise ValueError(
             f"the interval of {record.dataset} is {record.interval!r}, expected two numbers within -1 and 1"
         )
+
+
+def _check_loss(loss: RobustnessRecord, records: Mapping[str, ScoreRecord]) -> None:
+    """Raise ValueError if a value of a loss has the wrong type or range, or its dataset has no score."""
+    what = f"{loss.corruption!r} of {loss.dataset!r}"
+    if loss.dataset not in records:
+        raise ValueError(f"{what} has a loss, but its dataset has no score")
+    name, _, level = str(loss.corruption).partition(":")
+    if not name or not math.isfinite(float(level)):
+        raise ValueError(f"the corruption {what} is not NAME:LEVEL")
+    numbers = [loss.score, loss.loss, *(loss.interval or ())]
+    if not all(isinstance(number, (int, float)) and not abs(number) > 2 for number in numbers):
+        raise ValueError(f"the loss by {what} is not a number in the range of differences of scores")
+    if loss.interval is not None and not (len(loss.interval) == 2 and loss.interval[0] <= loss.interval[1]):
+        raise ValueError(f"the interval of {what} is {loss.interval!r}, expected two numbers in order")
 
 
 def _close(found: object, expected: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from xares_bench.core.errors import UsageError
 from xares_bench.core.store import write_atomically
 from xares_bench.reports.described import arguments_in_words
-from xares_bench.scores.records import Overall, Prediction, RunManifest, ScoreRecord
+from xares_bench.scores.records import Overall, Prediction, RobustnessRecord, RunManifest, ScoreRecord
 
 # Rows with the same keys: names of columns. Values are texts, numbers, truth values, lists of numbers, or None.
 Table: TypeAlias = list[dict[str, Any]]
@@ -52,6 +52,29 @@ def overall_rows(run: RunManifest, overalls: Iterable[Overall]) -> Table:
         }
         for overall in overalls
     ]
+
+
+def robustness_rows(run: RunManifest, records: Mapping[str, ScoreRecord], losses: Iterable[RobustnessRecord]) -> Table:
+    """Return a row per dataset and corruption: the clean score, the corrupted one, and the loss with its interval."""
+    rows = []
+    for found in losses:
+        low, high = found.interval or (None, None)
+        rows.append(
+            {
+                **_about(run),
+                "task": records[found.dataset].task,
+                "dataset": found.dataset,
+                "corruption": found.corruption,
+                "metric": records[found.dataset].metric,
+                "clean_score": float(records[found.dataset].score),
+                "score": float(found.score),
+                "loss": float(found.loss),
+                "low": low,
+                "high": high,
+                "num_clips": found.num_clips,
+            }
+        )
+    return rows
 
 
 def prediction_rows(run: str, dataset: str, predictions: Iterable[Prediction]) -> Table:

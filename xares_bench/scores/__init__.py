@@ -2,6 +2,7 @@
 
 records        predictions, scores and runs as data; overall scores
 clip_sums      the sums behind a score, clip by clip
+robustness     what a score loses when the test clips are corrupted
 statistics     confidence intervals, paired differences, correction for many tests
 baselines      scores to compare a run with
 new_baseline   writes the scores of a run as a baseline

@@ -130,6 +130,53 @@ class ScoreRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RobustnessRecord:
+    """What a dataset's score loses when its test clips are corrupted.
+
+    Attributes:
+        dataset: The dataset.
+        corruption: The corruption, `NAME:LEVEL`.
+        score: The score on the corrupted clips.
+        loss: Corrupted minus clean score, over the clips that both have; below 0 where the corruption costs. NaN if a
+            score is.
+        interval: 95 % confidence interval of the loss, paired by clip; None where there is none.
+        num_clips: Clips that the loss is over.
+        key: Digest of everything that the score on the corrupted clips depends on.
+    """
+
+    dataset: str
+    corruption: str
+    score: float
+    loss: float
+    interval: tuple[float, float] | None
+    num_clips: int
+    key: str
+
+    @property
+    def order(self) -> tuple[str, float]:
+        """Name and level of the corruption, by which tables are sorted."""
+        name, _, level = self.corruption.partition(":")
+        return name, float(level)
+
+    @property
+    def direction(self) -> str:
+        """`good` or `bad` if the interval of the loss excludes 0, else empty."""
+        low, high = self.interval or (0.0, 0.0)
+        return "good" if low > 0 else "bad" if high < 0 else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain mapping, with null for what is NaN; `from_json` reads it back."""
+        return {**dataclasses.asdict(self), "score": _number(self.score), "loss": _number(self.loss)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RobustnessRecord:
+        """Return the record that `to_json` wrote."""
+        own = {name: math.nan if data[name] is None else data[name] for name in ("score", "loss")}
+        interval = None if data["interval"] is None else tuple(data["interval"])
+        return cls(**{**data, **own, "interval": interval})
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunManifest:
     """What a run evaluated, and with what; every value is plain JSON.
 

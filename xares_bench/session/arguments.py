@@ -78,6 +78,15 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="N",
         help="train N LALMs per mix, with N consecutive seeds, and report mean scores; default: 1",
     )
+    add(
+        "--corrupt",
+        dest="xares_corrupt",
+        action="append",
+        default=[],
+        metavar="NAME:LEVEL",
+        help="also score the test clips after a corruption, without training for it: noise:DB, mp3:KBIT_S, "
+        "speed:FACTOR, reverb[:RT60_S] or lowpass:HZ, e.g. --corrupt=noise:10; repeatable",
+    )
     add("--limit", dest="xares_limit", type=_count(1), metavar="N", help="use at most N clips per dataset and split")
     add(
         "--data-home",

@@ -73,6 +73,9 @@ def _run_lines(session: BenchSession) -> list[str]:
         lines.extend(f"captions: {deviation}" for deviation in deviations())
     if plan.limit is not None:
         lines.append(f"limit: {plan.limit} clips per dataset and split; results are partial")
+    corruptions = dict.fromkeys(str(corruption) for _, corruption in session.corrupted)
+    if corruptions:
+        lines.append(f"corruptions: {', '.join(corruptions)}, each of the test clips alone; no training is for them")
     baseline, tolerance = session.baseline, session.gate.tolerance
     lines.append("baseline: none" if baseline is None else f"baseline: {baseline.name}, tolerance {tolerance}")
     if session.baseline_differences:

@@ -110,12 +110,16 @@ class BenchHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Deselect the tests of datasets, and of tasks, that the mix of --train does not train for."""
+        """Deselect the tests of datasets, and of tasks, that the mix of --train does not train for.
+
+        Corrupted clips are scored last: clean scores, which can fail, are there sooner.
+        """
         covers = self._session.plan.covers
         uncovered = [item for item in items if not all(map(covers, _datasets_of(item, self._session)))]
         if uncovered:
             config.hook.pytest_deselected(items=uncovered)
             items[:] = [item for item in items if item not in uncovered]
+        items.sort(key=lambda item: "corruption" in parameters_of(item))
 
     @pytest.hookimpl(tryfirst=True)  # before the terminal asks for the header
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -127,6 +131,9 @@ class BenchHooks:
             {found["dataset"] for found in parameters if "dataset" in found},
             {found["task"] for found in parameters if "task" in found},
             remembered_datasets(self._config) if runs_what_failed(self._config) else (),
+        )
+        self._session.corrupted = tuple(
+            (found["dataset"], found["corruption"]) for found in parameters if "corruption" in found
         )
         if _only_shows(self._config) or not session.items:
             return

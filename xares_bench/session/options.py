@@ -12,6 +12,7 @@ from pathlib import Path
 from xares_bench.config.plan import Plan, make_plan
 from xares_bench.core.errors import UsageError
 from xares_bench.core.parsing import local_path
+from xares_bench.datasets.corruptions import Corruption, parse_corruptions
 from xares_bench.scores.baselines import Baseline, check_comparable, load_baseline
 from xares_bench.scores.new_baseline import check_new_baseline
 from xares_bench.session.arguments import option_actions
@@ -28,6 +29,7 @@ class Options:
         tolerance: The number given with `--tolerance`, or None.
         save_to: The file to save the scores to as a baseline, or None.
         replace: Whether `save_to` may be overwritten.
+        corruptions: Corruptions of the test clips to score besides the clean ones.
         is_strict: Whether a baseline of another recipe, decoder, mix, data or version is refused.
     """
 
@@ -37,6 +39,7 @@ class Options:
     tolerance: float | None
     save_to: Path | None
     replace: bool
+    corruptions: tuple[Corruption, ...] = ()
     is_strict: bool = False
 
 
@@ -133,5 +136,6 @@ def read_options(option: argparse.Namespace) -> Options:
         tolerance=tolerance,
         save_to=save_to,
         replace=option.xares_force,
+        corruptions=parse_corruptions(option.xares_corrupt),
         is_strict=option.xares_strict_baseline,
     )

@@ -15,12 +15,13 @@ from xares_bench.core.errors import BaselineError, XaresError
 from xares_bench.core.progress import Progress
 from xares_bench.scores.baselines import Baseline, check_comparable
 from xares_bench.scores.comparability import differences, facts_of, untold
-from xares_bench.scores.records import Overall, RunManifest, ScoreRecord
+from xares_bench.scores.records import Overall, RobustnessRecord, RunManifest, ScoreRecord
 from xares_bench.session.options import Options
 from xares_bench.session.workers import Outcomes, attach, rank
 
 if TYPE_CHECKING:
     from xares_bench.config.catalogue import Mix
+    from xares_bench.datasets.corruptions import Corruption
     from xares_bench.reports.results import Results
     from xares_bench.scores.gate import Finding, Gate
     from xares_bench.suite.suite import Suite
@@ -37,6 +38,7 @@ class BenchSession:
         plan: What to train and evaluate.
         outcomes: What has come in from the tests.
         selected: Datasets whose tests this session runs, in the order of the catalogue.
+        corrupted: Datasets and corruptions whose tests this session runs.
         run_datasets: The datasets of the run: those, and with `--lf` also those that passed before.
         num_gated: Tests that the gate decides: one per dataset, and one per task with all datasets selected.
         not_ready: Why no test can have its data, or None. The header shows it; every test that needs data raises it.
@@ -63,6 +65,7 @@ class BenchSession:
         self.outcomes = Outcomes()
         self.selected: tuple[str, ...] = ()
         self.run_datasets: tuple[str, ...] = ()
+        self.corrupted: tuple[tuple[str, Corruption], ...] = ()
         self.num_gated = 0
         self.not_ready: XaresError | None = None
         self._uncaptured = uncaptured
@@ -197,7 +200,7 @@ class BenchSession:
 
     def publish(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Record a score before anything is asserted of it: predictions in the run's folder, the rest on the report."""
-        self._write_files(record)
+        self._write_files(record.dataset)
         self.suite.track_score(record)
         lalms = self.suite.lalms(self.plan.mix_for(record.dataset))
         attach(
@@ -213,13 +216,25 @@ class BenchSession:
             ("num_rows", int(record.num_rows)),
         ]
 
-    def _write_files(self, record: ScoreRecord) -> None:
+    def publish_robustness(self, item: pytest.Item, record: RobustnessRecord, corruption: Corruption) -> None:
+        """Record a loss by a corruption, as `publish` does a score."""
+        self._write_files(record.dataset, corruption)
+        attach(item, robustness=record.to_json(), run=self.run.to_json())
+        item.user_properties += [
+            ("dataset", record.dataset),
+            ("corruption", record.corruption),
+            ("score", float(record.score)),
+            ("loss", float(record.loss)),
+        ]
+
+    def _write_files(self, dataset: str, corruption: Corruption | None = None) -> None:
         """Write the predictions and the clip sums of a score into the run's folder."""
         from xares_bench.core.store import write_atomically
 
-        source = self.suite.predictions_file(record.dataset)
-        write_atomically(self.predictions_file(record.dataset), source.read_bytes())
-        self.suite.clip_sums(record.dataset).save(self.clip_sums_file(record.dataset))
+        scores = self.suite.scores
+        source = scores.predictions_file(dataset, corruption)
+        write_atomically(self.predictions_file(dataset, corruption), source.read_bytes())
+        scores.clip_sums(dataset, corruption).save(self.clip_sums_file(dataset, corruption))
 
     def apply_gate(self, item: pytest.Item, record: ScoreRecord) -> None:
         """Fail the test of a dataset whose published score does not pass."""
@@ -251,7 +266,7 @@ class BenchSession:
             found = self.suite.find_score(name)
             if found is not None:
                 record, lalms = found
-                self._write_files(record)
+                self._write_files(name)
                 self.outcomes.add(record, lalms)
 
     def close(self) -> None:
@@ -279,10 +294,16 @@ class BenchSession:
         # A controller of xdist has no suite; its run is the one that the workers report.
         return self.plan.runs_folder / (self.outcomes.run or self.run).name
 
-    def predictions_file(self, dataset: str) -> Path:
+    def predictions_file(self, dataset: str, corruption: Corruption | None = None) -> Path:
         """A dataset's predictions."""
-        return self._run_folder / "predictions" / f"{dataset}.jsonl"
+        return self._folder_of(corruption) / "predictions" / f"{dataset}.jsonl"
 
-    def clip_sums_file(self, dataset: str) -> Path:
+    def clip_sums_file(self, dataset: str, corruption: Corruption | None = None) -> Path:
         """The clip sums of a dataset's score."""
-        return self._run_folder / "clip_sums" / f"{dataset}.npz"
+        return self._folder_of(corruption) / "clip_sums" / f"{dataset}.npz"
+
+    def _folder_of(self, corruption: Corruption | None) -> Path:
+        """Where the files of scores are. A corruption has a folder of its own, with a name that has no colon."""
+        if corruption is None:
+            return self._run_folder
+        return self._run_folder / "corrupted" / str(corruption).replace(":", "-")

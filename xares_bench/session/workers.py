@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from xares_bench.core.text import writable
-from xares_bench.scores.records import RunManifest, ScoreRecord
+from xares_bench.scores.records import RobustnessRecord, RunManifest, ScoreRecord
 
 if TYPE_CHECKING:
     from xares_bench.reports.results import Results
@@ -34,7 +34,7 @@ def attach(item: pytest.Item, **content: Any) -> None:
 
     Args:
         item: The test.
-        content: `record` with `run` and `lalms`, or `finding`, as values that JSON can hold.
+        content: `record` with `run` and `lalms`, `robustness` with `run`, or `finding`, as values that JSON can hold.
     """
     item.stash.setdefault(_PAYLOAD_KEY, {}).update(writable(content))
 
@@ -51,6 +51,7 @@ class Outcomes:
     Attributes:
         run: The run; None before the first score.
         records: Scores, by dataset.
+        robustness: Losses by corruptions, by dataset and corruption.
         findings: Findings of the gate, by dataset or `TASK overall`.
         failures: Messages of failed tests, by the short name of the test.
     """
@@ -59,6 +60,7 @@ class Outcomes:
         """Begin with nothing."""
         self.run: RunManifest | None = None
         self.records: dict[str, ScoreRecord] = {}
+        self.robustness: dict[tuple[str, str], RobustnessRecord] = {}
         self.findings: dict[str, Finding] = {}
         self.failures: dict[str, str] = {}
         self._lalms: dict[str, Mapping[str, Any]] = {}
@@ -79,6 +81,10 @@ class Outcomes:
         if "record" in payload:
             self.run = RunManifest.from_json(payload["run"])
             self.add(ScoreRecord.from_json(payload["record"]), payload["lalms"])
+        if "robustness" in payload:
+            self.run = RunManifest.from_json(payload["run"])
+            found = RobustnessRecord.from_json(payload["robustness"])
+            self.robustness[found.dataset, found.corruption] = found
 
     def add(self, record: ScoreRecord, lalms: Iterable[Mapping[str, Any]]) -> None:
         """Add a score, and the manifests of its LALMs."""
@@ -115,6 +121,7 @@ class Outcomes:
             records=tuple(self.records[name] for name in order if name in self.records),
             lalms=tuple(self._lalms[key] for key in sorted(self._lalms)),
             missing=self.missing,
+            robustness=tuple(self.robustness.values()),
             wall_s=wall_s,
         )
 

@@ -4,6 +4,9 @@
     LALM     <-  features of its training shards, prompts, weights, decoder, training recipe
     features <-  encoder, shard          (see the feature store)
 
+    corrupted score     <-  score, corruption
+    corrupted features  <-  features, corruption
+
 and of the code and the library versions that compute it. A key is known before any work is done: it is made from what
 goes into a result, never from the result. So an unfinished or evicted result can be recomputed under the same key.
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xares_bench.config.catalogue import Dataset, Mix, Split
 from xares_bench.config.plan import Plan
@@ -28,6 +31,9 @@ from xares_bench.datasets.shards import ShardSource
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.feature_store import features_parts
 from xares_bench.metrics.registry import metric_identity
+
+if TYPE_CHECKING:
+    from xares_bench.datasets.corruptions import Corruption
 
 T = TypeVar("T")
 
@@ -130,12 +136,14 @@ class Keys:
             }
         )
 
-    def score(self, name: str, seed: int) -> str:
-        """Return the key of a dataset's score with the LALM of a seed.
+    def score(self, name: str, seed: int, corruption: Corruption | None = None) -> str:
+        """Return the key of a dataset's score with the LALM of a seed, on its test clips or on corrupted ones.
 
         Raises:
             DataError: A shard is missing, or does not match its manifest.
         """
+        if corruption is not None:
+            return digest_of({"score": self.score(name, seed), **corruption.identity})
         dataset = self.plan.dataset(name)
         return digest_of(
             {
@@ -159,13 +167,13 @@ class Keys:
         """Return the key of a run over these datasets; a dataset without its data enters with the problem."""
         return digest_of({name: _key_or_problem(self.scores, name) for name in names})
 
-    def scores(self, name: str) -> list[str]:
+    def scores(self, name: str, corruption: Corruption | None = None) -> list[str]:
         """Return the keys of a dataset's scores, one per training seed.
 
         Raises:
             DataError: A shard is missing, or does not match its manifest.
         """
-        return [self.score(name, seed) for seed in self.plan.seeds]
+        return [self.score(name, seed, corruption) for seed in self.plan.seeds]
 
     def data(self, names: Iterable[str]) -> str:
         """Return a digest of the test data of these datasets; a missing one enters with the problem."""

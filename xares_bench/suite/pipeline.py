@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
@@ -46,6 +46,9 @@ from xares_bench.training.checkpoints import Checkpoint, Checkpoints
 from xares_bench.training.dataloader import past_of, training_batches
 from xares_bench.training.loop import train
 from xares_bench.training.sampler import TrainingData, draws
+
+if TYPE_CHECKING:
+    from xares_bench.datasets.corruptions import Corruption
 
 # Name of the file with a cached LALM's training loss.
 LOSS_FILE = "loss.tsv"
@@ -148,7 +151,9 @@ class Pipeline:
         self._lalms = {folder: lalm}
         return self._lalm_manifest(data, losses, 0 if start is None else start.num_steps, clock.seconds())
 
-    def generate(self, dataset: Dataset, lalm: Entry, part: Part, title: str) -> PartTexts:
+    def generate(
+        self, dataset: Dataset, lalm: Entry, part: Part, title: str, corruption: Corruption | None = None
+    ) -> PartTexts:
         """Generate a text for each clip of a part of a test set, batch by batch, as its features may not fit in memory.
 
         Args:
@@ -156,6 +161,7 @@ class Pipeline:
             lalm: The trained LALM.
             part: The part.
             title: Names the part in progress bars.
+            corruption: Applied to the clips; None: none is.
 
         Raises:
             DataError: A test shard is missing or damaged.
@@ -169,7 +175,8 @@ class Pipeline:
         rows: list[tuple[int, str]] = []
         duration_s = generation_s = 0.0
         pool = self.plan.recipe.training.frame_pool
-        batches = read_clip_batches(self.features, dataset.eval, part, count=sample_count)
+        features = self.features if corruption is None else self.features.corrupted(corruption)
+        batches = read_clip_batches(features, dataset.eval, part, count=sample_count)
         for batch in self._shown(batches, f"reading {title}"):
             generating = time.perf_counter()
             # By identity: keys need not be unique, neither in a shard nor across shards.

@@ -12,7 +12,6 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +22,7 @@ from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.core.locks import announce_waits
 from xares_bench.core.progress import Progress, hush_transformers
 from xares_bench.core.store import Entry, Store
+from xares_bench.datasets.corruptions import Corruption
 from xares_bench.datasets.inventory import Inventories
 from xares_bench.datasets.shards import ShardFolder, ShardSource
 from xares_bench.encoders.contract import check_contract
@@ -31,20 +31,17 @@ from xares_bench.encoders.loading import FrozenEncoder
 from xares_bench.features.disk_budget import FeatureBudget
 from xares_bench.features.encoding import ClipEncoder
 from xares_bench.features.feature_store import FeatureStore
-from xares_bench.features.rows import parts_of
 from xares_bench.hub import DataHome
 from xares_bench.hub.models import Decoder, locate_decoder
 from xares_bench.runtime.determinism import refuse_late_workspaces
 from xares_bench.runtime.device import environment_of, open_accelerator, refuse_cpu, start_tracker
 from xares_bench.runtime.processes import obtain_in_all_processes
-from xares_bench.scores.clip_sums import CLIP_SUMS_FILE, ClipSums, joined, load_clip_sums
-from xares_bench.scores.records import PREDICTIONS_FILE, RunManifest, ScoreRecord
+from xares_bench.scores.records import RobustnessRecord, RunManifest, ScoreRecord
 from xares_bench.suite.data_check import DataCheck, splits_by_path
 from xares_bench.suite.keys import Keys
 from xares_bench.suite.manifest import run_manifest
 from xares_bench.suite.preflight import Preflight
-from xares_bench.suite.seeds import mean_over_seeds
-from xares_bench.suite.texts import PartTexts, TextStore, remove_texts
+from xares_bench.suite.score_store import ScoreStore, titled
 
 if TYPE_CHECKING:
     from xares_bench.suite.pipeline import Pipeline
@@ -201,73 +198,75 @@ class Suite:
         self.preflight.require(name)
         if name in self._failed:
             raise self._failed[name]
-        return self._evaluate(name)
+        return self.scores.record(name)
 
     def find_score(self, name: str) -> tuple[ScoreRecord, list[dict[str, Any]]] | None:
         """Return a dataset's score and the manifests of its LALMs, if it is cached; nothing is computed."""
         try:
-            # `use`, which reads the files: for a damaged score, `evaluate` would compute it anew.
-            if not all(self._store.use("scores", key) for key in self._keys.scores(name)):
+            # Intact, not only there: for a damaged score, `evaluate` would compute it anew.
+            if not self.scores.are_intact(name):
                 return None
             keys = [self._keys.lalm(self.plan.mix_for(name), seed) for seed in self.plan.seeds]
         except XaresError:  # its data are not there, so it has no key
             return None
         lalms = [self._store.find("lalms", key) for key in keys]
-        return self._evaluate(name), [{**lalm.manifest, "reused": True} for lalm in lalms if lalm is not None]
+        return self.scores.record(name), [{**lalm.manifest, "reused": True} for lalm in lalms if lalm is not None]
 
-    def evaluate_share(self, names: Sequence[str]) -> None:
+    def robustness(self, name: str, corruption: Corruption) -> RobustnessRecord:
+        """Return what the score of a dataset loses when its test clips are corrupted.
+
+        What is not cached is computed now, the clean score included; nothing is trained or encoded again for it.
+
+        Raises:
+            EncoderError: The encoder breaks its contract on a corrupted clip.
+            DataError: A shard is missing or damaged, or too many of its corrupted samples are unusable.
+        """
+        title = titled(name, corruption)
+        if title in self._failed:
+            raise self._failed[title]
+        return self.scores.robustness(name, corruption)
+
+    def evaluate_share(self, names: Sequence[str], corrupted: Sequence[tuple[str, Corruption]] = ()) -> None:
         """With several processes, evaluate what is left of the datasets; the tests then find all scores cached.
 
         Each process begins with datasets of its own and goes on to those of the others, where it generates for the
         parts that nobody is at. To be called after `lalms`, which takes all processes. An error is left to the
         dataset's own test in this process: raised here, it would fail the test of another dataset.
+
+        Args:
+            names: Datasets to score.
+            corrupted: Datasets to score on corrupted test clips, too, with the corruptions.
         """
         if self.num_processes == 1:
             return
+        jobs = [*((name, None) for name in names), *corrupted]
         index, num_processes = self._accelerator.process_index, self.num_processes
-        shares = [names[(index + shift) % num_processes :: num_processes] for shift in range(num_processes)]
+        shares = [jobs[(index + shift) % num_processes :: num_processes] for shift in range(num_processes)]
         # Seed by seed, since one LALM is in memory at a time.
-        for seed, name in itertools.product(self.plan.seeds, itertools.chain(*shares)):
-            with self._left_to_its_test(name):
+        for seed, (name, corruption) in itertools.product(self.plan.seeds, itertools.chain(*shares)):
+            with self._left_to_its_test(titled(name, corruption)):
                 self.preflight.require(name)
-                if self._store.find("scores", self._keys.score(name, seed)) is None:
-                    self._texts(name, seed).make_free()
-        for name in shares[0]:
-            with self._left_to_its_test(name):
-                self.evaluate(name)
+                self.scores.make_free(name, seed, corruption)
+        for name, corruption in shares[0]:
+            title = titled(name, corruption)
+            if title not in self._failed:
+                with self._left_to_its_test(title):
+                    self.scores.record(name, corruption)
 
     @contextlib.contextmanager
-    def _left_to_its_test(self, name: str) -> Iterator[None]:
-        """Let `evaluate` raise an error of the block, whether or not another process succeeds where this one failed.
+    def _left_to_its_test(self, title: str) -> Iterator[None]:
+        """Let `evaluate` or `robustness` raise an error of the block, whether or not another process succeeds.
 
         Otherwise it would depend on which is faster. Said at once, as only the first process reports its tests.
         """
         try:
             yield
         except XaresError as error:
-            if name not in self._failed and not self.is_first:
+            if title not in self._failed and not self.is_first:
                 with self._progress.uncaptured():
                     process = f"process {self._accelerator.process_index} of {self.num_processes}"
-                    sys.stderr.write(f"xares-bench: {process}: {name}: {error}\n")
-            self._failed.setdefault(name, error)
-
-    def _evaluate(self, name: str) -> ScoreRecord:
-        records = [self._score(name, seed) for seed in self.plan.seeds]
-        return records[0] if len(records) == 1 else mean_over_seeds(records, self.clip_sums(name))
-
-    def predictions_file(self, name: str) -> Path:
-        """Return the file with an evaluated dataset's predictions, those of the first training seed."""
-        return self._score_folders(name)[0] / PREDICTIONS_FILE
-
-    def clip_sums(self, name: str) -> ClipSums:
-        """Return the clip sums behind an evaluated dataset's score, of all training seeds."""
-        return joined([load_clip_sums(folder / CLIP_SUMS_FILE) for folder in self._score_folders(name)])
-
-    def _score_folders(self, name: str) -> list[Path]:
-        """Return the folders of an evaluated dataset's cached scores, one per training seed."""
-        entries = [self._store.find("scores", key) for key in self._keys.scores(name)]
-        assert all(entries), name
-        return [entry.folder for entry in entries if entry is not None]
+                    sys.stderr.write(f"xares-bench: {process}: {title}: {error}\n")
+            self._failed.setdefault(title, error)
 
     def _train_if_free(self, mix: Mix, seed: int) -> None:
         """Train a LALM, unless it is cached or another process is training it."""
@@ -299,34 +298,6 @@ class Suite:
                 checkpoints.remove()
         return self._entries[key]
 
-    def _score(self, name: str, seed: int) -> ScoreRecord:
-        dataset = self.plan.dataset(name)
-        mix = self.plan.mix_for(name)
-        key = self._keys.score(name, seed)
-
-        def make(folder: Path) -> dict[str, Any]:
-            texts = self._texts(name, seed).all()
-            return {"record": self._pipeline.score(dataset, mix, self._lalm(mix, seed), texts, folder, key).to_json()}
-
-        entry = self._store.obtain("scores", key, make)
-        remove_texts(self._store, key)
-        return ScoreRecord.from_json({**entry.manifest["record"], "reused": self.preflight.was_cached(entry)})
-
-    def _texts(self, name: str, seed: int) -> TextStore:
-        """The texts of a test set, generated or not."""
-        dataset = self.plan.dataset(name)
-        split = dataset.eval
-        assert split is not None
-        shards = self._shards.locate(split, dataset.repository)
-        parts = parts_of(shards, lambda shard: self._inventories.of(shard, split).num_samples, self.plan.limit)
-
-        def make(number: int) -> PartTexts:
-            title = name if len(parts) == 1 else f"{name}, part {number + 1} of {len(parts)}"
-            lalm = self._lalm(self.plan.mix_for(name), seed)
-            return self._pipeline.generate(dataset, lalm, parts[number], title)
-
-        return TextStore(self._store, self._keys.score(name, seed), len(parts), make)
-
     def open_run(self, names: Iterable[str]) -> RunManifest:
         """Describe the run that evaluates these datasets; equal runs have equal names."""
         names = tuple(names)
@@ -339,6 +310,20 @@ class Suite:
             keys=self._keys,
             commits={repository: self._home.commit(repository) for repository in self.preflight.repositories(names)},
             environment=environment_of(self._accelerator),
+        )
+
+    @functools.cached_property
+    def scores(self) -> ScoreStore:
+        """The scores of the plan's datasets, with their predictions and clip sums."""
+        return ScoreStore(
+            plan=self.plan,
+            store=self._store,
+            keys=self._keys,
+            shards=self._shards,
+            inventories=self._inventories,
+            lalm=self._lalm,
+            was_cached=self.preflight.was_cached,
+            pipeline=lambda: self._pipeline,
         )
 
     @functools.cached_property
