@@ -224,7 +224,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_api(self, path: str, form: dict[str, list[str]]) -> None:
         parts = path.split("/")
-        repository = self._authorised("/".join(parts[:3]))
+        if parts[2:] and parts[2] in ("revision", "paths-info", "tree"):  # the first models had no owner
+            parts[1:2] = ["", parts[1]]
+        name = "/".join(filter(None, parts[1:3]))
+        repository = self._authorised(f"{parts[0]}/{name}")
         if repository is None:
             return
         what, revision = parts[3] if parts[3:] else "revision", "/".join(parts[4:]) or "main"
@@ -235,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         listing = [self._entry(repository, path, data) for path, data in repository.files[commit].items()]
         if what == "revision":
             siblings = [{"rfilename": entry["path"], **_as_sibling(entry)} for entry in listing]
-            info = {"id": "/".join(parts[1:3]), "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
+            info = {"id": name, "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}
             self._send_json({**info, "siblings": siblings})
         elif what == "paths-info":
             self._send_json([entry for entry in listing if entry["path"] in form["paths"]])
