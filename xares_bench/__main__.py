@@ -9,23 +9,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from xares_bench import __version__
-from xares_bench.config.catalogue import Catalogue, Dataset, Split, load_catalogue
 from xares_bench.core.edition import own_commit
-from xares_bench.core.errors import DataError, UsageError, XaresError, usage_errors_of_paths
-from xares_bench.core.parsing import did_you_mean, local_path
-from xares_bench.core.progress import Progress
+from xares_bench.core.errors import UsageError, XaresError, usage_errors_of_paths
+from xares_bench.core.parsing import local_path
 from xares_bench.core.store import write_atomically
-from xares_bench.hub import DataHome, fetch_model, parse_data_revisions, survey_model
-from xares_bench.metrics.registry import METRICS, metric_identity
+from xares_bench.hub import parse_data_revisions
 from xares_bench.reports.runs import find_runs, read_run
 from xares_bench.runtime.signals import interrupt_on_end_signals
 
-_PRESET = "full"
 _DOWNLOAD_DESCRIPTION = """\
 Downloads what a run of the full preset reads: the shards into the data folder, the decoder into the cache of
 huggingface_hub, and, for test sets that are scored with FENSE or DATE, the models that judge captions
@@ -289,104 +285,21 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from huggingface_hub.utils import logging as hub_logging
+    from xares_bench.datasets.download import download
 
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # errors are shown in one line below
-    catalogue = load_catalogue(_PRESET)
-    datasets = _datasets(catalogue, options.names or ["all"])
-    wanted = _wanted(datasets, options.split)
-    revisions = parse_data_revisions(options.data_revision)
-    for repository in revisions:
-        if repository is not None and repository not in wanted:
-            raise UsageError(
-                f"--data-revision={repository}@{revisions[repository]}: no dataset to download is in this repository; "
-                f"expected one of {', '.join(wanted)}"
-            )
     if options.no_models and options.decoder:
         raise UsageError(f"--decoder={options.decoder} and --no-models contradict each other; give one of them")
     folder = local_path(options.data_home or os.environ.get("XARES_DATA_HOME") or "xares_data").absolute()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, expected the folder of the data; choose another --data-home")
-    home = DataHome(folder, revisions, write=not options.dry_run)
-    shards = home.survey(wanted)
-    _print(f"shards   {shards.summary}")
-    _print(f"         in {folder}")
-    for repository in wanted:
-        _print(f"         from {repository} at commit {home.commit(repository) or 'unknown'}")
-    surveys = [shards]
-    decoder, at, revision = (options.decoder or catalogue.preset.decoder).partition("@")
-    if not options.no_models:
-        model = survey_model(decoder, revision=revision if at else None, data_home=folder, write=not options.dry_run)
-        _print(f"decoder  {decoder}: {model.summary}")
-        surveys.append(model)
-    if options.dry_run:
-        return
-    for survey in surveys:
-        survey.check_space()
-    if not options.no_models:
-        fetch_model(decoder, revision=revision if at else None, data_home=folder, progress=Progress())
-    home.fetch(shards, Progress())
-    if not options.no_models and options.split != "train":
-        _fetch_judges(datasets)
-    _check(home, wanted)
-    _print("all present")
-
-
-def _datasets(catalogue: Catalogue, names: Sequence[str]) -> list[Dataset]:
-    """Return the datasets that names of tasks and datasets stand for.
-
-    Raises:
-        UsageError: There is no such task or dataset.
-    """
-    chosen: dict[str, Dataset] = {}
-    for name in names:
-        if name != "all" and name not in catalogue.tasks and name not in catalogue.datasets:
-            expected = ", ".join((*sorted(catalogue.tasks), "all", *sorted(catalogue.datasets)))
-            hint = did_you_mean(name, (*catalogue.tasks, "all", *catalogue.datasets))
-            raise UsageError(f"{name}: no such task or dataset; expected some of {expected}{hint}")
-        found = catalogue.datasets if name == "all" else catalogue.tasks.get(name, (name,))
-        chosen.update((dataset, catalogue.datasets[dataset]) for dataset in found)
-    return list(chosen.values())
-
-
-def _wanted(datasets: Iterable[Dataset], split: str | None) -> dict[str, list[str]]:
-    """Return the paths of the datasets' shards, by repository."""
-    wanted: dict[str, list[str]] = {}
-    for dataset in datasets:
-        assert dataset.repository is not None, dataset.name
-        for part in _splits(dataset, split):
-            wanted.setdefault(dataset.repository, []).extend(part.shards)
-    return wanted
-
-
-def _fetch_judges(datasets: Iterable[Dataset]) -> None:
-    """Download the models that the metrics of these datasets judge with.
-
-    Raises:
-        UsageError: One is missing and cannot be downloaded.
-    """
-    for metric in sorted({dataset.metric for dataset in datasets if METRICS[dataset.metric].needs_models}):
-        metric_identity(metric)
-        _print(f"judges   of {metric}: present")
-
-
-def _splits(dataset: Dataset, split: str | None) -> list[Split]:
-    splits = {"train": dataset.train, "eval": dataset.eval}
-    return [part for name, part in splits.items() if part is not None and split in (None, name)]
-
-
-def _check(home: DataHome, wanted: dict[str, list[str]]) -> None:
-    """Raise the first reason why a shard could not be downloaded, with the number of the others."""
-    reasons = []
-    for repository, paths in wanted.items():
-        for path in paths:
-            try:
-                home.file(repository, path)
-            except DataError as cause:
-                reasons.append(str(cause))
-    if reasons:
-        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise DataError(f"{reasons[0]}{others}")
+    download(
+        options.names or ["all"],
+        folder,
+        split=options.split,
+        revisions=parse_data_revisions(options.data_revision),
+        decoder=options.decoder,
+        with_models=not options.no_models,
+        dry_run=options.dry_run,
+        say=_print,
+    )
 
 
 def _confirmed(question: str, without_terminal: str) -> bool:

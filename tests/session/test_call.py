@@ -16,7 +16,7 @@ import yaml
 import xares_bench
 from tests.conftest import REPOSITORY
 from tests.test_bench import write_data
-from xares_bench.core.errors import BaselineError, EncoderError, UsageError, XaresError
+from xares_bench.core.errors import EncoderError, UsageError, XaresError
 from xares_bench.reports.runs import Run
 from xares_bench.session.call import _shown
 
@@ -185,9 +185,9 @@ def test_an_interruption_stays_one(call: Callable[..., Run]) -> None:
     ],
 )
 def test_wrong_usage_is_an_exception(call: Callable[..., Run], options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=said):
         call(FrameEncoder(), **options)
-    assert isinstance(caught.value, BaselineError) == (type(caught.value) is BaselineError)
+    assert not [*Path().glob("runs/*/results.json")], "nothing was started"
 
 
 def test_a_class_and_a_launcher_are_refused(call: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
