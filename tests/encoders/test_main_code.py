@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 SOURCE = """
+import functools
 import math
 import torch
 SIZE = 4
@@ -19,6 +20,13 @@ TABLE = torch.ones(4)
 OPTIONS = {"power": 2}
 unrelated = 1
 
+def louder(function):
+    @functools.wraps(function)
+    def call(x):
+        return function(x) * 1.5
+    return call
+
+@louder
 def helper(x):
     return inner(x) * SIZE
 
@@ -105,6 +113,9 @@ def test_what_is_named_is_reached_and_nothing_else(tmp_path: Path) -> None:
     ("old", "new"),
     [
         ("x + 1", "x + 2"),
+        ("(x) * 1.5", "(x) * 2.5"),
+        ("inner(x) * SIZE", "inner(x) / SIZE"),
+        ("    @staticmethod", "    @staticmethod\n    @louder"),
         ("SIZE = 4", "SIZE = 5"),
         ("torch.ones(4)", "torch.zeros(4)"),
         ("x * 2", "x * 3"),

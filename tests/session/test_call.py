@@ -16,7 +16,7 @@ import yaml
 import xares_bench
 from tests.conftest import REPOSITORY
 from tests.test_bench import write_data
-from xares_bench.core.errors import EncoderError, UsageError, XaresError
+from xares_bench.core.errors import DiskError, EncoderError, UsageError, XaresError
 from xares_bench.reports.runs import Run
 from xares_bench.session.call import _shown
 
@@ -147,6 +147,15 @@ def test_a_score_below_the_baseline_is_told_and_does_not_raise(call: Callable[..
     assert run.failures is not None
     assert "below" in run.failures["esc-50"]
     assert xares_bench.read_run(run.folder).failures == run.failures
+
+
+def test_a_baseline_that_cannot_be_saved_is_told(call: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise DiskError("base.yaml: the disk is full")
+
+    monkeypatch.setattr("xares_bench.session.ending.save_as_baseline", full)
+    run = call(FrameEncoder(), tasks="esc-50", save_baseline="base.yaml")
+    assert run.failures == {"xares-bench": "base.yaml: the disk is full"}
 
 
 def test_an_encoder_that_breaks_its_contract_is_an_error(call: Callable[..., Run], tmp_path: Path) -> None:

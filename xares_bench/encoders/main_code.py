@@ -35,17 +35,20 @@ class MainCode:
 def reached_main_code(classes: Iterable[type]) -> MainCode:
     """Return what the classes that are defined in `__main__` reach there; nothing if there are none."""
     found = MainCode()
+    seen: list[object] = []  # by identity: a decorated function and the one that it calls have the same name
     pending: list[type | types.FunctionType] = [cls for cls in classes if cls.__module__ == MAIN]
     while pending:
         owner = pending.pop()
-        if owner.__qualname__ in found.digests:
+        if any(owner is other for other in seen):
             continue
+        seen.append(owner)
         functions = [owner] if isinstance(owner, types.FunctionType) else [*_functions_of(owner)]
         named = [pair for function in functions for pair in _named_values(function)]
         if isinstance(owner, type):
             pending.extend(base for base in owner.__mro__ if base.__module__ == MAIN)
             named += [(f"{owner.__qualname__}.{name}", value) for name, value in _attributes_of(owner)]
-        found.digests[owner.__qualname__] = digest_of([_described(function) for function in functions])
+        described = [_described(function) for function in functions]
+        found.digests[owner.__qualname__] = digest_of([found.digests.get(owner.__qualname__), *described])
         for name, value in named:
             if isinstance(value, _CONSTANTS):
                 found.digests[name] = digest_of(repr(value))
@@ -67,8 +70,7 @@ def _functions_of(owner: type) -> Iterator[types.FunctionType]:
     for value in vars(owner).values():
         parts = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value,)
         for part in parts:
-            function = getattr(part, "__wrapped__", part)
-            function = getattr(function, "__func__", function)
+            function = getattr(part, "__func__", part)
             if isinstance(function, types.FunctionType):
                 yield function
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +56,8 @@ def run(
             `runs_dir="results"`, `allow_cpu=True`. None stands for an option that is not given.
 
     Returns:
-        The run. `failures` says what is below the baseline or has no score; it is empty if the run passes.
+        The run. `failures` says what is below the baseline or has no score, and under `xares-bench` what else went
+            wrong, such as a baseline that could not be saved; it is empty if the run passes.
 
     Raises:
         UsageError: An argument, or a file that it names, is wrong.
@@ -156,7 +158,9 @@ class _Call:
             raise KeyboardInterrupt("the run was interrupted; the same call continues it")
         session, results = self._session, self._session.results()
         if results is not None:
-            return read_run(session.plan.runs_folder / results.run.name)
+            run = read_run(session.plan.runs_folder / results.run.name)
+            own = {"xares-bench": "; ".join(session.problems)} if session.problems else {}
+            return replace(run, failures={**(run.failures or {}), **own})
         if session.not_ready is not None:
             raise session.not_ready
         if session.contract_failure is not None:

@@ -184,6 +184,7 @@ class BenchHooks:
             return
         with defer_interrupts() as is_interrupted:  # an interruption must not cost the files
             self._ending = end_session(self._session)
+        self._session.problems = self._ending.problems
         if not runs_what_failed(self._config):
             remember_datasets(self._config, self._session.run_datasets or self._session.outcomes.datasets)
         if self._ending.problems and session.exitstatus == pytest.ExitCode.OK:

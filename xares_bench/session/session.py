@@ -41,6 +41,7 @@ class BenchSession:
         corrupted: Datasets and corruptions whose tests this session runs.
         run_datasets: The datasets of the run: those, and with `--lf` also those that passed before.
         num_gated: Tests that the gate decides: one per dataset, and one per task with all datasets selected.
+        problems: Why the session fails beside its failed tests; known at its end.
         not_ready: Why no test can have its data, or None. The header shows it; every test that needs data raises it.
     """
 
@@ -66,6 +67,7 @@ class BenchSession:
         self.selected: tuple[str, ...] = ()
         self.run_datasets: tuple[str, ...] = ()
         self.corrupted: tuple[tuple[str, Corruption], ...] = ()
+        self.problems: tuple[str, ...] = ()
         self.num_gated = 0
         self.not_ready: XaresError | None = None
         self._uncaptured = uncaptured
